@@ -1,0 +1,293 @@
+"""Every knob of a run: one frozen model a section, one section a stage, read from one TOML file.
+
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. A default
+that comes from the method says so; one that departs from it says why. `hash_of` names what a
+result depends on, so that a finished run is recognised and a changed one is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from namedmask.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(pydantic.BaseModel):
+    """A section of the run file: frozen, and strict about unknown keys."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """A section whose stage runs a network."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
+
+
+class RunConfig(Section):
+    """Where the run lives and what holds for all of it."""
+
+    out: Path = Field(description="run folder; made when missing")
+    seed: int = Field(0, ge=0, description="seed of every random choice. Method: 0")
+    threads: int = Field(0, ge=0, description="torch threads; 0: one for each core")
+    wave_rows: Count = Field(2000, description="rows of metadata committed at a time")
+    max_failure_share: Share = Field(1.0, description="failed rows over all rows that end the run")
+
+
+class CategoriesConfig(Section):
+    """What to segment: a category set by name or path, or names written here."""
+
+    set: str = Field("", description="name of a shipped category set, or a path to a TOML file")
+    names: tuple[str, ...] = Field((), description="label names, when no set is given")
+    templates: tuple[str, ...] = Field(
+        (), description="prompt templates with one {}; empty: the method's 85"
+    )
+
+
+class MetadataConfig(Section):
+    """Which images there are, and which the metadata alone rules out."""
+
+    source: tuple[str, ...] = Field(
+        (), description="parquet or CSV files, globs, http(s) urls of tables, or one image folder"
+    )
+    max_punsafe: Share = Field(0.5, description="rows above are `unsafe`. Method: safe mode, 0.5")
+    unknown_punsafe: Literal["keep", "drop"] = Field(
+        "keep", description="rows without a punsafe value or NSFW tag"
+    )
+    max_pwatermark: Share = Field(1.0, description="1: no watermark filter. Method: none")
+    min_side: int = Field(0, ge=0, description="pixels; on both sides. Method: none")
+    max_aspect: float = Field(0.0, ge=0.0, description="long over short side; 0: any. Method: none")
+    max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
+
+
+class FetchConfig(Section):
+    """How urls become bytes."""
+
+    timeout_s: float = Field(20.0, gt=0, description="total deadline of a url, redirects included")
+    max_bytes: Count = Field(20_000_000, description="of one response body")
+    max_pixels: Count = Field(50_000_000, description="of one decoded image")
+    max_redirects: int = Field(5, ge=0)
+    retries: int = Field(1, ge=0, description="of transient failures only")
+    in_flight: Count = Field(128, description="requests at once")
+    per_host: Count = Field(16, description="requests at once to one host")
+    longest_side: int = Field(0, ge=0, description="shrink larger images to this; 0: bytes as is")
+    honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml")
+    user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
+    allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
+    file_root: str = Field("", description="file:// urls are read below this folder; empty: none")
+
+
+class EmbedConfig(ModelSection):
+    """Image bytes and category names into one vector space."""
+
+    model: str = Field("miniworld", description="name in EMBEDDERS or a dotted path `pkg.mod:name`")
+    weights: str = Field("", description="open_clip pretrained tag or a weights file; model's own")
+    batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
+
+
+class RetrieveConfig(Section):
+    """Which images each category is offered."""
+
+    archive_size: Count = Field(500, description="images wanted a category. Method: 500")
+    overfetch: float = Field(1.5, ge=1.0, description="candidates tried first, over those wanted")
+    candidates: Count = Field(3000, description="ranks kept a category. Method: the demo's 3,000")
+    top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
+    near_duplicate_cosine: float = Field(
+        0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
+    )
+
+
+class FacesConfig(ModelSection):
+    """Images with a face are dropped."""
+
+    enabled: bool = Field(True, description="the method: on for LAION, off for ImageNet folders")
+    detector: str = Field("miniworld", description="name in FACE_DETECTORS or a dotted path")
+    weights: str = Field("", description="ONNX file; empty: the detector's own")
+    min_score: Share = Field(0.5, description="the seed gives none; InsightFace's default")
+    nms_iou: Share = Field(0.4, description="overlap above which the weaker box goes. InsightFace")
+    scales: tuple[float, ...] = Field(
+        (1.0, 0.5), description="image's longest side over the detector's input; 0.5: close-ups"
+    )
+
+
+class SaliencyConfig(ModelSection):
+    """Which pixels stand out."""
+
+    detector: str = Field("miniworld", description="name in DETECTORS or a dotted path")
+    weights: str = Field("", description="checkpoint file; empty: the detector's own")
+    batch_size: Count = 16
+    min_share: Share = Field(0.005, description="masks smaller than this share are `no_mask`")
+    max_share: Share = Field(0.98, description="masks larger than this share are `no_mask`")
+
+
+class BilateralConfig(Section):
+    """The pseudo-mask snapped to image edges. Method: all defaults (method of SelfMask)."""
+
+    enabled: bool = True
+    sigma_spatial: float = Field(16.0, gt=0)
+    sigma_luma: float = Field(16.0, gt=0)
+    sigma_chroma: float = Field(8.0, gt=0)
+    smoothness: float = Field(256.0, gt=0, description="λ of the solver")
+    confidence: float = Field(0.999, gt=0, le=1)
+    cg_iterations: Count = 25
+
+
+class AugmentConfig(Section):
+    """Training samples. Method: all defaults."""
+
+    crop: Count = Field(384, description="side of the square crop, pixels")
+    scale: tuple[float, float] = (0.1, 1.0)
+    flip: Share = 0.5
+    jitter: Share = 0.8
+    grayscale: Share = 0.2
+    blur: Share = 0.5
+    n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
+
+
+class SegmenterConfig(Section):
+    """The network of the experts and of the final segmenter."""
+
+    name: str = Field("deeplabv3plus_resnet50", description="name in SEGMENTERS or a dotted path")
+    backbone_weights: str = Field("", description="file; 'miniworld'; empty: random")
+
+
+class OptimConfig(ModelSection):
+    """One optimisation. Method: Adam, poly schedule, L2-style decay."""
+
+    iterations: Count = 20_000
+    batch_size: Count = 16
+    lr_head: float = Field(5e-4, gt=0)
+    lr_backbone: float = Field(5e-5, gt=0)
+    lr_floor: float = Field(1e-6, ge=0)
+    power: float = Field(0.9, gt=0)
+    weight_decay: float = Field(2e-4, ge=0)
+    workers: int = Field(0, ge=0, description="sample loading processes; 0: in this process")
+
+
+class ExpertsConfig(OptimConfig):
+    """One small training a category, on its own archive, without copy-paste."""
+
+    enabled: bool = True
+    iterations: Count = Field(5000, description="Method: 5,000")
+    batch_size: Count = Field(8, description="Method: 8")
+
+
+class TrainConfig(OptimConfig):
+    """The segmenter over all archives."""
+
+    checkpoint_every: Count = 1000
+
+
+class EvaluateConfig(ModelSection):
+    """What to judge the segmenter on."""
+
+    benchmark: str = Field("", description="name in BENCHMARKS or a dotted path; empty: none")
+    root: str = Field("", description="folder of the benchmark, in its published layout")
+    split: str = Field("val")
+    max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig
+    categories: CategoriesConfig = CategoriesConfig()
+    metadata: MetadataConfig = MetadataConfig()
+    fetch: FetchConfig = FetchConfig()
+    embed: EmbedConfig = EmbedConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    faces: FacesConfig = FacesConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
+    bilateral: BilateralConfig = BilateralConfig()
+    augment: AugmentConfig = AugmentConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
+        """Return the config of a run file with dotted overrides applied.
+
+        `overrides` are `section.key=value`, the value in TOML (`a.b="text"`, `a.b=3`); a bare word
+        is text.
+
+        Raises:
+            ConfigError: no such file, not TOML, an unknown key, a value out of range.
+        """
+        path = Path(path)
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"run file {path} does not exist.") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"run file {path} cannot be read as TOML: {error}") from error
+        return cls.of(tree, overrides, place=str(path))
+
+    @classmethod
+    def of(cls, tree: dict[str, Any], overrides: Sequence[str] = (), place: str = "config") -> Config:
+        """Return the config of a tree of plain values; see `load`."""
+        tree = {name: dict(section) if isinstance(section, dict) else section
+                for name, section in tree.items()}  # fmt: skip
+        for override in overrides:
+            _apply(tree, override)
+        try:
+            return cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_explain(error, place)) from None
+
+    def tree(self) -> dict[str, Any]:
+        """Return the config as plain values, paths as text: what is saved with the run."""
+        return self.model_dump(mode="json")
+
+    def hash_of(self, *sections: str) -> str:
+        """Return 16 hex digits over these sections: equal digits, equal results."""
+        tree = self.tree()
+        text = json.dumps({name: tree[name] for name in sections}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not name:
+        raise ConfigError(f"override '{override}' is not of the form section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    tree.setdefault(section, {})[name] = value
+
+
+def _explain(error: pydantic.ValidationError, place: str) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+            lines.append(f"{place}: unknown key '{where}'; {hint}")
+        else:
+            lines.append(f"{place}: {where}: {problem['msg']}; got {problem['input']!r}.")
+    return "\n".join(lines)
+
+
+def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+    if not section:
+        return list(Config.model_fields)
+    field = Config.model_fields.get(str(section[0]))
+    model = field.annotation if field else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []

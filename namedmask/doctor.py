@@ -1,0 +1,115 @@
+"""What this machine and this installation can do, and what is wrong with them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import namedmask
+
+PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "insightface", "opencv-python",
+    "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "pyarrow",
+    "numpy", "pillow", "pydantic", "typer",
+)  # fmt: skip
+
+MODULES = ("torch", "torchvision", "cv2", "onnxruntime", "insightface", "open_clip", "pyarrow")
+
+
+def diagnose() -> dict[str, Any]:
+    """Return versions, machine, extras, CUDA and a list of `problems`, as plain values."""
+    versions = {name: version for name in PACKAGES if (version := _version(name))}
+    return {
+        "namedmask": namedmask.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": _memory_gb(),
+        "versions": versions,
+        "extras": {name: _missing_of(name) or "installed" for name in ("cpu", "gpu", "dev")},
+        "problems": _problems(versions),
+        **_accelerators(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return round(min(pages, int(text) if text.isdigit() else pages) / 2**30, 1)
+
+
+def _missing_of(extra: str) -> str:
+    """Return `missing: a, b` for the packages of an extra that are not installed, else ""."""
+    try:
+        requirements = metadata.requires("namedmask") or []
+    except metadata.PackageNotFoundError:
+        return "unknown: namedmask runs from a folder that was not installed"
+    names = [
+        match.group(1)
+        for requirement in requirements
+        if re.search(rf"extra == ['\"]{extra}['\"]", requirement)
+        and (match := re.match(r"([A-Za-z0-9._-]+)", requirement))
+    ]
+    missing = [name for name in names if _version(name) is None]
+    return f"missing: {', '.join(missing)}" if missing else ""
+
+
+def _problems(versions: dict[str, str]) -> list[str]:
+    problems = [problem for name in MODULES if (problem := _import_problem(name))]
+    if "onnxruntime" in versions and "onnxruntime-gpu" in versions and not _onnxruntime_has_cuda():
+        problems.append(
+            "onnxruntime hides onnxruntime-gpu: run pip install --force-reinstall --no-deps "
+            f"onnxruntime-gpu=={versions['onnxruntime-gpu']}"
+        )
+    return problems
+
+
+def _import_problem(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        hint = ""
+        if module == "cv2" and "libGL" in str(error):
+            hint = (
+                ". The desktop build of OpenCV lies on top: run pip install --force-reinstall "
+                f"--no-deps opencv-python-headless=={_version('opencv-python') or ''}"
+            )
+        return f"import {module} fails: {error}{hint}"
+    return ""
+
+
+def _onnxruntime_providers() -> list[str]:
+    try:
+        import onnxruntime
+    except (ImportError, OSError):
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _onnxruntime_has_cuda() -> bool:
+    return "CUDAExecutionProvider" in _onnxruntime_providers()
+
+
+def _accelerators() -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return {"cuda": [], "onnxruntime_providers": _onnxruntime_providers()}
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cuda": devices if torch.cuda.is_available() else [],
+        "onnxruntime_providers": _onnxruntime_providers(),
+    }

@@ -1,0 +1,145 @@
+"""What a path is and holds: a run folder, an archive, a checkpoint, a table, a run file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask.config import Config
+from namedmask.errors import CheckpointError, InputError, SchemaError
+from namedmask.schema import counts_by_status
+
+
+def inspect_path(path: Path) -> dict[str, Any]:
+    """Return `kind` and what is known about `path`, as plain values.
+
+    Raises:
+        InputError: there is no such path, or it is none of the kinds that NamedMask writes.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if (path / "run.json").is_file() or (path / "run.toml").is_file():
+        return _run(path)
+    if (path / "manifest.json").is_file():
+        return _archive(path)
+    readers = {".parquet": _table, ".pt": _checkpoint, ".toml": _run_file}
+    if path.is_file() and path.suffix in readers:
+        return readers[path.suffix](path)
+    raise InputError(
+        f"{path} is nothing that NamedMask writes; expected a run folder (with run.json), an "
+        "archive folder (with manifest.json), or a .parquet, .pt or .toml file."
+    )
+
+
+def _run(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": "run folder", "path": str(path)}
+    if (path / "run.json").is_file():
+        found["finished"] = _json(path / "run.json")
+    if (path / "funnels.json").is_file():
+        funnels = _json(path / "funnels.json")
+        found["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
+    if (path / "archive" / "manifest.json").is_file():
+        found["archive"] = _archive(path / "archive")["categories"]
+    if (path / "evaluation.json").is_file():
+        evaluation = _json(path / "evaluation.json")
+        found["evaluation"] = {
+            k: v for k, v in evaluation.items() if isinstance(v, int | float | str)
+        }
+    files = [file for file in path.rglob("*") if file.is_file()]
+    found["files"] = len(files)
+    found["bytes"] = sum(file.stat().st_size for file in files)
+    return found
+
+
+def _archive(path: Path) -> dict[str, Any]:
+    manifest = _json(path / "manifest.json")
+    try:
+        categories = {
+            entry["name"]: f"{entry['count']} of {entry['wanted']}"
+            for entry in manifest["categories"]
+        }
+    except (KeyError, TypeError) as error:
+        raise SchemaError(
+            f"{path / 'manifest.json'} lacks {error}; build the archive again."
+        ) from None
+    return {
+        "kind": "archive",
+        "path": str(path),
+        "format_version": manifest.get("format_version"),
+        "categories": categories,
+    }
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        file = pq.ParquetFile(path)
+        found: dict[str, Any] = {
+            "kind": "table",
+            "path": str(path),
+            "rows": file.metadata.num_rows,
+            "row_groups": file.metadata.num_row_groups,
+            "columns": {field.name: str(field.type) for field in file.schema_arrow},
+        }
+        if "status" in found["columns"]:
+            statuses = file.read(columns=["status"])["status"].to_pylist()
+            found["rows_by_status"] = counts_by_status(statuses)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path} cannot be read as parquet: {error}") from error
+    return found
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from pickle import UnpicklingError
+
+    import torch
+
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of weights only: {reason}"
+        ) from error
+    tensors, plain = _walk(tree)
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        **plain,
+    }
+
+
+def _walk(tree: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return all tensors of a nested checkpoint, and the plain values of its top level."""
+    import torch
+
+    if isinstance(tree, torch.Tensor):
+        return [tree], {}
+    if not isinstance(tree, dict):
+        return [], {}
+    tensors: list[Any] = []
+    for value in tree.values():
+        tensors += _walk(value)[0]
+    plain = {
+        str(key): list(value) if isinstance(value, tuple) else value
+        for key, value in tree.items()
+        if isinstance(value, str | int | float)
+        or (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
+    }
+    return tensors, plain
+
+
+def _run_file(path: Path) -> dict[str, Any]:
+    return {"kind": "run file", "path": str(path), "config": Config.load(path).tree()}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"{path} cannot be read as JSON: {error}") from error

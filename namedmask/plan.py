@@ -1,0 +1,191 @@
+"""What a run would do: its stages in order, and how many images it needs; nothing is started.
+
+The two constants come from public reports, not from measurements of ours, and the plan says so:
+about one in two of LAION-5B's links is still alive (98 % at release, about 1 % lost each month
+since), and an image of the web has 96 kB on average.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask import schema
+from namedmask.categories import category_set_of
+from namedmask.config import Config
+from namedmask.plugins import resolve
+
+ALIVE_SHARE = 0.5
+MEAN_IMAGE_BYTES = 96_000
+
+STAGE_CLASSES = {
+    "fetch": "Fetch",
+    "embed": "Embed",
+    "faces": "Faces",
+    "saliency": "Saliency",
+    "bilateral": "Bilateral",
+}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of the road, and what the run file chose for it."""
+
+    verb: str
+    name: str
+    reads: tuple[str, ...]
+    adds: tuple[str, ...]
+    choice: str
+
+
+def plan_of(config: Config) -> dict[str, Any]:
+    """Return the plan of a run as plain values: `run`, `categories`, `stages`, `images`, `notes`.
+
+    Raises:
+        ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
+            is unknown.
+    """
+    categories = category_set_of(config.categories)
+    _require_known_names(config)
+    rows = _known_rows(config.metadata.source)
+    return {
+        "run": str(config.run.out),
+        "categories": {
+            "set": categories.name,
+            "count": len(categories.names),
+            "names": list(categories.names),
+        },
+        "stages": [asdict(stage) for stage in stages_of(config)],
+        "images": expected_images(config, len(categories.names), rows),
+        "notes": _notes(config, len(categories.names), rows),
+    }
+
+
+def stages_of(config: Config) -> list[PlannedStage]:
+    """Return the stages that the run would pass, in order; those switched off are left out."""
+    candidates = tuple(schema.CANDIDATES.names)
+    faces, saliency, bilateral = config.faces, config.saliency, config.bilateral
+    judge = f"{config.evaluate.benchmark} {config.evaluate.split}"
+    stages: list[PlannedStage | None] = [
+        _plain("embed", "metadata", (), tuple(schema.METADATA.names), "safety, size, url filters"),
+        _class_stage("embed", "fetch", f"{config.fetch.in_flight} requests at once"),
+        _class_stage("embed", "embed", f"{config.embed.model} on {config.embed.device}"),
+        _plain("build", "retrieve", ("embedding",), candidates, _retrieve_choice(config)),
+        _class_stage("build", "faces", f"{faces.detector} on {faces.device}", faces.enabled),
+        _class_stage("build", "saliency", f"{saliency.detector} on {saliency.device}"),
+        _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
+    ]
+    if config.experts.enabled:
+        choice = _optim_choice(config, "experts")
+        stages.append(_plain("refine", "experts", ("image", "mask"), ("mask",), choice))
+    stages.append(_plain("train", "train", ("image", "mask"), (), _optim_choice(config, "train")))
+    if config.evaluate.benchmark:
+        stages.append(_plain("evaluate", "evaluate", (), (), judge))
+    return [stage for stage in stages if stage is not None]
+
+
+def expected_images(config: Config, num_categories: int, rows: int | None) -> dict[str, Any]:
+    """Return how many images the archives want, and how many urls that is likely to take."""
+    wanted = num_categories * config.retrieve.archive_size
+    alive = 1.0 if _is_local(config) else ALIVE_SHARE
+    first = num_categories * math.ceil(config.retrieve.archive_size * config.retrieve.overfetch)
+    return {
+        "wanted": wanted,
+        "candidates_tried_first": first,
+        "alive_share_assumed": alive,
+        "attempts_expected": math.ceil(wanted / alive),
+        "bytes_expected": 0 if _is_local(config) else wanted * MEAN_IMAGE_BYTES,
+        "metadata_rows": rows,
+    }
+
+
+def _require_known_names(config: Config) -> None:
+    chosen = [
+        ("embed", "EMBEDDERS", "embedder", config.embed.model),
+        ("saliency", "DETECTORS", "saliency detector", config.saliency.detector),
+        ("segmenter", "SEGMENTERS", "segmenter", config.segmenter.name),
+    ]
+    if config.faces.enabled:
+        chosen.append(("faces", "FACE_DETECTORS", "face detector", config.faces.detector))
+    if config.evaluate.benchmark:
+        chosen.append(("benchmarks", "BENCHMARKS", "benchmark", config.evaluate.benchmark))
+    for module, registry, kind, name in chosen:
+        resolve(kind, name, getattr(importlib.import_module(f"namedmask.{module}"), registry))
+
+
+def _plain(
+    verb: str, name: str, reads: tuple[str, ...], adds: tuple[str, ...], choice: str
+) -> PlannedStage:
+    return PlannedStage(verb, name, reads, adds, choice)
+
+
+def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> PlannedStage | None:
+    if not enabled:
+        return None
+    stage = getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
+    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice)
+
+
+def _retrieve_choice(config: Config) -> str:
+    retrieve = config.retrieve
+    return f"{retrieve.archive_size} a category, duplicates above {retrieve.near_duplicate_cosine}"
+
+
+def _optim_choice(config: Config, section: str) -> str:
+    optim = getattr(config, section)
+    return f"{config.segmenter.name}, {optim.iterations:,} × {optim.batch_size} on {optim.device}"
+
+
+def _is_local(config: Config) -> bool:
+    sources = config.metadata.source
+    return bool(sources) and all(Path(source).is_dir() for source in sources)
+
+
+def _known_rows(sources: tuple[str, ...]) -> int | None:
+    """Return the rows of all sources if each is a readable local parquet file, else None."""
+    total = 0
+    for source in sources:
+        paths = sorted(glob.glob(source))
+        if not paths or any(not path.endswith(".parquet") for path in paths):
+            return None
+        try:
+            total += sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
+        except (OSError, pa.ArrowException):
+            return None
+    return total if sources else None
+
+
+def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
+    notes = [
+        f"metadata.source '{source}' matches no file here."
+        for source in config.metadata.source
+        if "://" not in source and not glob.glob(source)
+    ]
+    if not config.metadata.source:
+        notes.append("metadata.source is empty; name parquet or CSV files, or a folder of images.")
+    if not _is_local(config):
+        notes.append(
+            f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "
+            f"has {MEAN_IMAGE_BYTES // 1000} kB: public reports, not measured here."
+        )
+        if config.retrieve.candidates < config.retrieve.archive_size / ALIVE_SHARE:
+            notes.append(
+                f"retrieve.candidates = {config.retrieve.candidates} is few for archives of "
+                f"{config.retrieve.archive_size} when half of the links are dead."
+            )
+    wanted = num_categories * config.retrieve.archive_size
+    if rows is not None and rows < wanted:
+        notes.append(
+            f"the metadata has {rows:,} rows for {wanted:,} wanted images: unless categories share "
+            "images, archives will stay short; lower retrieve.archive_size or add metadata."
+        )
+    if not config.evaluate.benchmark:
+        notes.append("evaluate.benchmark is empty: the verb evaluate has nothing to judge on.")
+    return notes

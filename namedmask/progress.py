@@ -1,0 +1,213 @@
+"""How a long verb says what it is doing: a named step, its rate, its counts by status.
+
+A loop opens a step, and advances it:
+
+    with progress.step("fetch", total=2000) as step:
+        for table in waves:
+            step.advance(table.num_rows, counts_by_status(table["status"].to_pylist()))
+
+Three implementations: `SilentProgress` for tests and `--json`, `LiveProgress` for a terminal,
+`LineProgress` for a log file (a line every half minute, and one when a step ends).
+Everything goes to stderr, so that stdout stays what a script reads.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichBars
+
+
+class Step(AbstractContextManager["Step"], Protocol):
+    """One step under way, left when its `with` block ends."""
+
+    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
+        """Say that `n` more units are done, with the statuses of just these units."""
+
+
+class Progress(Protocol):
+    """Where steps are opened; one at a time or nested."""
+
+    def step(self, name: str, total: int | None = None) -> Step:
+        """Return a step of `total` units, None where that is not known beforehand."""
+
+
+def progress_for(stream: TextIO) -> Progress:
+    """Return the bars for a terminal, and lines for anything else."""
+    return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+class SilentProgress:
+    """Progress that says nothing."""
+
+    def step(self, name: str, total: int | None = None) -> Step:
+        """Return a step that only counts."""
+        return _Step(name, total)
+
+
+class LineProgress:
+    """Progress in whole lines, for logs."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._every_s = every_s
+        self._clock = clock
+
+    def step(self, name: str, total: int | None = None) -> Step:
+        """Return a step that writes a line at most every `every_s` seconds, and one at its end."""
+        return _LineStep(name, total, self._stream, self._every_s, self._clock)
+
+
+class LiveProgress:
+    """Progress as bars on a terminal; a finished step leaves its last line behind."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._bars: RichBars | None = None
+        self._open = 0
+
+    def step(self, name: str, total: int | None = None) -> Step:
+        """Return a step that draws a bar; nested steps draw below one another."""
+        return _LiveStep(name, total, self)
+
+    def enter(self) -> RichBars:
+        """Return the running bars; a step calls this when it begins."""
+        if self._bars is None:
+            self._bars = _rich_bars(self._stream)
+            self._bars.start()
+        self._open += 1
+        return self._bars
+
+    def leave(self) -> None:
+        """Stop the bars with the last open step."""
+        self._open -= 1
+        if self._open == 0 and self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+class _Step:
+    def __init__(self, name: str, total: int | None) -> None:
+        self.name = name
+        self.total = total
+        self.done = 0
+        self.counts: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
+        self.done += n
+        self.counts.update(counts_by_status or {})
+
+
+class _LineStep(_Step):
+    def __init__(
+        self,
+        name: str,
+        total: int | None,
+        stream: TextIO,
+        every_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        super().__init__(name, total)
+        self._stream, self._every_s, self._clock = stream, every_s, clock
+        self._began = self._spoke = clock()
+
+    def __enter__(self) -> Self:
+        self._began = self._spoke = self._clock()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._say("stopped" if kind else "done")
+
+    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
+        super().advance(n, counts_by_status)
+        if self._clock() - self._spoke >= self._every_s:
+            self._say("at")
+
+    def _say(self, word: str) -> None:
+        self._spoke = self._clock()
+        seconds = self._spoke - self._began
+        of_total = f" of {self.total:,}" if self.total is not None else ""
+        rate = f" ({self.done / seconds:,.1f}/s)" if seconds > 0 else ""
+        counts = f"; {format_counts(self.counts)}" if self.counts else ""
+        line = f"{self.name}: {word} {self.done:,}{of_total} in {seconds:.1f} s{rate}{counts}\n"
+        self._stream.write(line)
+        self._stream.flush()
+
+
+class _LiveStep(_Step):
+    def __init__(self, name: str, total: int | None, live: LiveProgress) -> None:
+        super().__init__(name, total)
+        self._live = live
+
+    def __enter__(self) -> Self:
+        self._bars = self._live.enter()
+        self._began = time.monotonic()
+        self._task = self._bars.add_task(self.name, total=self.total, rate="", counts="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None and self.total is None:
+            self._bars.update(self._task, total=self.done)
+        self._bars.stop_task(self._task)
+        self._live.leave()
+
+    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
+        super().advance(n, counts_by_status)
+        rate = self.done / max(time.monotonic() - self._began, 1e-6)
+        counts = format_counts(self.counts)
+        self._bars.update(self._task, completed=self.done, rate=f"{rate:,.1f}/s", counts=counts)
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return `ok 120, http_404 7`: ok first, then by falling count."""
+    order = sorted(counts, key=lambda status: (status != "ok", -counts[status], status))
+    return ", ".join(f"{status} {counts[status]:,}" for status in order)
+
+
+def _rich_bars(stream: TextIO) -> RichBars:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as RichBars
+
+    return RichBars(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[counts]}"),
+        console=Console(file=stream),
+    )
