@@ -1,0 +1,250 @@
+"""Image bytes and category names into one vector space.
+
+Reads `image`, adds `embedding` (D float32, unit L2 norm) and `status` (`not_an_image`, `truncated`,
+`too_many_pixels`, `not_finite` beside `ok`).
+
+Every forward runs at one padded batch shape, so a vector does not depend on its neighbours, and the
+text side is the method's: 85 prompts a name, each unit, their mean, unit again.
+
+Cost per 1,000 images of 256 × 340, in seconds of one CPU core without decoding: 6 with the mini
+world's model at 96 pixels, 105 with ViT-B/32.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from safetensors import SafetensorError
+
+from namedmask import schema
+from namedmask.categories import fill
+from namedmask.config import EmbedConfig
+from namedmask.errors import CheckpointError, ConfigError, unknown_name
+from namedmask.images import BadImage, decode
+from namedmask.plugins import resolve, torch_device
+
+if TYPE_CHECKING:
+    import torch
+
+TEXT_BATCH = 256
+"""Prompts in one forward, padded to it."""
+
+T = TypeVar("T")
+
+
+class Embedder(Protocol):
+    """What turns images and texts into comparable vectors."""
+
+    dim: int
+
+    def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return (B, D) float32, unit L2 norm, of B images (H, W, 3) uint8 RGB of any sizes."""
+        ...
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Return (B, D) float32, unit L2 norm, of B texts."""
+        ...
+
+
+def text_features(
+    embedder: Embedder, queries: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
+    """Return one vector a query, (C, D) float32, unit L2 norm, averaged over the templates.
+
+    Method: each prompt's vector has unit length before the mean, and so has the mean.
+    """
+    prompts = [fill(template, query) for query in queries for template in templates]
+    vectors = _unit(_in_padded_batches(prompts, TEXT_BATCH, embedder.embed_texts, embedder.dim))
+    return _unit(vectors.reshape(len(queries), len(templates), -1).mean(axis=1))
+
+
+def _in_padded_batches(
+    items: Sequence[T], size: int, forward: Callable[[list[T]], np.ndarray], dim: int
+) -> np.ndarray:
+    """Return forward's rows, (len(items), dim) float32, every call being given `size` items."""
+    rows = [np.empty((0, dim), np.float32)]
+    for start in range(0, len(items), size):
+        batch = list(items[start : start + size])
+        padded = batch + batch[-1:] * (size - len(batch))
+        rows.append(forward(padded)[: len(batch)])
+    return np.concatenate(rows)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+class OpenClip:
+    """An Embedder around an open_clip model, its own preprocessing and its own tokenizer."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        import open_clip
+
+        self._model = model.eval().requires_grad_(False).to(device)
+        self._tokenizer = tokenizer
+        self._device = device
+        preprocessing = open_clip.transform.PreprocessCfg(
+            **open_clip.get_model_preprocess_cfg(model)
+        )
+        self._prepare = open_clip.transform.image_transform_v2(preprocessing, is_train=False)
+        self.dim: int = self.embed_texts([""]).shape[1]
+
+    def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return (B, D) float32, unit L2 norm, of B images (H, W, 3) uint8 RGB of any sizes."""
+        import torch
+
+        batch = torch.stack([self._prepare(Image.fromarray(image)) for image in images])
+        with torch.inference_mode():
+            vectors = self._model.encode_image(batch.to(self._device))
+        return _unit(vectors.float().cpu().numpy())
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Return (B, D) float32, unit L2 norm, of B texts; cut at the model's context length."""
+        import torch
+
+        with torch.inference_mode():
+            vectors = self._model.encode_text(self._tokenizer(texts).to(self._device))
+        return _unit(vectors.float().cpu().numpy())
+
+
+def load_clip_folder(folder: Path, device: torch.device) -> OpenClip:
+    """Return the embedder of a folder with `clip.json`, `clip.safetensors` and `bpe.txt.gz`.
+
+    `clip.json` is an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`); the merges of
+    the tokenizer are in open_clip's own format. Weights may be stored in half precision; they run
+    in single.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or they do not fit together.
+    """
+    import open_clip
+
+    config_path, weights, merges = (folder / name for name in CLIP_FOLDER)
+    for path in (config_path, weights, merges):
+        if not path.is_file():
+            raise CheckpointError(
+                f"embedder 'miniworld': {path} is missing. Install the package again, or name "
+                "another embedder in embed.model."
+            )
+    with _loading(str(folder)):
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        text = config["text_cfg"]
+        tokenizer = open_clip.SimpleTokenizer(str(merges), context_length=text["context_length"])
+        if tokenizer.vocab_size != text["vocab_size"]:
+            raise ValueError(
+                f"{merges.name} makes {tokenizer.vocab_size} tokens, {config_path.name} expects "
+                f"{text['vocab_size']}"
+            )
+        model = open_clip.CLIP(**config)
+        open_clip.load_checkpoint(model, str(weights))
+    return OpenClip(model, tokenizer, device)
+
+
+CLIP_FOLDER = ("clip.json", "clip.safetensors", "bpe.txt.gz")
+
+
+def _miniworld(config: EmbedConfig) -> OpenClip:
+    own = resources.files("namedmask.miniworld").joinpath("weights")
+    return load_clip_folder(Path(config.weights or str(own)), torch_device(config.device, "embed"))
+
+
+def _open_clip(config: EmbedConfig) -> OpenClip:
+    import open_clip
+
+    name = config.model.partition(":")[2]
+    if name not in open_clip.list_models():
+        raise unknown_name("open_clip model", name, open_clip.list_models())
+    tags = open_clip.pretrained.list_pretrained_tags_by_model(name)
+    if config.weights not in tags and not Path(config.weights or "-").is_file():
+        raise ConfigError(
+            f"embed.weights '{config.weights}' is no file and no pretrained tag of {name}; "
+            f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
+        )
+    device = torch_device(config.device, "embed")
+    trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
+    with _loading(config.weights):
+        model = open_clip.create_model(
+            name,
+            pretrained=config.weights,
+            force_quick_gelu=bool(trained.get("quick_gelu", False)),  # else only a warning
+        )
+    return OpenClip(model, open_clip.get_tokenizer(name), device)
+
+
+@contextmanager
+def _loading(weights: str) -> Iterator[None]:
+    """Turn what open_clip, torch and safetensors raise for bad weights into a CheckpointError."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, StopIteration,
+            EOFError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
+        raise CheckpointError(
+            f"embed: weights '{weights}' cannot be loaded: {error}. Expected a checkpoint of the "
+            "model in embed.model. Without a network, download it elsewhere and set embed.weights "
+            "to the file."
+        ) from error
+
+
+EMBEDDERS: dict[str, Callable[[EmbedConfig], Embedder]] = {
+    "miniworld": _miniworld,
+    "open_clip:": _open_clip,  # the model's name follows: open_clip:ViT-L-14
+}
+
+
+class Embed:
+    """Image bytes → `embedding`, or the status that says why there is none."""
+
+    name = "embed"
+    reads = ("image",)
+    adds = ("embedding", "status")
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self.embedder = resolve("embedder", config.model, EMBEDDERS)(config)
+        self._batch_size = config.batch_size
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return `table` with `embedding`, (D,) float32 of unit L2 norm, at every row still ok."""
+        schema.require_columns(table, self.reads, self.name)
+        rows = schema.alive(table)
+        data = table["image"].take(rows).to_pylist()
+        embeddings: list[np.ndarray | None] = []
+        statuses: list[str] = []
+        for start in range(0, len(data), self._batch_size):
+            for vector, status in self._embed(data[start : start + self._batch_size]):
+                embeddings.append(vector)
+                statuses.append(status)
+        table = schema.update(table, rows, {"embedding": embeddings, "status": statuses})
+        return schema.bury(table, ("image",))
+
+    def _embed(self, data: list[bytes]) -> Iterator[tuple[np.ndarray | None, str]]:
+        decoded = [_decode(item) for item in data]
+        good = [image for image in decoded if not isinstance(image, str)]
+        embedder = self.embedder
+        vectors = iter(
+            _in_padded_batches(good, self._batch_size, embedder.embed_images, embedder.dim)
+        )
+        for image in decoded:
+            if isinstance(image, str):
+                yield None, image
+                continue
+            vector = next(vectors)
+            finite = bool(np.isfinite(vector).all())
+            yield (vector, schema.OK) if finite else (None, "not_finite")
+
+
+def _decode(data: bytes) -> np.ndarray | str:
+    """Return the image (H, W, 3) uint8 RGB, or the status that says why there is none."""
+    try:
+        return decode(data)
+    except BadImage as error:
+        return error.status
