@@ -1,0 +1,110 @@
+"""Category experts: each learns from the pseudo-masks of one category, then draws them anew.
+
+Trained on hundreds of noisy masks of one kind of thing, it keeps what they agree on. The loop over
+categories, and what is stored, is the caller's.
+
+Method: sections 1 and 3.2; 2 labels, no copy-paste, masks at original size one picture at a time.
+Differs: an expert that sees nothing in a picture leaves its pseudo-mask standing, and an expert may
+start from one trained on all categories at once, which saves most of its steps.
+
+Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny` refines 1,000 pictures of 128 × 128 in
+15 s.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from namedmask.augment import Samples
+from namedmask.config import Config
+from namedmask.images import to_tensor
+from namedmask.schema import BACKGROUND, IGNORE
+from namedmask.segmenter import build_segmenter
+from namedmask.train import train
+
+EXPERT_LABELS = 2
+"""Background and the thing."""
+
+
+class OneLabel:
+    """Samples whose objects all have label id 1, whatever their category: what an expert sees."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an image (H, W, 3) uint8 RGB and labels (H, W) uint16: 0, 1 or ignore."""
+        image, label = self._samples[index]
+        things = (label != BACKGROUND) & (label != IGNORE)
+        return image, np.where(things, label.dtype.type(1), label)
+
+
+def train_expert(
+    samples: Samples,
+    config: Config,
+    seed: int,
+    start: nn.Module | None = None,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Return an expert for `samples`, in eval mode on `experts.device`.
+
+    Any label id counts as the thing. `start`, an expert itself, is copied and trained further;
+    without it the expert begins at `segmenter.backbone_weights`. Method: crop, scale and color as
+    in training, `n_max` 1.
+
+    Raises:
+        as `build_segmenter` and `train`.
+    """
+    model = (
+        copy.deepcopy(start)
+        if start is not None
+        else build_segmenter(config.segmenter, EXPERT_LABELS, seed)
+    )
+    augment = config.augment.model_copy(update={"n_max": 1})
+    return train(
+        model,
+        OneLabel(samples),
+        config.experts,
+        augment,
+        seed=seed,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
+
+
+@torch.inference_mode()
+def refine_masks(expert: nn.Module, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the expert's mask of each image, (H, W) bool.
+
+    `images`: (H, W, 3) uint8 RGB of any sizes. Each goes through alone, so that its mask does not
+    depend on the others.
+    """
+    expert.eval()
+    device = next(expert.parameters()).device
+    masks = []
+    for image in images:
+        batch = to_tensor([image]).to(device, memory_format=torch.channels_last)
+        masks.append((expert(batch).argmax(1)[0] == 1).cpu().numpy())
+    return masks
+
+
+def keep_nonempty(
+    refined: Sequence[np.ndarray], pseudo: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], int]:
+    """Return each refined mask, or the pseudo-mask where it is empty, and how often that was.
+
+    Masks are (H, W) bool. Differs: the method trains on the empty mask.
+    """
+    masks = [new if new.any() else old for new, old in zip(refined, pseudo, strict=True)]
+    return masks, sum(not new.any() for new in refined)

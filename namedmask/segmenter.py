@@ -1,0 +1,353 @@
+"""DeepLabv3+: a normalised image batch in, one logit a label and pixel out; its checkpoints.
+
+`deeplabv3plus_resnet50` is the network of the method (method section 3.1), with the layout of the
+released checkpoints; `deeplabv3plus_tiny` is the same head, narrow, over a small backbone for CPUs
+and pictures of 64 to 128 pixels. Others come by a dotted path. Every file is read without running
+code from it, and either fits exactly or is refused with what does not fit.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, cast
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from namedmask.backbone import ResNet50, TinyResNet
+from namedmask.config import SegmenterConfig
+from namedmask.errors import CheckpointError, NamedMaskError
+from namedmask.plugins import resolve
+from namedmask.schema import FORMAT_VERSION, IGNORE
+
+MINIWORLD_BACKBONE = Path(__file__).parent / "miniworld" / "weights" / "backbone.safetensors"
+
+
+class DeepLabV3Plus(nn.Module):
+    """A backbone and a head: (B, 3, H, W) normalised images to (B, K, H, W) logits."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, (B, K, H, W) float32, K = labels with background first.
+
+        `images`: (B, 3, H, W) float32 RGB, ImageNet mean and deviation taken out.
+        """
+        logits = self.classifier(self.backbone(images))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Head(nn.Module):
+    """The DeepLabv3+ head: context at four scales, joined with the low-level features.
+
+    Method: width 256, low-level width 48, rates (12, 24, 36), dropout 0.1, Kaiming start.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet50 | TinyResNet,
+        num_labels: int,
+        width: int = 256,
+        low_width: int = 48,
+        rates: Sequence[int] = (12, 24, 36),
+    ) -> None:
+        super().__init__()
+        self.project = nn.Sequential(*_point(backbone.low_channels, low_width))
+        self.aspp = Pyramid(backbone.out_channels, width, rates)
+        self.classifier = nn.Sequential(
+            *_spread(width + low_width, width, rate=1), nn.Conv2d(width, num_labels, 1)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return logits at the size of the low-level features, (B, K, h, w) float32."""
+        low = self.project(features["low"])
+        context = self.aspp(features["out"])
+        context = F.interpolate(context, low.shape[-2:], mode="bilinear", align_corners=False)
+        return cast(Tensor, self.classifier(torch.cat([low, context], dim=1)))
+
+
+class Pyramid(nn.Module):
+    """Atrous spatial pyramid pooling: one point, three rates and the mean of the picture."""
+
+    def __init__(self, inputs: int, width: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*_point(inputs, width)),
+                *(nn.Sequential(*_spread(inputs, width, rate)) for rate in rates),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), *_point(inputs, width)),
+            ]
+        )
+        self.project = nn.Sequential(*_point(len(self.convs) * width, width), nn.Dropout(0.1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, width, h, w) float32 for features (B, inputs, h, w)."""
+        size = features.shape[-2:]
+        branches = [branch(features).expand(-1, -1, *size) for branch in self.convs]
+        return cast(Tensor, self.project(torch.cat(branches, dim=1)))
+
+
+class Separable(nn.Module):
+    """A 3 × 3 convolution a channel, then a 1 × 1; no norm, no ReLU between them."""
+
+    def __init__(self, inputs: int, outputs: int, rate: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, inputs, 3, padding=rate, dilation=rate, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, outputs, h, w) float32."""
+        return cast(Tensor, self.body(features))
+
+
+def _point(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _spread(inputs: int, outputs: int, rate: int) -> tuple[nn.Module, ...]:
+    return Separable(inputs, outputs, rate), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
+    """Return the method's network for `num_labels` labels, background included; random weights."""
+    backbone = ResNet50()
+    return DeepLabV3Plus(backbone, Head(backbone, num_labels))
+
+
+def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
+    """Return the same design in 0.6 M parameters, for pictures of about 100 pixels on a CPU.
+
+    The rates are the method's over six: its crop has 48 cells a side at stride 8, ours 8 to 16.
+    """
+    backbone = TinyResNet()
+    return DeepLabV3Plus(
+        backbone, Head(backbone, num_labels, width=64, low_width=32, rates=(2, 4, 6))
+    )
+
+
+SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
+    "deeplabv3plus_resnet50": deeplabv3plus_resnet50,
+    "deeplabv3plus_tiny": deeplabv3plus_tiny,
+}
+
+
+def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> nn.Module:
+    """Return a new segmenter for `num_labels` labels, background included, backbone loaded.
+
+    What no file gives is drawn from `seed`; torch's own generator stays as it was.
+
+    Raises:
+        ConfigError: no segmenter of this name.
+        CheckpointError: the backbone's file is missing or made for another network.
+    """
+    factory = resolve("segmenter", config.name, SEGMENTERS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = factory(num_labels)
+    if config.backbone_weights:
+        shipped = config.backbone_weights == "miniworld"
+        path = MINIWORLD_BACKBONE if shipped else Path(config.backbone_weights)
+        load_strict(cast(nn.Module, model.backbone), read_tensors(path), path, config.name)
+    return model
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    name: str,
+    names: Sequence[str],
+    step: int = 0,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the segmenter `name` with its label names (background left out) to `path`.
+
+    `extra` is plain values kept beside the weights. A killed run leaves the old file or the new.
+
+    Raises:
+        NamedMaskError: the folder cannot be written.
+    """
+    state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    tree = {
+        "format_version": FORMAT_VERSION,
+        "segmenter": name,
+        "names": list(names),
+        "step": step,
+        "extra": dict(extra or {}),
+        "model": state,
+    }
+    write_tree(path, tree)
+
+
+def load_checkpoint(
+    path: Path, config: SegmenterConfig | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the segmenter of a checkpoint in eval mode, and its label names without background.
+
+    A file does not choose which code runs: one that names a dotted path is loaded only when
+    `config` names the same.
+
+    Raises:
+        CheckpointError: missing, truncated, not ours, newer, or of another label count.
+    """
+    tree = read_tree(path)
+    version = tree.get("format_version")
+    if not isinstance(version, int) or not isinstance(tree.get("model"), dict):
+        raise CheckpointError(
+            f"{path}: expected a NamedMask checkpoint with format_version and model, got entries "
+            f"{_some(tree)}. Bare weights belong in segmenter.backbone_weights or `load_strict`."
+        )
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}. "
+            "Upgrade namedmask."
+        )
+    name, names = tree.get("segmenter"), tree.get("names")
+    if not isinstance(name, str) or not _are_label_names(names):
+        raise CheckpointError(
+            f"{path}: expected the name of a segmenter and 1 to {IGNORE - 1} different label names."
+        )
+    if name not in SEGMENTERS and (config is None or config.name != name):
+        raise CheckpointError(
+            f"{path}: holds segmenter '{name}'; known: {', '.join(SEGMENTERS)}. For a plug-in, "
+            "name the same in segmenter.name of the run file."
+        )
+    model = resolve("segmenter", name, SEGMENTERS)(len(names) + 1)
+    load_strict(model, tree["model"], path, f"{name} with {len(names) + 1} labels")
+    return model.eval(), tuple(names)
+
+
+def load_strict(
+    module: nn.Module, state: Mapping[str, Any], path: Path | str, network: str
+) -> None:
+    """Fill `module` with `state`; every entry of either must be in the other, in the same shape.
+
+    Half precision is widened. `path` and `network` are for the message.
+
+    Raises:
+        CheckpointError: with what is missing, unexpected or of another shape.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misfits = [
+        f"{key} {_shape(state[key])}, expected {_shape(value)}"
+        for key, value in expected.items()
+        if key in state and _shape(state[key]) != _shape(value)
+    ]
+    problems = [
+        f"{len(keys)} {what} ({_some(keys)})"
+        for what, keys in (
+            ("entries missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misfits),
+        )
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path}: does not fit {network}: {'; '.join(problems)}. Give the file made for this "
+            "network and label count, or change segmenter.name or the categories."
+        )
+    module.load_state_dict(state)
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _some(keys: object, limit: int = 3) -> str:
+    listed = [str(key) for key in keys] if isinstance(keys, Mapping | Sequence) else []
+    return ", ".join(listed[:limit]) + (", …" if len(listed) > limit else "")
+
+
+def _are_label_names(names: object) -> TypeGuard[list[str]]:
+    return (
+        isinstance(names, list)
+        and 0 < len(names) < IGNORE
+        and all(isinstance(name, str) and name for name in names)
+        and len(set(names)) == len(names)
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Return the flat state dict in a `.safetensors` file, or in one written by torch.
+
+    Raises:
+        CheckpointError: missing, truncated or hostile.
+    """
+    if path.suffix != ".safetensors":
+        return read_tree(path)
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Return the dict in a file written by torch; tensors and plain values only, on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated, hostile, or something else than a dict.
+    """
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except _TORN as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"{path}: expected a dict of tensors, got {type(tree).__name__}.")
+    return tree
+
+
+_TORN = (
+    OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error, ValueError, TypeError,
+    LookupError, AttributeError, MemoryError, OverflowError, AssertionError,
+)  # fmt: skip
+"""What torch raises on a file that is absent, cut short or not its own, found by cutting files."""
+
+
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(f"{path} does not exist. Check the path, or make the file first.")
+    # torch's own text advises to load the file with code and all, so it is not passed on
+    return CheckpointError(
+        f"{path}: expected tensors and plain values, but it cannot be read as such "
+        f"({type(error).__name__}): it is truncated, not a checkpoint, or holds code, which is never "
+        "run. Fetch or write it again."
+    )
+
+
+def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a dict of tensors and plain values so that `path` is the old file or the new one.
+
+    Raises:
+        NamedMaskError: the folder cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.save(dict(tree), part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise NamedMaskError(
+            f"checkpoint {path} cannot be written: {error}. Free space there, or choose another "
+            "run.out."
+        ) from error

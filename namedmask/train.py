@@ -1,0 +1,251 @@
+"""The training loop: a segmenter and labeled samples in, the trained segmenter out; torch only.
+
+Everything random in step t is a function of (seed, t), so a training that was killed goes on from
+its checkpoint to the same bits on a CPU, however many processes prepare the samples.
+
+Method: section 3.2. Differs: the optimizer's state is kept, so training resumes; no confusion
+matrix is counted along the way; a batch without a labeled pixel gives a loss of 0 instead of NaN.
+
+Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny`, 16 samples of 96 × 96, 0.25 s a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from namedmask.augment import Samples, make_batch
+from namedmask.config import AugmentConfig, OptimConfig
+from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
+from namedmask.plugins import torch_device
+from namedmask.schema import FORMAT_VERSION, IGNORE
+from namedmask.segmenter import load_strict, read_tree, write_tree
+
+__all__ = ["Samples", "train"]
+
+
+def train(
+    model: nn.Module,
+    samples: Samples,
+    optim: OptimConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Return `model`, trained in place on `optim.device`, in eval mode.
+
+    `checkpoint` is written every `checkpoint_every` steps (0: only at the end) and resumed from
+    when it exists; a finished one trains no further. `on_step(done, loss)` follows each step.
+
+    Raises:
+        InputError: no samples, or a label id that the model has no logit for.
+        CheckpointError: `checkpoint` was begun with other settings, or is damaged.
+        NamedMaskError: the loss is no longer a number.
+    """
+    section = type(optim).__name__.removesuffix("Config").lower()
+    _check(samples, optim, section)
+    device = torch_device(optim.device, section)
+    model = model.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = build_optimizer(model, optim)
+    settings = _settings(samples, optim, augment, seed)
+    start = _resume(checkpoint, model, optimizer, settings) if checkpoint else 0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for done, (images, labels) in enumerate(
+            _load(Batches(samples, optim.batch_size, augment, seed), start, optim), start + 1
+        ):
+            set_rates(optimizer, optim, done - 1)
+            torch.manual_seed(_dropout_seed(seed, done - 1))
+            loss = step(model, optimizer, images, labels, device)
+            if not math.isfinite(loss):
+                raise NamedMaskError(
+                    f"the loss is {loss} at step {done} of {optim.iterations}. Lower "
+                    f"{section}.lr_head and {section}.lr_backbone, or check the backbone's weights."
+                )
+            if checkpoint and (done == optim.iterations or _is_due(done, checkpoint_every)):
+                _write(checkpoint, model, optimizer, settings, done)
+            if on_step:
+                on_step(done, loss)
+    return model.eval()
+
+
+def step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+) -> float:
+    """Return the loss of one batch, after one step of the optimizer.
+
+    `images` (B, 3, S, S) float32 normalised; `labels` (B, S, S) int64, ignored: `schema.IGNORE`.
+    """
+    images = images.to(device, memory_format=torch.channels_last)
+    logits = model(images)
+    _check_labels(labels, logits.shape[1])
+    loss = pixel_loss(logits, labels.to(device))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy over the labeled pixels, () float32; 0 where there is none.
+
+    `logits` (B, K, H, W) float32; `labels` (B, H, W) int64 in 0…K-1 or `schema.IGNORE`.
+    """
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
+    """Return Adam with L2 decay over all parameters: group 0 is the head, group 1 the backbone."""
+    head: list[nn.Parameter] = []
+    backbone: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (backbone if name.startswith("backbone.") else head).append(parameter)
+    groups = [{"params": head}, {"params": backbone}]
+    return torch.optim.Adam(groups, lr=optim.lr_head, weight_decay=optim.weight_decay, fused=True)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: int) -> None:
+    """Set the rate of head and backbone for the step that follows `done` steps."""
+    for group, base in zip(optimizer.param_groups, (optim.lr_head, optim.lr_backbone), strict=True):
+        group["lr"] = poly_rate(base, done, optim)
+
+
+def poly_rate(base: float, done: int, optim: OptimConfig) -> float:
+    """Return `base`·(1 − done/iterations)^power, not below the floor."""
+    return max(base * (1 - done / optim.iterations) ** optim.power, optim.lr_floor)
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Item t is the batch of step t, whichever process asks for it."""
+
+    def __init__(
+        self, samples: Samples, batch_size: int, augment: AugmentConfig, seed: int
+    ) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._augment = augment
+        self._seed = seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return images and labels as `augment.make_batch` does."""
+        rng = np.random.default_rng((self._seed, step))
+        return make_batch(self._samples, self._batch_size, self._augment, rng)
+
+
+def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[tuple[Tensor, Tensor]]:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, optim.iterations),
+        num_workers=optim.workers,
+        generator=torch.Generator(),  # else the loader draws from torch's own, and moves it
+    )
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _check(samples: Samples, optim: OptimConfig, section: str) -> None:
+    if not len(samples):
+        raise InputError(
+            "there are no samples to train on: every archive is empty. Look at the funnel of "
+            "'build' (candidates.parquet), and loosen its filters or give more metadata."
+        )
+    if optim.batch_size < 2:
+        raise ConfigError(
+            f"{section}.batch_size is 1; the segmenter's batch norm needs at least 2 samples."
+        )
+
+
+def _check_labels(labels: Tensor, num_labels: int) -> None:
+    # on a GPU this would be an assertion in a kernel, after which the process is lost
+    highest = int(torch.where(labels == IGNORE, 0, labels).max())
+    if highest >= num_labels:
+        raise InputError(
+            f"a sample has label id {highest}, but the segmenter has {num_labels} labels, 0 to "
+            f"{num_labels - 1}. Build it for the categories of the archive."
+        )
+
+
+def _settings(
+    samples: Samples, optim: OptimConfig, augment: AugmentConfig, seed: int
+) -> dict[str, Any]:
+    """Return what the weights depend on, as plain values."""
+    fields = set(OptimConfig.model_fields) - {"device", "workers"}
+    return {
+        "seed": seed,
+        "samples": len(samples),
+        **optim.model_dump(mode="json", include=fields),
+        **augment.model_dump(mode="json"),
+    }
+
+
+def _write(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict[str, Any],
+    done: int,
+) -> None:
+    tree = {
+        "format_version": FORMAT_VERSION,
+        "settings": settings,
+        "done": done,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    write_tree(path, tree)
+
+
+def _resume(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+) -> int:
+    """Return how many steps are done, with model and optimizer as they were after them."""
+    if not path.exists():
+        return 0
+    tree = read_tree(path)
+    begun = tree.get("settings")
+    if not isinstance(begun, dict) or not isinstance(tree.get("done"), int):
+        raise CheckpointError(
+            f"{path}: expected the state of a training, got entries {', '.join(map(str, tree))}. "
+            "Move it away to start over."
+        )
+    changed = [
+        f"{key} was {begun.get(key)!r}, is {settings.get(key)!r}"
+        for key in sorted(begun.keys() | settings.keys())
+        if begun.get(key) != settings.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path}: this training was begun with other settings: {'; '.join(changed)}. Set them "
+            "back to go on, or delete the file to start over."
+        )
+    load_strict(model, tree.get("model", {}), path, "this segmenter")
+    try:
+        optimizer.load_state_dict(tree["optimizer"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its optimizer state does not fit: {error}. Delete the file to start over."
+        ) from error
+    done: int = tree["done"]
+    return done

@@ -1,0 +1,132 @@
+"""Experts: what they are trained on, what they draw, and what they leave alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from namedmask import schema
+from namedmask.config import Config
+from namedmask.experts import OneLabel, keep_nonempty, refine_masks, train_expert
+from namedmask.segmenter import build_segmenter
+
+LABEL_ID = 300
+
+
+def config_of(iterations: int, batch_size: int = 4) -> Config:
+    return Config.of(
+        {
+            "run": {"out": Path("unused")},
+            "segmenter": {"name": "deeplabv3plus_tiny"},
+            "augment": {"crop": 32, "scale": [0.6, 1.0], "n_max": 2},
+            "experts": {
+                "iterations": iterations,
+                "batch_size": batch_size,
+                "lr_head": 5e-3,
+                "lr_backbone": 5e-3,
+            },
+        }
+    )
+
+
+class Disks:
+    """Bright disks; their pseudo-masks, of label id 300, miss a random half of the disk."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.count = count
+        self.asked = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        self.asked += 1
+        image, truth = self.picture(index)
+        half = np.zeros_like(truth)
+        side = np.random.default_rng(index + 1000).integers(2) * 20
+        half[:, side : side + 20] = truth[:, side : side + 20]
+        return image, half.astype(np.uint16) * np.uint16(LABEL_ID)
+
+    def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(index)
+        rows, columns = np.mgrid[:40, :40]
+        truth = (rows - rng.integers(15, 25)) ** 2 + (columns - rng.integers(15, 25)) ** 2 < 144
+        image = rng.integers(0, 90, (40, 40, 3), dtype=np.uint8)
+        image[truth] += 130
+        return image, truth
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def test_one_label_maps_every_category_to_one_and_leaves_the_sample_alone() -> None:
+    image = np.zeros((1, 4, 3), np.uint8)
+    label = np.array([[0, 1, LABEL_ID, schema.IGNORE]], np.uint16)
+    label.setflags(write=False)
+    samples = OneLabel([(image, label)])
+    assert len(samples) == 1
+    same_image, ones = samples[0]
+    assert same_image is image
+    assert ones.dtype == np.uint16
+    assert ones.tolist() == [[0, 1, 1, schema.IGNORE]]
+
+
+def test_expert_draws_better_masks_than_it_was_given() -> None:
+    samples = Disks()
+    expert = train_expert(samples, config_of(iterations=60), seed=0)
+    images, truths = zip(*(samples.picture(i) for i in range(16)), strict=True)
+    given = np.mean([iou(samples[i][1] > 0, truths[i]) for i in range(16)])
+    drawn = np.mean([iou(m, t) for m, t in zip(refine_masks(expert, images), truths, strict=True)])
+    assert drawn > given + 0.05
+
+
+def test_expert_never_sees_copy_paste() -> None:
+    samples = Disks()
+    train_expert(samples, config_of(iterations=2, batch_size=4), seed=0)
+    assert samples.asked == 8
+
+
+def test_expert_from_a_start_goes_on_from_it_and_leaves_it_alone() -> None:
+    config = config_of(iterations=1)
+    start = build_segmenter(config.segmenter, 2, seed=9)
+    before = {key: value.clone() for key, value in start.state_dict().items()}
+    expert = train_expert(Disks(), config, 0, start)
+    for key, value in start.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    key = "classifier.classifier.3.weight"
+    step = (expert.state_dict()[key] - before[key]).abs().max().item()
+    assert 0 < step <= 1.1 * config.experts.lr_head
+
+
+def test_expert_same_seed_gives_the_same_masks() -> None:
+    config, image = config_of(iterations=2), Disks().picture(0)[0]
+    first, again = (train_expert(Disks(), config, seed=3) for _ in range(2))
+    assert np.array_equal(refine_masks(first, [image]), refine_masks(again, [image]))
+
+
+def test_refine_masks_come_at_original_size_whatever_the_company() -> None:
+    expert = build_segmenter(config_of(1).segmenter, 2)
+    rng = np.random.default_rng(0)
+    shapes = [(40, 40), (1, 1), (33, 57), (40, 40)]
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    masks = refine_masks(expert, images)
+    assert [mask.shape for mask in masks] == shapes
+    assert all(mask.dtype == bool for mask in masks)
+    for image, mask in zip(reversed(images), reversed(masks), strict=True):
+        assert np.array_equal(refine_masks(expert, [image])[0], mask)
+    assert refine_masks(expert, []) == []
+
+
+def test_keep_nonempty_puts_the_pseudo_mask_where_the_expert_saw_nothing() -> None:
+    full, empty = np.ones((2, 2), bool), np.zeros((2, 2), bool)
+    corner = np.array([[True, False], [False, False]])
+    masks, kept = keep_nonempty([empty, corner, empty], [full, full, empty])
+    assert kept == 2
+    assert np.array_equal(masks[0], full)
+    assert np.array_equal(masks[1], corner)
+    with pytest.raises(ValueError, match="zip"):
+        keep_nonempty([full], [])
