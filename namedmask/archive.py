@@ -1,0 +1,277 @@
+"""The archive store: for each category the images kept for it, best-ranked first, with their masks.
+
+`<folder>/<label_id:05d>-<slug>.parquet` holds the entries of one category (schema.ARCHIVE),
+`<folder>/manifest.json` says which files belong together: it is written last, so an archive is
+there whole or not at all. Refined masks (schema.REFINED) lie in the folder `refined` beside it, one
+file a category with the same name.
+
+An image that serves two categories is two entries, each with its own label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask import images, schema
+from namedmask.categories import CategorySet, slug
+from namedmask.errors import InputError
+from namedmask.ledger import (
+    read_json,
+    read_parquet,
+    refuse_newer,
+    write_file,
+    write_json,
+    write_parquet,
+)
+
+MANIFEST = "manifest.json"
+REFINED = "refined"
+
+ROWS_PER_GROUP = 8
+"""Rows read to get at one image; small, since training picks images at random."""
+
+CACHE_MB = 1024
+"""Decoded samples kept in memory by default."""
+
+
+@dataclass(frozen=True)
+class ArchivedCategory:
+    """A line of the manifest: one category and the file of its entries."""
+
+    name: str
+    label_id: int
+    query: str
+    file: str
+    count: int
+    wanted: int
+    sha256: str
+
+
+def stem(label_id: int, name: str) -> str:
+    """Return the file name, without suffix, of all that belongs to a category."""
+    return f"{label_id:05d}-{slug(name)}"
+
+
+def write_archive(
+    folder: Path, category_set: CategorySet, tables: Iterable[pa.Table], wanted: int
+) -> Archive:
+    """Write one table (schema.ARCHIVE, ascending rank) a category, then the manifest; return it.
+
+    `tables` come in the order of `category_set.names` and are taken one at a time.
+    """
+    rows = []
+    pairs = zip(category_set.names, category_set.queries, tables, strict=True)
+    for label_id, (name, query, table) in enumerate(pairs, start=1):
+        table = schema.conform(table, schema.ARCHIVE, f"the archive of '{name}'")
+        file = f"{stem(label_id, name)}.parquet"
+        record = write_file(folder / file, partial(_write_shard, table))
+        rows.append(
+            ArchivedCategory(name, label_id, query, file, table.num_rows, wanted, record["sha256"])
+        )
+    for path in folder.glob("*.parquet"):
+        if path.name not in {row.file for row in rows}:
+            path.unlink()
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": schema.FORMAT_VERSION,
+            "names": list(category_set.names),
+            "categories": [asdict(row) for row in rows],
+        },
+    )
+    return Archive(folder, rows)
+
+
+class Archive:
+    """An archive on disk; get it from `Archive.open`."""
+
+    def __init__(self, folder: Path, categories: Sequence[ArchivedCategory]) -> None:
+        self.folder = folder
+        self.categories = tuple(categories)
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = False) -> Archive:
+        """Return the archive in a folder; with `verify`, after hashing every file of it.
+
+        Raises:
+            InputError: no manifest, a newer format, a file missing or (`verify`) altered.
+        """
+        manifest = folder / MANIFEST
+        if not manifest.exists():
+            raise InputError(
+                f"{folder} holds no archive: {MANIFEST} is missing. Run 'build' first, or give the "
+                "folder 'archive' of a finished run."
+            )
+        record = read_json(manifest)
+        refuse_newer(record, manifest)
+        categories = [ArchivedCategory(**row) for row in record["categories"]]
+        for category in categories:
+            _check_shard(folder / category.file, category, manifest, verify)
+        return cls(folder, categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The label names; label id i + 1 is `names[i]`."""
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def names_by_label(self) -> dict[int, str]:
+        """The label names by label id, without background."""
+        return {category.label_id: category.name for category in self.categories}
+
+    @property
+    def num_labels(self) -> int:
+        """How many logits a segmenter of this archive has: its categories and background."""
+        return len(self.categories) + 1
+
+    def category(self, name: str) -> ArchivedCategory:
+        """Return the manifest's line of a category.
+
+        Raises:
+            InputError: the archive has no such category.
+        """
+        for category in self.categories:
+            if category.name == name:
+                return category
+        raise InputError(
+            f"archive {self.folder} has no category '{name}'; it has {', '.join(self.names)}."
+        )
+
+    def entries(self, name: str) -> pa.Table:
+        """Return a category's entries (schema.ARCHIVE, ascending rank).
+
+        Where the expert has refined them, a column `refined_mask` (RLE as `mask`) comes on top.
+        """
+        category = self.category(name)
+        table = read_parquet(self.folder / category.file)
+        table = schema.conform(table, schema.ARCHIVE, str(self.folder / category.file))
+        if self.refined_path(name).exists():
+            table = table.append_column("refined_mask", pa.array(self._refined_masks(table, name)))
+        return table
+
+    def refined_path(self, name: str) -> Path:
+        """Return where the refined masks of a category lie, once there are any."""
+        return self.folder.parent / REFINED / self.category(name).file
+
+    def samples(self, *, refined: bool, cache_mb: int = CACHE_MB) -> ArchiveSamples:
+        """Return every entry of the archive as a training sample, with its label id on the object.
+
+        Raises:
+            InputError: `refined`, and a category has no refined masks of this archive.
+        """
+        shards = [self._shard(category, category.label_id, refined) for category in self.categories]
+        return ArchiveSamples(shards, cache_mb)
+
+    def one_category_samples(self, name: str, *, cache_mb: int = CACHE_MB) -> ArchiveSamples:
+        """Return one category's entries as samples of its expert: label 1 on the pseudo-mask."""
+        return ArchiveSamples([self._shard(self.category(name), 1, refined=False)], cache_mb)
+
+    def _shard(self, category: ArchivedCategory, label: int, refined: bool) -> Shard:
+        path = self.folder / category.file
+        table = read_parquet(path, ["sample_id", "image_height", "image_width", "mask"])
+        masks = self._refined_masks(table, category.name) if refined else table["mask"].to_pylist()
+        sizes = np.stack([table["image_height"].to_numpy(), table["image_width"].to_numpy()], 1)
+        return Shard(path, label, masks, sizes)
+
+    def _refined_masks(self, entries: pa.Table, name: str) -> list[bytes]:
+        path = self.refined_path(name)
+        if not path.exists():
+            raise InputError(
+                f"category '{name}' has no refined masks: {path} is missing. Run 'refine' first, "
+                "or set experts.enabled = false."
+            )
+        refined = schema.conform(read_parquet(path), schema.REFINED, str(path))
+        if refined["sample_id"].to_pylist() != entries["sample_id"].to_pylist():
+            raise InputError(
+                f"{path} holds masks of other images than {self.folder}. Run 'refine' again."
+            )
+        masks: list[bytes] = refined["mask"].to_pylist()
+        return masks
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of images, the label its objects get, and their masks."""
+
+    path: Path
+    label: int
+    masks: list[bytes]
+    sizes: np.ndarray  # (N, 2) int32: height, width
+
+
+class ArchiveSamples:
+    """Archive entries as training samples (train.Samples): decoded as asked for.
+
+    Samples are decoded images (H, W, 3) uint8 RGB with labels (H, W) uint16: the shard's label on
+    the mask, 0 elsewhere. The first `cache_mb` of them stay decoded in memory; callers must not
+    write into them. Pickles, and may be read from forked processes.
+    """
+
+    def __init__(self, shards: Sequence[Shard], cache_mb: int = CACHE_MB) -> None:
+        self._shards = tuple(shards)
+        self._ends = list(accumulate(len(shard.masks) for shard in shards))
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._free_bytes = cache_mb << 20
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        if index in self._cache:
+            return self._cache[index]
+        image, label = self._decode(index)
+        size = image.nbytes + label.nbytes
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._cache[index] = image, label
+        return image, label
+
+    def _decode(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        number = bisect_right(self._ends, index)
+        shard = self._shards[number]
+        row = index - (self._ends[number - 1] if number else 0)
+        height, width = (int(side) for side in shard.sizes[row])
+        image = images.decode(_image_bytes(shard.path, row), max_pixels=height * width)
+        mask = images.decode_mask(shard.masks[row], height, width)
+        return image, mask.astype(schema.LABEL_DTYPE) * schema.LABEL_DTYPE(shard.label)
+
+
+def _image_bytes(path: Path, row: int) -> bytes:
+    """Return the encoded image of one row; opened for each, so that processes may fork at will."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        group, offset = divmod(row, ROWS_PER_GROUP)
+        column = file.read_row_group(group, columns=["image"], use_threads=False)["image"]
+        data: bytes = column[offset].as_py()
+    return data
+
+
+def _write_shard(table: pa.Table, path: Path) -> None:
+    write_parquet(table, path, row_group_size=ROWS_PER_GROUP)
+
+
+def _check_shard(path: Path, category: ArchivedCategory, manifest: Path, verify: bool) -> None:
+    if not path.exists():
+        raise InputError(
+            f"{path}, the archive of '{category.name}', is missing though {manifest} names it. "
+            "Copy it back, or run 'build' into another run.out."
+        )
+    if verify:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != category.sha256:
+            raise InputError(
+                f"{path}, the archive of '{category.name}', has sha256 {found}; {manifest} says "
+                f"{category.sha256}. Copy the right file back, or run 'build' into another run.out."
+            )

@@ -1,0 +1,156 @@
+"""A verb under way in a run folder: what it depends on, what it skips, when it gives up.
+
+Whoever does the work, the frame is the same: take the folder's lock, refuse what another config
+made, skip what is finished, and write down what it came to and how long each stage took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from namedmask import schema
+from namedmask.categories import category_set_of
+from namedmask.config import Config
+from namedmask.errors import InputError, TooManyFailuresError
+from namedmask.ledger import Ledger, open_run, read_json, settings_of, write_file, write_json
+from namedmask.progress import Progress
+
+VERBS = ("embed", "build", "refine", "train", "evaluate")
+"""In the order in which they build on one another."""
+
+DEPENDS_ON: dict[str, tuple[str, ...]] = {
+    "embed": ("metadata", "fetch", "embed", "run.wave_rows"),
+    "images": ("fetch", "faces", "saliency", "bilateral"),
+    "build": ("categories", "retrieve"),
+    "refine": ("experts", "augment", "segmenter", "run.seed"),
+    "train": ("train", "augment", "segmenter", "experts.enabled", "run.seed"),
+    "evaluate": ("evaluate",),
+}
+"""Sections and keys that shape what a verb writes, beside those of the verbs before it.
+
+`images` is no verb but a store of the verb build, which a failed build may leave to the next.
+"""
+
+
+@dataclass
+class Job:
+    """One verb under way: what it was asked, where it writes, what it has spent."""
+
+    config: Config
+    ledger: Ledger
+    progress: Progress
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a block to those of a stage; fetching overlaps the others."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+    def settings(self, verb: str) -> dict[str, Any]:
+        """Return the settings that `verb` depends on, a category set spelled out."""
+        settings = settings_of(self.config, DEPENDS_ON[verb])
+        if verb == "build":
+            category_set = category_set_of(self.config.categories)
+            settings["categories.names"] = list(category_set.names)
+            settings["categories.queries"] = list(category_set.queries)
+        return settings
+
+    def start(self, verb: str) -> None:
+        """Bind the run folder to this verb's settings; called when its first write is due."""
+        self.ledger.start(verb, self.settings(verb))
+
+
+def run_verb(
+    verb: str, config: Config, progress: Progress, work: Callable[[Job], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what `work` ends with, or what it ended with when it was finished before.
+
+    Raises:
+        ConfigError: the run folder was made by another config, or cannot be written.
+        InputError: a verb that this one builds on is not finished.
+    """
+    with open_run(config.run.out) as ledger:
+        job = Job(config, ledger, progress)
+        for needed in verbs_before(verb, config):
+            if ledger.finished(needed, job.settings(needed)) is None:
+                raise InputError(
+                    f"run folder {ledger.folder} has no finished '{needed}', which '{verb}' builds "
+                    f"on. Run 'namedmask {needed}' with this run file first."
+                )
+        done = ledger.finished(verb, job.settings(verb))
+        if done is not None:
+            return {"skipped": True, **done}
+        write_file(ledger.folder / "run.toml", to_toml(config).encode())
+        try:
+            result = work(job)
+        finally:
+            _add_timings(job)
+        job.start(verb)
+        ledger.finish(verb, result)
+    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb}
+
+
+def verbs_before(verb: str, config: Config) -> tuple[str, ...]:
+    """Return the verbs that must be finished before `verb` may begin."""
+    before = VERBS[: VERBS.index(verb)]
+    return tuple(one for one in before if one != "refine" or config.experts.enabled)
+
+
+def threads_of(config: Config) -> int:
+    """Return how many threads torch may use."""
+    return config.run.threads or os.cpu_count() or 1
+
+
+def to_toml(config: Config) -> str:
+    """Return the config as a run file; text, numbers, flags and lists are written as in JSON."""
+    lines = []
+    for section, keys in config.tree().items():
+        values = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
+        lines += [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
+    return "\n".join(lines).replace("\x7f", "\\u007f")  # the one character that JSON lets through
+
+
+class Failures:
+    """Counts what was tried and what came to nothing, and ends the run when that is too much."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._tried = self._failed = 0
+
+    def add(self, tried: int, counts: Mapping[str, int]) -> None:
+        """Count a wave: `tried` rows were to be fetched, `counts` is what all its rows ended as.
+
+        Raises:
+            TooManyFailuresError: the share of failures is above `run.max_failure_share`.
+        """
+        self._tried += tried
+        self._failed += tried - counts.get(schema.OK, 0)
+        if self._failed > self._max_share * self._tried:
+            listed = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+            raise TooManyFailuresError(
+                f"{self._failed:,} of {self._tried:,} rows failed, more than "
+                f"run.max_failure_share = {self._max_share:g} allows; the last wave ended as "
+                f"{listed}. The waves before it are kept. Mend the cause or raise the share, and "
+                "run the same command again."
+            )
+
+
+def _add_timings(job: Job) -> None:
+    path = job.ledger.folder / "timings.json"
+    total = read_json(path) if path.exists() else {}
+    for stage, seconds in job.seconds.items():
+        total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    write_json(path, total)

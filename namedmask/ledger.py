@@ -1,0 +1,361 @@
+"""What is done in a run folder: one writer, committed units, finished verbs.
+
+A *unit* is the smallest work that is done or not done: a wave of rows, a category's expert. Its
+files go to temporary names in their own folder, are flushed and renamed; then its commit record
+`<folder>/commit-<unit>.json` follows the same way. A file that no record names never happened:
+`sweep` removes it. So a run that is killed anywhere loses the unit under way and nothing else.
+
+`run.json` tells, verb by verb, the settings that shaped its output and what it ended with. The same
+verb again with the same settings has nothing to do; with others it is refused, key by key.
+
+No file carries a time, a path or a run id: equal input and settings give equal bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask import schema
+from namedmask.config import Config
+from namedmask.errors import ConfigError, InputError
+
+RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+STORES = ("embeddings", "images", "refined", "experts")
+"""Folders of a run whose every file is named by a commit record."""
+
+SPEED_ONLY = ("in_flight", "per_host", "device", "workers", "checkpoint_every")
+"""Keys of any section that change how fast a verb is, not what it computes (up to rounding)."""
+
+ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
+"""Columns that make a row equal to another run's."""
+
+PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
+"""Columns that neither dictionaries, statistics nor compression would make smaller."""
+
+Content: TypeAlias = "pa.Table | bytes | Callable[[Path], None]"
+"""What a file is made from: a table (parquet), bytes, or a function that writes to a path."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The record of one finished unit."""
+
+    unit: str
+    files: dict[str, dict[str, Any]]  # name below the run folder → {sha256, size}
+    rows: int
+    counts: dict[str, int]  # rows by status
+    input_digest: str  # of what the unit was made from; empty where its name says it
+
+
+class Ledger:
+    """The record keeper of one run folder; get it from `open_run`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._run = _read_run(folder)
+
+    def finished(self, verb: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what `verb` ended with, None when it is not finished.
+
+        `settings` are its flat settings; see `settings_of`.
+
+        Raises:
+            ConfigError: the verb has written something here with other settings.
+        """
+        entry = self._verbs.get(verb)
+        if entry is None:
+            return None
+        self._refuse_others(verb, entry["settings"], settings)
+        return dict(entry["result"]) if entry["finished"] else None
+
+    def start(self, verb: str, settings: Mapping[str, Any]) -> None:
+        """Bind the folder to these settings; called before the first write of `verb`."""
+        if verb not in self._verbs:
+            self._verbs[verb] = {"settings": dict(settings), "finished": False, "result": {}}
+            self._save()
+
+    def finish(self, verb: str, result: Mapping[str, Any]) -> None:
+        """Record that `verb` is done, and what it ended with (plain values)."""
+        self._verbs[verb].update(finished=True, result=dict(result))
+        self._save()
+
+    def commit(
+        self,
+        store: str,
+        unit: str,
+        files: Mapping[str, Content],
+        *,
+        rows: int,
+        counts: Mapping[str, int],
+        input_digest: str = "",
+    ) -> Commit:
+        """Write the files of a unit (by name below the run folder), then its record; return it."""
+        written = {name: write_file(self.folder / name, what) for name, what in files.items()}
+        commit = Commit(unit, written, rows, dict(counts), input_digest)
+        write_json(
+            self._record(store, unit), {"format_version": schema.FORMAT_VERSION} | asdict(commit)
+        )
+        return commit
+
+    def commits(self, store: str) -> dict[str, Commit]:
+        """Return the committed units of a store, by name in ascending order.
+
+        Raises:
+            InputError: a record is unreadable or newer, or a file it names is gone or cut short.
+        """
+        return read_commits(self.folder, store)
+
+    def sweep(self, *stores: str) -> list[str]:
+        """Remove the files of these stores that no record names; return their names."""
+        kept = {
+            name for store in STORES for commit in self.commits(store).values()
+            for name in commit.files
+        }  # fmt: skip
+        orphans = []
+        for store in stores:
+            for path in sorted((self.folder / store).glob("*")):
+                name = f"{store}/{path.name}"
+                if name not in kept and not _is_record(path) and path.is_file():
+                    path.unlink()
+                    orphans.append(name)
+        return orphans
+
+    @property
+    def _verbs(self) -> dict[str, Any]:
+        verbs: dict[str, Any] = self._run["verbs"]
+        return verbs
+
+    def _record(self, store: str, unit: str) -> Path:
+        return self.folder / store / f"commit-{unit}.json"
+
+    def _save(self) -> None:
+        write_json(self.folder / RUN_FILE, self._run)
+
+    def _refuse_others(self, verb: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        absent = "absent"
+        changed = [
+            f"{key} was {_short(old.get(key, absent))}, is {_short(new.get(key, absent))}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, absent) != new.get(key, absent)
+        ]
+        if changed:
+            raise ConfigError(
+                f"run folder {self.folder} holds '{verb}' made by another config: "
+                f"{'; '.join(changed)}. Give another run.out, or set the old value again."
+            )
+
+
+@contextmanager
+def open_run(folder: Path) -> Iterator[Ledger]:
+    """Yield the ledger of a run folder, made when missing, locked against a second writer.
+
+    Raises:
+        ConfigError: the folder cannot be written, or holds something that is no run.
+        InputError: another process writes to it, or its format is newer than this package.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"run.out: folder {folder} cannot be written: {error.strerror}. Give another run.out."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise InputError(
+                f"run folder {folder} is in use by process {lock.read().strip() or 'unknown'}. "
+                "Wait until it ends, or give another run.out."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield Ledger(folder)
+
+
+def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Return the settings a verb's output depends on as one flat dict, `section.key` to value.
+
+    `names` are whole sections (`fetch`) or single keys (`run.seed`); those that only change the
+    speed are left out.
+    """
+    flat = {
+        f"{section}.{key}": value
+        for section, keys in config.tree().items()
+        for key, value in keys.items()
+    }
+    wanted = set(names)
+    return {
+        key: value
+        for key, value in flat.items()
+        if (key in wanted or key.partition(".")[0] in wanted)
+        and key.partition(".")[2] not in SPEED_ONLY
+    }
+
+
+def read_commits(folder: Path, store: str) -> dict[str, Commit]:
+    """Return the committed units of a store of a run folder, as `Ledger.commits` does."""
+    commits = {}
+    for path in sorted((folder / store).glob("commit-*.json")):
+        record = read_json(path)
+        refuse_newer(record, path)
+        commit = Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
+        for name, file in commit.files.items():
+            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            if found != file["size"]:
+                raise InputError(
+                    f"{folder / name} should have {file['size']} bytes as {path} says, and has "
+                    f"{'none' if found is None else found}. Remove that record and run the verb "
+                    "again: only this unit is redone."
+                )
+        commits[commit.unit] = commit
+    return commits
+
+
+def refuse_newer(record: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError when a record was written by a newer version of the store layout."""
+    version = record.get("format_version")
+    if version != schema.FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {version}; this version of namedmask reads "
+            f"{schema.FORMAT_VERSION}. Install the version that wrote it, or give another folder."
+        )
+
+
+def write_file(path: Path, content: Content) -> dict[str, Any]:
+    """Write a file whole or not at all; return its {sha256, size}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    if isinstance(content, pa.Table):
+        write_parquet(content, part)
+    elif isinstance(content, bytes):
+        part.write_bytes(content)
+    else:
+        content(part)
+    with part.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _flush_folder(path.parent)
+    return {"sha256": digest, "size": size}
+
+
+def write_parquet(table: pa.Table, path: Path, row_group_size: int = 1 << 16) -> None:
+    """Write a table as parquet: the same bytes for the same rows, a checksum for each page."""
+    coded = [name for name in table.column_names if name not in PLAIN_COLUMNS]
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        path,
+        row_group_size=row_group_size,
+        compression=dict.fromkeys(coded, "zstd"),
+        use_dictionary=[name for name in ("category", "status") if name in coded],
+        write_statistics=[name for name in ("rank", "label_id") if name in coded],
+        write_page_checksum=True,
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as a JSON file with sorted keys, whole or not at all."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    write_file(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a table of the store, checked page by page against its checksums.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    try:
+        return pq.read_table(
+            path, columns=columns, partitioning=None, page_checksum_verification=True
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path} cannot be read as parquet: {error} "
+            "Remove it with the commit record that names it, and run the verb again."
+        ) from error
+
+
+def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:
+    """Return one sha256 a row, hex, over those of `columns` that the table has."""
+    names = [name for name in columns if name in table.column_names]
+    return [
+        hashlib.sha256(b"".join(map(_framed, row))).hexdigest()
+        for row in zip(*(table[name].to_pylist() for name in names), strict=True)
+    ]
+
+
+def digest(hashes: Iterable[str]) -> str:
+    """Return one sha256, hex, over a set of row hashes, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _framed(value: object) -> bytes:
+    """Return a value as bytes that cannot run into its neighbor's; null differs from empty."""
+    if value is None:
+        return b"-"
+    data = value if isinstance(value, bytes) else str(value).encode()
+    return f"{len(data)}:".encode() + data
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    path = folder / RUN_FILE
+    if path.exists():
+        run = read_json(path)
+        refuse_newer(run, path)
+        return run
+    strangers = [name for name in (*STORES, "archive") if (folder / name).exists()]
+    if strangers:
+        raise ConfigError(
+            f"run.out: {folder} has no {RUN_FILE}, yet a folder '{strangers[0]}' that a run would "
+            "write to. Give another run.out."
+        )
+    run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
+    write_json(path, run)
+    return run
+
+
+def _is_record(path: Path) -> bool:
+    return path.name.startswith("commit-") and path.suffix == ".json"
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,64 @@
+"""The demo: the whole road on a mini world, judged by its truth, with a report at the end."""
+
+from __future__ import annotations
+
+import json
+import resource
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from namedmask import local
+from namedmask.config import Config
+from namedmask.ledger import write_json
+from namedmask.miniworld.judge import judge
+from namedmask.miniworld.server import reserve_port, serve
+from namedmask.miniworld.web import build_world
+from namedmask.progress import Progress
+from namedmask.report import write_report
+
+FULL = {
+    "retrieve": {"archive_size": 80, "candidates": 300},
+    "experts": {"iterations": 150},
+    "train": {"iterations": 5000, "checkpoint_every": 1000},
+}
+"""What `--full` changes: more images a category, longer training."""
+
+VERBS = (local.curate, local.refine, local.train, local.evaluate)
+
+
+def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, Any]:
+    """Return the summary of the demo in `out`, and write it with the report beside the run.
+
+    The world is drawn once; a finished demo is recognized and left as it is (`skipped`).
+    """
+    world = out / "world"
+    with progress.step("draw the world"):
+        build_world(world, seed, per_category=160 if full else 110)
+    port = reserve_port(world / "port")
+    config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
+    with serve(world / "web", port) as base:
+        results = [verb(config, progress) for verb in VERBS]
+        done = out / "summary.json"
+        if all(result.get("skipped") for result in results) and done.exists():
+            return json.loads(done.read_text()) | {"skipped": True}
+        with progress.step("judge by the truth"):
+            summary = {"seed": seed, "full": full} | judge(config, world, base)
+    summary["seconds"] = json.loads((out / "timings.json").read_text())
+    summary["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    write_json(done, summary)
+    write_report(out)
+    return summary
+
+
+def demo_config(seed: int, out: Path, world: Path, base: str, full: bool) -> Config:
+    """Return the demo's config: the shipped `demo.toml` with this run's places in it."""
+    text = (resources.files("namedmask") / "data" / "runs" / "demo.toml").read_text("utf-8")
+    tree = tomllib.loads(text)
+    for section, values in FULL.items() if full else ():
+        tree[section] |= values
+    tree["run"] |= {"out": str(out), "seed": seed}
+    tree["metadata"] = {"source": [f"{base}/metadata.parquet"]}
+    tree["evaluate"]["root"] = str(world / "scenes")
+    return Config.of(tree, place="demo.toml")

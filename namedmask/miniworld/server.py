@@ -1,0 +1,131 @@
+"""The mini world's web server: one process on loopback, with the web's bad manners on demand.
+
+    with serve(WORLD / "web", reserve_port(WORLD / "port")) as base: …  # http://127.0.0.1:PORT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from aiohttp import web
+
+from namedmask.errors import InputError
+
+
+PORT = 8917
+
+
+def reserve_port(note: Path) -> int:
+    """Return the port a world is served at, the same each time: urls, and so ids, hold it.
+
+    A new world gets 8917, or any free port where that is taken; `note` remembers it.
+    """
+    if note.exists():
+        return int(note.read_text())
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    note.write_text(str(port))
+    return port
+
+
+@contextmanager
+def serve(folder: Path, port: int) -> Iterator[str]:
+    """Yield the base url of a server over `folder` that runs in its own process until the end.
+
+    Raises:
+        InputError: another program holds the port.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(folder, port, theirs), daemon=True)
+    process.start()
+    try:
+        if not ours.recv():
+            raise InputError(
+                f"port {port} of this machine is taken, and the mini world's urls hold it. Stop "
+                f"the other program, or remove {folder.parent} to draw the world anew."
+            )
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _run(folder: Path, port: int, pipe: Connection) -> None:
+    asyncio.run(_serve(folder, port, pipe))
+
+
+async def _serve(folder: Path, port: int, pipe: Connection) -> None:
+    routes = json.loads((folder / "routes.json").read_text())
+    app = web.Application()
+    app.router.add_get("/metadata.parquet", _Metadata(folder))
+    app.router.add_get("/moved/{path:.*}", _Pictures(folder, {}))
+    app.router.add_get("/{path:.*}", _Pictures(folder, routes))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+    except OSError:
+        pipe.send(False)
+        return
+    pipe.send(True)
+    await asyncio.Event().wait()
+
+
+class _Metadata:
+    """Answers with the metadata table, its urls pointing at this server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.table = pq.read_table(folder / "metadata.parquet")
+
+    async def __call__(self, request: web.Request) -> web.Response:
+        base = f"http://{request.host}"
+        urls = pc.replace_substring(self.table["URL"], "{base}", base)
+        sink = pa.BufferOutputStream()
+        pq.write_table(self.table.set_column(0, "URL", urls), sink)
+        return web.Response(body=sink.getvalue().to_pybytes())
+
+
+class _Pictures:
+    """Answers with a picture, or with the trouble its route names."""
+
+    def __init__(self, folder: Path, routes: dict[str, str]) -> None:
+        self.folder, self.routes = folder, routes
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        path = request.match_info["path"]
+        trouble = self.routes.get(path, "")
+        if trouble.startswith("http_"):
+            return web.Response(status=int(trouble[5:]), text="gone")
+        if trouble == "timeout":
+            await asyncio.sleep(3600)
+        if trouble == "reset" and request.transport is not None:
+            request.transport.abort()
+        if trouble == "redirect":
+            raise web.HTTPFound(f"/moved/{path}")
+        if trouble == "not_an_image":
+            page = "<!doctype html><title>Parked</title><p>This domain is for sale."
+            return web.Response(text=page, content_type="text/html")
+        target = self.folder / path
+        if not target.is_file() or self.folder.resolve() not in target.resolve().parents:
+            return web.Response(status=404, text="no such picture")
+        data = target.read_bytes()
+        headers = {"X-Robots-Tag": "noai, noimageai"} if trouble == "opted_out" else {}
+        if trouble == "truncated":
+            data = data[: len(data) // 2]
+        return web.Response(body=data, content_type="image/jpeg", headers=headers)

@@ -1,0 +1,218 @@
+"""Train the saliency detector without labels: it reads images.npy and nothing else.
+
+    python -m namedmask.miniworld.training.saliency FOLDER [--steps 900]
+
+First on collages: a ground stretched from the corner of one picture, on it a figure of a few random
+superellipses, each cut from another picture; the figure is the target. Then on the pictures
+themselves: the detector's own maps, averaged over mirror images and cleaned of what touches the frame
+on two sides, are the targets of the next round (self-training).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import save_file
+
+from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
+from namedmask.miniworld.training import views
+from namedmask.saliency import TinyUNet
+
+log = logging.getLogger(__name__)
+WEIGHTS = Path(__file__).parent.parent / "weights"
+SIDE = TinyUNet.SIDE
+BATCH = 32
+PARTS = 6
+MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
+STD = torch.tensor(IMAGENET_STD)[:, None, None]
+
+
+def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return collages (B, 3, S, S) in [0, 1] and their figures (B, 1, S, S), of images (B, 3, S, S)."""
+    count = len(images)
+    canvas = _grounds(images, generator)
+    split = _half_planes(count, generator)
+    canvas = torch.where(split, _grounds(images.roll(1, 0), generator), canvas)
+    for part in range(int(torch.randint(0, 4, (1,), generator=generator))):
+        speck = _superellipse(count, generator, _any(count, generator), (0.03, 0.1))
+        canvas = torch.where(speck, _stuff(images.roll(2 + part, 0), generator), canvas)
+    figure = torch.zeros(count, 1, SIDE, SIDE, dtype=torch.bool)
+    at = _any(count, generator) * 0.5
+    size = _uniform((count, 1), 0.6, 1.4, generator)
+    for part in range(PARTS):
+        present = _uniform((count, 1, 1, 1), 0, 1, generator) < (1.0 if part == 0 else 0.65)
+        spread = torch.randn(count, 2, generator=generator) * 0.3 * size
+        reach = (0.16, 0.5) if part == 0 else (0.05, 0.4)
+        shape = _superellipse(count, generator, at + spread * float(part > 0), reach, size) & present
+        canvas = torch.where(shape, _stuff(images.roll(7 + part, 0), generator), canvas)
+        figure = figure | shape
+    for _ in range(int(torch.randint(0, 2, (1,), generator=generator))):
+        pole = _superellipse(count, generator, at, (0.02, 0.05)) & ~_half_planes(count, generator)
+        canvas = torch.where(pole, _stuff(images.roll(19, 0), generator), canvas)
+        figure = figure & ~pole
+    return canvas, figure.float()
+
+
+def train(folder: Path, steps: int, rounds: int = 2, seed: int = 0) -> TinyUNet:
+    """Return the trained detector."""
+    torch.manual_seed(seed)
+    images = np.load(folder / "images.npy")
+    net = TinyUNet().to(memory_format=torch.channels_last)
+    _fit(net, images, None, steps, seed)
+    for turn in range(rounds):
+        chosen = np.random.default_rng(seed + turn).permutation(len(images))[:5000]
+        masks = own_masks(net, images[chosen])
+        usable = (masks.mean((1, 2)) > 0.02) & (masks.mean((1, 2)) < 0.6)
+        log.info("round %d: %d of %d own masks kept", turn, usable.sum(), len(usable))
+        _fit(net, images, (chosen[usable], masks[usable]), steps // 2, seed + 1 + turn)
+    return net.eval()
+
+
+def own_masks(net: TinyUNet, images: np.ndarray) -> np.ndarray:
+    """Return cleaned masks, (N, S, S) uint8, of the detector's maps averaged over mirror images."""
+    net.eval()
+    masks = np.zeros(images.shape[:3], np.uint8)
+    with torch.inference_mode():
+        for start in range(0, len(images), 64):
+            batch = _tensor(images[start : start + 64])
+            both = net(_normalized(batch)).sigmoid() + net(_normalized(batch.flip(-1))).sigmoid().flip(-1)
+            for row, one in enumerate((both[:, 0] / 2).numpy()):
+                masks[start + row] = clean(one > 0.5)
+    net.train()
+    return masks
+
+
+def clean(mask: np.ndarray) -> np.ndarray:
+    """Return the mask's parts of some size that touch the frame on less than two sides, holes filled."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    kept = np.zeros(mask.shape, np.uint8)
+    largest = max((stats[i, cv2.CC_STAT_AREA] for i in range(1, count)), default=0)
+    for i in range(1, count):
+        x, y, w, h, area = stats[i]
+        touches = (x == 0) + (y == 0) + (x + w == mask.shape[1]) + (y + h == mask.shape[0])
+        if area >= 0.15 * largest and touches < 2:
+            kept[labels == i] = 1
+    return kept
+
+
+def _fit(
+    net: TinyUNet, images: np.ndarray, own: tuple[np.ndarray, np.ndarray] | None, steps: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    peak = 2e-3 if own is None else 1e-3
+    optimizer = torch.optim.AdamW(net.parameters(), lr=peak, weight_decay=0.02)
+    for step in range(steps):
+        rate = min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = peak * rate
+        if own is None or step % 3 == 0:
+            batch, target = collage(_tensor(images[rng.integers(len(images), size=BATCH)]), generator)
+        else:
+            rows = rng.integers(len(own[0]), size=BATCH)
+            batch = _tensor(images[own[0][rows]])
+            target = torch.from_numpy(own[1][rows])[:, None].float()
+        both = torch.cat([views.recolor(batch, generator, 0.5), target], 1)
+        both = views.crops(both, SIDE, generator, (0.7, 1.0), turn=0.2)
+        logits = net(_normalized(both[:, :3]).to(memory_format=torch.channels_last))
+        loss = _loss(logits, both[:, 3:].round())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 0:
+            log.info("step %d loss %.3f", step, loss.item())
+
+
+def _loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    inside = logits.sigmoid()
+    overlap = (inside * target).sum((1, 2, 3))
+    dice = 1 - (2 * overlap + 1) / (inside.sum((1, 2, 3)) + target.sum((1, 2, 3)) + 1)
+    return F.binary_cross_entropy_with_logits(logits, target) + dice.mean()
+
+
+def _grounds(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return each picture's corner stretched over the frame."""
+    count = len(images)
+    zoom = _uniform((count,), 0.35, 0.6, generator)
+    corner = torch.randint(0, 2, (count, 2), generator=generator).float() * 2 - 1
+    return _window(images, zoom, corner * (1 - zoom)[:, None])
+
+
+def _stuff(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a random window of each picture stretched over the frame."""
+    count = len(images)
+    zoom = _uniform((count,), 0.3, 1.0, generator)
+    return _window(images, zoom, _any(count, generator) * (1 - zoom)[:, None])
+
+
+def _window(images: torch.Tensor, zoom: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = zoom
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _superellipse(
+    count: int,
+    generator: torch.Generator,
+    center: torch.Tensor,
+    reach: tuple[float, float],
+    size: torch.Tensor | float = 1.0,
+) -> torch.Tensor:
+    """Return shapes between bar, ellipse and box, (count, 1, S, S) bool."""
+    angle = _uniform((count, 1, 1), 0, math.pi, generator)
+    radii = _uniform((count, 2), *reach, generator) * size
+    power = 2.0 ** _uniform((count, 1, 1), 0.3, 3.0, generator)
+    line = torch.linspace(-1, 1, SIDE)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    x, y = x[None] - center[:, 0, None, None], y[None] - center[:, 1, None, None]
+    u = (x * angle.cos() + y * angle.sin()) / radii[:, 0, None, None]
+    v = (y * angle.cos() - x * angle.sin()) / radii[:, 1, None, None]
+    return (u.abs() ** power + v.abs() ** power < 1)[:, None]
+
+
+def _half_planes(count: int, generator: torch.Generator) -> torch.Tensor:
+    line = torch.linspace(-1, 1, SIDE)[None, None, :, None]
+    cut = _uniform((count, 1, 1, 1), -0.6, 1.4, generator)
+    return (line > cut).expand(count, 1, SIDE, SIDE)
+
+
+def _any(count: int, generator: torch.Generator) -> torch.Tensor:
+    return _uniform((count, 2), -1, 1, generator)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _tensor(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def _normalized(images: torch.Tensor) -> torch.Tensor:
+    return (images - MEAN) / STD
+
+
+def main() -> None:
+    """Read the command line and train."""
+    logging.basicConfig(level=logging.INFO)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=900)
+    arguments = parser.parse_args()
+    net = train(arguments.folder, arguments.steps)
+    state = {key: value.half() if value.is_floating_point() else value
+             for key, value in net.state_dict().items()}  # fmt: skip
+    save_file({key: value.contiguous() for key, value in state.items()},
+              WEIGHTS / "saliency.safetensors")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

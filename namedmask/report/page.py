@@ -1,0 +1,174 @@
+"""The pieces of an HTML page, safe by construction: plain text is escaped, only `Html` passes."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from importlib import resources
+
+import numpy as np
+
+from namedmask import images
+from namedmask.schema import OK
+
+JPEG_QUALITY = 82
+
+VOID = ("img", "meta")
+
+SHADES = 8
+"""Colors for statuses other than ok, named s0 to s7 in report.css."""
+
+
+class Html(str):
+    """Markup that is not escaped again."""
+
+    __slots__ = ()
+
+
+def element(kind: str, /, *children: str, **attributes: str) -> Html:
+    """Return an element; `class_` stands for class, underscores elsewhere for hyphens."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
+        for key, value in attributes.items()
+    )
+    if kind in VOID:
+        return Html(f"<{kind}{written}>")
+    return Html(f"<{kind}{written}>{joined(children)}</{kind}>")
+
+
+def joined(children: Sequence[str]) -> Html:
+    """Return the children one after the other, plain text escaped."""
+    return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children))
+
+
+def page(title: str, *sections: Html) -> str:
+    """Return a whole document with its style inside."""
+    style = resources.files("namedmask").joinpath("data", "report.css").read_text("utf-8")
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title),
+        element("style", Html(style)),
+    )
+    body = element("body", element("main", *sections))
+    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
+
+
+def section(title: str, *children: str) -> Html:
+    """Return a titled section of the page."""
+    anchor = title.lower().replace(" ", "-")
+    return element("section", element("h2", title), *children, id=anchor)
+
+
+def note(*children: str) -> Html:
+    """Return a line that explains, or says what is not there yet."""
+    return element("p", *children, class_="note")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> Html:
+    """Return a table; the columns in `numbers` are set flush right."""
+
+    def row(kind: str, cells: Sequence[str]) -> Html:
+        return element("tr", *(
+            element(kind, cell, class_="number" if place in numbers else "text")
+            for place, cell in enumerate(cells)
+        ))  # fmt: skip
+
+    body = element("tbody", *(row("td", cells) for cells in rows))
+    whole = element("table", element("thead", row("th", head)), body)
+    return element("div", whole, class_="scroll")
+
+
+def tile(label: str, value: str, *below: str) -> Html:
+    """Return a headline number with what stands below it."""
+    lines = (element("span", line, class_="below") for line in below)
+    return element(
+        "div", element("b", value), element("span", label, class_="label"), *lines, class_="tile"
+    )
+
+
+def stacked_bar(counts: Mapping[str, int], total: int = 0) -> Html:
+    """Return one horizontal bar cut by status; `total` above the sum leaves the rest empty."""
+    whole = max(total, sum(counts.values()), 1)
+    parts = [
+        element("i", class_=shade, style=f"width:{100 * count / whole:.3f}%",
+                title=f"{status}: {count:,} ({count / whole:.1%})")
+        for (status, count), shade in zip(counts.items(), shades(counts), strict=True)
+        if count
+    ]  # fmt: skip
+    label = ", ".join(f"{status} {count}" for status, count in counts.items())
+    return element("div", *parts, class_="bar", role="img", aria_label=label)
+
+
+def shades(counts: Mapping[str, int]) -> list[str]:
+    """Return the style class of each status: its own for ok, the others in turn."""
+    others = [status for status in counts if status != OK]
+    return [OK if s == OK else f"s{others.index(s) % SHADES}" for s in counts]
+
+
+def chip(shade: str) -> Html:
+    """Return the small square that explains a color of a bar."""
+    return element("i", class_=f"chip {shade}")
+
+
+def bar_chart(values: Mapping[str, float], mean: float | None = None) -> Html:
+    """Return an SVG bar for each value in [0, 1], names left, numbers right, a line at `mean`."""
+    row, left, right, width = 22, 190, 60, 760
+    span, height = width - left - right, row * len(values) + 6
+    parts = []
+    for place, (name, value) in enumerate(values.items()):
+        y = place * row + 3
+        shown = name if len(name) <= 26 else f"{name[:25]}…"
+        parts += [
+            element("text", element("title", name), shown, x=f"{left - 8}", y=f"{y + 15}",
+                    text_anchor="end"),
+            element("rect", x=f"{left}", y=f"{y}", width=f"{span}", height="18", class_="track",
+                    rx="3"),
+            element("rect", x=f"{left}", y=f"{y}", width=f"{max(1.0, span * value):.1f}",
+                    height="18", class_="value", rx="3"),
+            element("text", f"{value:.3f}", x=f"{width - right + 8}", y=f"{y + 15}"),
+        ]  # fmt: skip
+    if mean is not None:
+        x = f"{left + span * mean:.1f}"
+        parts.append(element("line", element("title", f"mean {mean:.3f}"), x1=x, x2=x, y1="0",
+                             y2=f"{height}", class_="mean"))  # fmt: skip
+    return element(
+        "svg", *parts, viewBox=f"0 0 {width} {height}", role="img", class_="chart",
+        aria_label="bar chart",
+    )  # fmt: skip
+
+
+def picture(image: np.ndarray, description: str) -> Html:
+    """Return an (H, W, 3) uint8 RGB image inside the page, as JPEG."""
+    data = base64.b64encode(images.encode_jpeg(image, JPEG_QUALITY)).decode()
+    height, width = image.shape[:2]
+    return element(
+        "img", src=f"data:image/jpeg;base64,{data}", alt=description, width=f"{width}",
+        height=f"{height}", loading="lazy",
+    )  # fmt: skip
+
+
+def figure(caption: str, *pictures: Html) -> Html:
+    """Return pictures side by side over one caption."""
+    return element(
+        "figure",
+        element("div", *pictures, class_="side"),
+        element("figcaption", caption),
+    )
+
+
+def folded(title: str, *children: str) -> Html:
+    """Return a part that opens when asked."""
+    return element("details", element("summary", title), *children)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number as text: thousands with commas, four digits below; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"

@@ -1,0 +1,153 @@
+"""What a run folder keeps of its rows: the vectors of all, and the judged images of the tried.
+
+`EmbeddingStore` is `embeddings/`: schema.EMBEDDINGS in `wave-…`, schema.ROW_TOMBSTONES in
+`tombstones-…`; the rows of all waves in order are the numbers that retrieval speaks of.
+`ImageStore` is `images/`: schema.IMAGES of the images that pass every check, and of the others only
+id, url and status: the pixels of a rejected image are in no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from namedmask import schema
+from namedmask.errors import SchemaError
+from namedmask.ledger import Commit, Ledger, read_parquet
+
+EMBEDDINGS = "embeddings"
+IMAGES = "images"
+
+OPEN_UNITS = 4
+"""Units of images held in memory while archives are put together."""
+
+
+class EmbeddingStore:
+    """The vectors of a run, wave by wave."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def write(self, unit: str, table: pa.Table, input_digest: str) -> Commit:
+        """Commit a wave: its vectors and its tombstones."""
+        return _commit(self._ledger, EMBEDDINGS, unit, table, schema.EMBEDDINGS, input_digest)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield the vectors of each wave that has any, (N, D) float32, unit L2 norm.
+
+        Raises:
+            InputError: a file is unreadable.
+            SchemaError: a vector is null, or not as long as its neighbors.
+        """
+        for path in self._paths():
+            vectors = vectors_of(read_parquet(path, ["embedding"]), path)
+            if len(vectors):
+                yield vectors
+
+    def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
+        """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending."""
+        ids: list[str] = []
+        urls: list[str] = []
+        vectors = []
+        first = 0
+        for path in self._paths():
+            table = read_parquet(path, ["sample_id", "url", "embedding"])
+            begin, end = np.searchsorted(rows, [first, first + table.num_rows])
+            part = table.take(rows[begin:end] - first)
+            ids += part["sample_id"].to_pylist()
+            urls += part["url"].to_pylist()
+            vectors.append(vectors_of(part, path))
+            first += table.num_rows
+        wide = [part for part in vectors if len(part)]
+        return ids, urls, np.concatenate(wide) if wide else np.empty((0, 0), np.float32)
+
+    def _paths(self) -> list[Path]:
+        units = self._ledger.commits(EMBEDDINGS)
+        return [self._ledger.folder / _file(EMBEDDINGS, "wave", unit) for unit in units]
+
+
+class ImageStore:
+    """The judged images of a run: the verdict on each, the bytes and masks of the good ones."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._units: dict[str, str] = {}  # sample_id of a good image → its unit
+        self.verdicts: dict[str, str] = {}
+        for unit in ledger.commits(IMAGES):
+            for kind in ("wave", "tombstones"):
+                path = ledger.folder / _file(IMAGES, kind, unit)
+                self._remember(unit, read_parquet(path, ["sample_id", "status"]))
+        self._open = lru_cache(OPEN_UNITS)(self._read)
+
+    def write(self, table: pa.Table) -> Commit:
+        """Commit a wave of judged images as the next unit."""
+        unit = f"{len(self._ledger.commits(IMAGES)):05d}"
+        commit = _commit(self._ledger, IMAGES, unit, table, schema.IMAGES, "")
+        self._remember(unit, table)
+        return commit
+
+    def entries(self, candidates: pa.Table) -> pa.Table:
+        """Return the archive entries (schema.ARCHIVE) of one category's accepted candidates."""
+        ids = candidates["sample_id"].to_pylist()
+        units = [self._units[sample_id] for sample_id in ids]
+        names = ["sample_id", "image", "image_height", "image_width", "mask"]
+        parts = [self._open(unit).select(names) for unit in dict.fromkeys(units)]
+        if not parts:
+            return schema.ARCHIVE.empty_table()
+        images = pa.concat_tables(parts)
+        rows = pc.index_in(candidates["sample_id"], images["sample_id"].combine_chunks())
+        images = images.take(rows)
+        for name in names[1:]:
+            candidates = candidates.append_column(name, images[name])
+        return schema.conform(candidates, schema.ARCHIVE, "the archive")
+
+    def _remember(self, unit: str, table: pa.Table) -> None:
+        found = dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+        self.verdicts.update(found)
+        self._units.update((one, unit) for one, status in found.items() if status == schema.OK)
+
+    def _read(self, unit: str) -> pa.Table:
+        return read_parquet(self._ledger.folder / _file(IMAGES, "wave", unit))
+
+
+def vectors_of(table: pa.Table, path: Path) -> np.ndarray:
+    """Return the column `embedding` as (N, D) float32.
+
+    Raises:
+        SchemaError: a vector is null, or not as long as its neighbors.
+    """
+    column = table["embedding"]
+    widths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if None in widths or len(widths) > 1:
+        found = ", ".join("null" if width is None else str(width) for width in widths)
+        raise SchemaError(
+            f"{path}: column 'embedding' has vectors of length {found}; expected one length. "
+            "Remove the file with the commit record that names it, and run 'embed' again."
+        )
+    flat = pc.list_flatten(column).to_numpy().astype(np.float32, copy=False)
+    return flat.reshape(table.num_rows, widths[0] if widths else 0)
+
+
+def _commit(
+    ledger: Ledger, store: str, unit: str, table: pa.Table, good: pa.Schema, input_digest: str
+) -> Commit:
+    is_ok = pc.equal(table["status"], schema.OK)
+    files = {
+        _file(store, "wave", unit): schema.conform(table.filter(is_ok), good, store),
+        _file(store, "tombstones", unit): schema.conform(
+            table.filter(pc.invert(is_ok)), schema.ROW_TOMBSTONES, store
+        ),
+    }
+    counts = schema.counts_by_status(table["status"].to_pylist())
+    return ledger.commit(
+        store, unit, files, rows=table.num_rows, counts=counts, input_digest=input_digest
+    )
+
+
+def _file(store: str, kind: str, unit: str) -> str:
+    return f"{store}/{kind}-{unit}.parquet"

@@ -1,0 +1,430 @@
+"""The plain loop end to end on a small real web: adds up, resumes, repeats, refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from itertools import chain
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from namedmask import ledger, local
+from namedmask.archive import Archive
+from namedmask.config import Config
+from namedmask.errors import ConfigError, InputError, SchemaError, TooManyFailuresError
+from namedmask.jobs import to_toml
+from namedmask.progress import SilentProgress
+from tests import toys
+
+SILENT = SilentProgress()
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[toys.SmallWeb]:
+    with toys.SmallWeb() as web:
+        toys.fill(web, toys.COLORS, each=12)
+        yield web
+
+
+@pytest.fixture(scope="module")
+def source(web: toys.SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(web.write_metadata(tmp_path_factory.mktemp("web") / "metadata.parquet"))
+
+
+@pytest.fixture(scope="module")
+def finished(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A curated run folder; tests read it and must leave it as it is."""
+    out = tmp_path_factory.mktemp("finished")
+    local.curate(config_of(source, out), SILENT)
+    return out
+
+
+def tree_of(source: str, out: Path) -> dict[str, Any]:
+    return {
+        "run": {"out": str(out), "wave_rows": 16, "threads": 1},
+        "categories": {"names": list(toys.COLORS), "templates": ["a {} disk", "one {} thing"]},
+        "metadata": {"source": [source]},
+        "fetch": {"timeout_s": 5.0, "retries": 0, "in_flight": 4, "allow_loopback": True},
+        "embed": {"model": "tests.toys:embedder", "batch_size": 8},
+        "retrieve": {"archive_size": SIZE, "near_duplicate_cosine": 0.995, "candidates": 40},
+        "faces": {"detector": "tests.toys:face_detector"},
+        "saliency": {"detector": "tests.toys:saliency_detector", "batch_size": 4},
+        "augment": {"crop": 32},
+        "segmenter": {"name": "deeplabv3plus_tiny"},
+        "experts": {"iterations": 2, "batch_size": 2},
+        "train": {"iterations": 4, "batch_size": 2, "checkpoint_every": 2},
+    }
+
+
+def config_of(source: str, out: Path, *overrides: str) -> Config:
+    return Config.of(tree_of(source, out), overrides)
+
+
+def digests(run: Path) -> dict[str, str]:
+    """What must be equal between two runs of one config, whatever happened on the way."""
+    archive = Archive.open(run / "archive", verify=True)
+    entries = [ledger.row_hashes(archive.entries(name)) for name in archive.names]
+    vectors = [
+        ledger.row_hashes(ledger.read_parquet(path), ("sample_id", "embedding", "status"))
+        for path in (run / "embeddings").glob("*.parquet")
+    ]
+    candidates = ledger.read_parquet(run / "candidates.parquet")
+    return {
+        "archive": ledger.digest(chain(*entries)),
+        "embeddings": ledger.digest(chain(*vectors)),
+        "candidates": ledger.digest(ledger.row_hashes(candidates, candidates.column_names)),
+        "funnels": (run / "funnels.json").read_text(),
+    }
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_local_curate_counts_of_both_funnels_add_up(finished: Path, web: toys.SmallWeb) -> None:
+    funnels = read_json(finished / "funnels.json")
+    assert funnels["rows_in"] == len(web.rows)
+    assert sum(funnels["rows_by_status"].values()) == len(web.rows)
+    for status, count in [
+        ("unsafe", 1),
+        ("duplicate_url", 1),
+        ("not_an_image", 1),
+        ("http_404", 9),
+    ]:
+        assert funnels["rows_by_status"][status] == count
+    assert funnels["candidates_in"] == 3 * 40
+    assert sum(funnels["candidates_by_status"].values()) == 3 * 40
+    for counts in funnels["by_category"].values():
+        assert sum(counts.values()) == 40
+        assert counts["ok"] == SIZE
+    assert "pending" not in funnels["candidates_by_status"]
+
+
+def test_local_archive_holds_the_best_ranked_that_pass(finished: Path, web: toys.SmallWeb) -> None:
+    archive = Archive.open(finished / "archive", verify=True)
+    candidates = pq.read_table(finished / "candidates.parquet").to_pylist()
+    assert archive.names == tuple(toys.COLORS)
+    for word in toys.COLORS:
+        entries = archive.entries(word)
+        names = [url.rpartition("/")[2] for url in entries["url"].to_pylist()]
+        assert all(name.startswith(f"{word}-") and "face" not in name for name in names)
+        numbers = [name.removesuffix(".jpg").rpartition("-")[2] for name in names]
+        assert len(set(numbers)) == SIZE, "a picture and its copy are both there"
+        mine = [row for row in candidates if row["category"] == word]
+        kept = [row["rank"] for row in mine if row["status"] == "ok"]
+        assert kept == entries["rank"].to_pylist() == sorted(kept)
+        above = {row["status"] for row in mine if row["rank"] < kept[-1]}
+        assert above <= {"ok", "has_face", "near_duplicate"}
+        for row in mine:
+            if row["status"] == "near_duplicate":
+                original = next(one for one in mine if one["sample_id"] == row["duplicate_of"])
+                assert original["rank"] < row["rank"]
+
+
+def test_local_archive_keeps_bytes_as_served_and_a_mask_on_the_disk(
+    finished: Path, web: toys.SmallWeb
+) -> None:
+    archive = Archive.open(finished / "archive")
+    for row in archive.entries("green").to_pylist():
+        assert row["image"] == web.files[row["url"].removeprefix(web.url)]
+    samples = archive.samples(refined=False)
+    assert len(samples) == 3 * SIZE
+    for index in range(len(samples)):
+        image, label = samples[index]
+        color = image[label > 0].mean(0)
+        assert np.abs(color - list(toys.COLORS.values())[label.max() - 1]).max() < 40
+        assert set(np.unique(label)) == {0, index // SIZE + 1}
+
+
+def test_local_rejected_faces_and_unsafe_pixels_are_in_no_file(
+    finished: Path, web: toys.SmallWeb
+) -> None:
+    stored = [path.read_bytes() for path in finished.rglob("*") if path.is_file()]
+    bodies = {name: body for name, body in web.files.items() if "face" in name or "unsafe" in name}
+    assert len(bodies) > 9
+    for name, body in bodies.items():
+        assert not [data for data in stored if body[-60:] in data], f"{name} was kept"
+    kept = web.files["/red-1.jpg"]
+    assert any(kept[-60:] in data for data in stored), "the check finds what is there"
+
+
+def test_local_finished_run_again_does_nothing(
+    finished: Path, source: str, web: toys.SmallWeb
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    hits = web.hits.total()
+    summary = local.curate(config_of(source, finished), SILENT)
+    assert summary["skipped"] is True
+    assert summary["rows_in"] == len(web.rows)
+    assert summary["images_kept"] == 3 * SIZE
+    assert web.hits.total() == hits
+    lock = finished / ledger.LOCK_FILE
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert {p: t for p, t in after.items() if p != lock} == {
+        p: t for p, t in before.items() if p != lock
+    }
+
+
+def test_local_saved_run_file_is_the_config(finished: Path, source: str) -> None:
+    assert Config.load(finished / "run.toml") == config_of(source, finished)
+
+
+def test_local_odd_text_in_a_config_survives_the_saved_run_file(tmp_path: Path) -> None:
+    odd = 'a "quoted" \\ back, tab\t, ünïcode 漢, 😀 and \x7f'
+    config = Config.of({"run": {"out": "x"}, "fetch": {"user_agent": odd}})
+    (tmp_path / "run.toml").write_text(to_toml(config), encoding="utf-8")
+    assert Config.load(tmp_path / "run.toml") == config
+
+
+def test_local_another_config_in_the_same_folder_is_refused(finished: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"'embed'.*fetch\.retries was 0, is 2"):
+        local.curate(config_of(source, finished, "fetch.retries=2"), SILENT)
+    with pytest.raises(ConfigError, match=r"'build'.*retrieve\.archive_size was 8, is 5"):
+        local.curate(config_of(source, finished, "retrieve.archive_size=5"), SILENT)
+    with pytest.raises(ConfigError, match=r"categories\.names was"):
+        local.build(config_of(source, finished, 'categories.names=["red"]'), SILENT)
+    faster = config_of(source, finished, "fetch.in_flight=64", "run.threads=2")
+    assert local.curate(faster, SILENT)["skipped"]
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    """Fresh processes that need not import torch again for each test."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["namedmask.local", "tests.toys"])
+    return context
+
+
+@pytest.mark.parametrize("cut", ["embeddings/commit-00002.json", "images/commit-00000.json"])
+def test_local_killed_and_run_again_ends_with_equal_rows(
+    cut: str,
+    source: str,
+    web: toys.SmallWeb,
+    finished: Path,
+    processes: ForkServerContext,
+    tmp_path: Path,
+) -> None:
+    config = config_of(source, tmp_path)
+    web.delay_s = 0.1
+    try:
+        process = processes.Process(target=local.curate, args=(config, SILENT))
+        process.start()
+        while not (tmp_path / cut).exists():
+            assert process.is_alive(), "ended before it could be killed"
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+    finally:
+        web.delay_s = 0.0
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "archive" / "manifest.json").exists()
+    committed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/commit-*.json")}
+    local.curate(config, SILENT)
+    assert digests(tmp_path) == digests(finished)
+    again = {path: path.stat().st_mtime_ns for path in committed}
+    assert again == committed, "committed work was done again"
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_local_results_do_not_depend_on_wave_or_batch_size(
+    source: str, finished: Path, tmp_path: Path
+) -> None:
+    sizes = ("run.wave_rows=7", "embed.batch_size=3", "saliency.batch_size=1", "fetch.in_flight=1")
+    local.curate(config_of(source, tmp_path, *sizes), SILENT)
+    assert digests(tmp_path) == digests(finished)
+
+
+def test_local_build_before_embed_says_what_to_run(source: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Run 'namedmask embed'"):
+        local.build(config_of(source, tmp_path), SILENT)
+
+
+def test_local_changed_metadata_is_refused_on_resume(
+    source: str, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    path = tmp_path / "metadata.parquet"
+    table = pq.read_table(source)
+    pq.write_table(table.slice(0, 40), path)
+    config = config_of(str(path), tmp_path / "run")
+    embed_two_waves(config)
+    pq.write_table(table.slice(1, 40), path)
+    with pytest.raises(InputError, match="other rows for wave 00000"):
+        local.embed(config, SILENT)
+    pq.write_table(table.slice(0, 16), path)
+    with pytest.raises(InputError, match="other rows for wave 00001"):
+        local.embed(config, SILENT)
+    pq.write_table(table.slice(0, 40), path)
+    assert local.embed(config, SILENT)["rows_in"] == 40
+
+
+class StopAfter(SilentProgress):
+    """Progress that ends the run from inside, as a full disk or Ctrl-C would."""
+
+    def __init__(self, advances: int) -> None:
+        self.left = advances
+
+    def step(self, name: str, total: int | None = None) -> Any:
+        step = super().step(name, total)
+        advance = step.advance
+
+        def count(*arguments: Any) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            advance(*arguments)
+
+        step.advance = count
+        return step
+
+
+def embed_two_waves(config: Config) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        local.embed(config, StopAfter(2))
+    assert len(list(config.run.out.glob("embeddings/commit-*.json"))) == 2
+
+
+def test_local_too_many_failures_end_the_run_and_lose_nothing(
+    source: str, web: toys.SmallWeb, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TooManyFailuresError, match=r"run\.max_failure_share = 0\.05.*http_404"):
+        local.curate(config_of(source, tmp_path, "run.max_failure_share=0.05"), SILENT)
+    local.curate(config_of(source, tmp_path), SILENT)
+    assert digests(tmp_path) == digests(finished)
+
+
+def test_local_category_without_an_image_is_told_with_its_counts_and_can_be_dropped(
+    tmp_path: Path,
+) -> None:
+    with toys.SmallWeb() as web:
+        toys.fill(web, {"red": toys.COLORS["red"]}, each=6)
+        for number in range(5):
+            face = toys.disk(toys.COLORS["blue"], number, face=True)
+            web.add(f"blue-{number}.jpg", toys.jpeg(face))
+        source = str(web.write_metadata(tmp_path / "metadata.parquet"))
+        few = ("retrieve.candidates=5", "retrieve.archive_size=4")
+        both = config_of(source, tmp_path / "run", 'categories.names=["red", "blue"]', *few)
+        with pytest.raises(InputError, match=r"no image is left for 'blue' \(has_face 5\)"):
+            local.curate(both, SILENT)
+        assert not (tmp_path / "run" / "archive").exists()
+        assert read_json(tmp_path / "run/funnels.json")["by_category"]["blue"] == {"has_face": 5}
+        hits = web.hits.total()
+        only_red = config_of(source, tmp_path / "run", 'categories.names=["red"]', *few)
+        summary = local.curate(only_red, SILENT)
+        assert web.hits.total() == hits, "an image was fetched again"
+    assert summary["images_kept"] == summary["candidates_by_status"]["ok"] > 0
+
+
+def test_local_short_archive_is_recorded_with_its_reasons(
+    source: str, tmp_path: Path, web: toys.SmallWeb
+) -> None:
+    config = config_of(source, tmp_path, "retrieve.archive_size=30", "retrieve.candidates=20")
+    summary = local.curate(config, SILENT)
+    assert 0 < summary["archive_fill"] < 1
+    assert set(summary["short"]) == set(toys.COLORS)
+    assert summary["short"]["red"]["has_face"] >= 1
+    manifest = read_json(tmp_path / "archive/manifest.json")
+    for category in manifest["categories"]:
+        assert category["wanted"] == 30
+        assert category["count"] == summary["short"][category["name"]]["ok"]
+
+
+def test_local_damaged_vectors_are_told_by_file(source: str, tmp_path: Path) -> None:
+    config = config_of(source, tmp_path)
+    local.embed(config, SILENT)
+    path = tmp_path / "embeddings" / "wave-00001.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match=r"wave-00001\.parquet cannot be read"):
+        local.build(config, SILENT)
+
+
+def test_local_vectors_of_another_model_are_refused(source: str, tmp_path: Path) -> None:
+    config = config_of(source, tmp_path)
+    local.embed(config, SILENT)
+    path = tmp_path / "embeddings" / "wave-00001.parquet"
+    table = ledger.read_parquet(path)
+    short = [vector[:-1] for vector in table["embedding"].to_pylist()]
+    place = table.schema.get_field_index("embedding")
+    field = table.schema.field("embedding")
+    with ledger.open_run(tmp_path) as run:
+        record = run.commits("embeddings")["00001"]
+        files = {
+            f"embeddings/{path.name}": table.set_column(place, field, pa.array(short, field.type)),
+            "embeddings/tombstones-00001.parquet": ledger.read_parquet(
+                path.with_name("tombstones-00001.parquet")
+            ),
+        }
+        run.commit(
+            "embeddings", "00001", files, rows=record.rows, counts=record.counts,
+            input_digest=record.input_digest,
+        )  # fmt: skip
+    with pytest.raises((InputError, SchemaError), match="107"):
+        local.build(config, SILENT)
+
+
+def test_local_bad_parts_are_found_before_the_folder_is_bound(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="embedder 'thumbnale'"):
+        local.curate(config_of(source, tmp_path, "embed.model=thumbnale"), SILENT)
+    with pytest.raises(ConfigError, match="saliency detector 'bright'"):
+        local.curate(config_of(source, tmp_path, "saliency.detector=bright"), SILENT)
+    assert "skipped" not in local.curate(config_of(source, tmp_path), SILENT)
+
+
+def test_local_refine_then_train_use_every_archive_and_repeat_for_free(
+    source: str, tmp_path: Path
+) -> None:
+    from namedmask.segmenter import load_checkpoint
+
+    config = config_of(source, tmp_path)
+    local.curate(config, SILENT)
+    with pytest.raises(InputError, match="no finished 'refine'"):
+        local.train(config, SILENT)
+    refined = local.refine(config, SILENT)
+    assert sum(refined["masks"].values()) == 3 * SIZE
+    assert Archive.open(tmp_path / "archive").entries("red")["refined_mask"].null_count == 0
+    trained = local.train(config, SILENT)
+    assert (trained["images"], trained["labels"], trained["steps"]) == (3 * SIZE, 4, 4)
+    _, names = load_checkpoint(tmp_path / "segmenter" / "checkpoint.pt")
+    assert names == tuple(toys.COLORS)
+    assert not (tmp_path / "segmenter" / "training.pt").exists()
+    timings = read_json(tmp_path / "timings.json")
+    assert set(timings) == {
+        "fetch", "embed", "retrieve", "faces", "saliency", "bilateral", "archive", "experts",
+        "refine", "train",
+    }  # fmt: skip
+    assert local.refine(config, SILENT)["skipped"]
+    assert local.train(config, SILENT)["loss"] == trained["loss"]
+    changed = config_of(source, tmp_path, "experts.iterations=3")
+    with pytest.raises(ConfigError, match=r"experts\.iterations was 2, is 3"):
+        local.train(changed, SILENT)
+
+
+def test_local_refine_cut_off_goes_on_with_the_next_category(source: str, tmp_path: Path) -> None:
+    config = config_of(source, tmp_path)
+    local.curate(config, SILENT)
+    with pytest.raises(KeyboardInterrupt):
+        local.refine(config, StopAfter(3))
+    first = tmp_path / "experts" / "00001-red.pt"
+    made = first.stat().st_mtime_ns
+    assert [path.name for path in (tmp_path / "refined").glob("*.parquet")] == ["00001-red.parquet"]
+    local.refine(config, SILENT)
+    assert first.stat().st_mtime_ns == made
+    assert len(list((tmp_path / "experts").glob("*.pt"))) == 3
+
+
+def test_local_experts_switched_off_train_on_the_pseudo_masks(source: str, tmp_path: Path) -> None:
+    config = config_of(source, tmp_path, "experts.enabled=false")
+    local.curate(config, SILENT)
+    assert local.refine(config, SILENT)["skipped"]
+    assert local.train(config, SILENT)["images"] == 3 * SIZE
