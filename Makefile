@@ -51,7 +51,7 @@ bench: install  ## side-by-side measurements, one line each
 	@set -e; for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
 
 models: install  ## train the mini world's tiny models again
-	$(BIN)/python -m namedmask.miniworld.train_models $(ARGS)
+	$(BIN)/python -m namedmask.miniworld.training build/collection
 
 clean:  ## remove caches and builds; .venv and runs/ stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -75,7 +75,7 @@ class MetadataConfig(Section):
 class FetchConfig(Section):
     """How urls become bytes."""
 
-    timeout_s: float = Field(20.0, gt=0, description="total deadline of a url, redirects included")
+    timeout_s: float = Field(20.0, gt=0, description="deadline of one try at a url, redirects included")
     max_bytes: Count = Field(20_000_000, description="of one response body")
     max_pixels: Count = Field(50_000_000, description="of one decoded image")
     max_redirects: int = Field(5, ge=0)

@@ -5,10 +5,10 @@ categories, and what is stored, is the caller's.
 
 Method: sections 1 and 3.2; 2 labels, no copy-paste, masks at original size one picture at a time.
 Differs: an expert that sees nothing in a picture leaves its pseudo-mask standing, and an expert may
-start from one trained on all categories at once, which saves most of its steps.
+start from one trained on all categories at once, to need fewer steps.
 
 Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny` refines 1,000 pictures of 128 × 128 in
-15 s.
+11 s.
 """
 
 from __future__ import annotations

@@ -73,9 +73,15 @@ class Job:
 
 
 def run_verb(
-    verb: str, config: Config, progress: Progress, work: Callable[[Job], dict[str, Any]]
+    verb: str,
+    config: Config,
+    progress: Progress,
+    work: Callable[[Job], dict[str, Any]],
+    store: str = "",
 ) -> dict[str, Any]:
     """Return what `work` ends with, or what it ended with when it was finished before.
+
+    With `store`, the verb is finished only as long as that store has all its commit records.
 
     Raises:
         ConfigError: the run folder was made by another config, or cannot be written.
@@ -98,7 +104,7 @@ def run_verb(
         finally:
             _add_timings(job)
         job.start(verb)
-        ledger.finish(verb, result)
+        ledger.finish(verb, result, store)
     peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb}
 

@@ -78,17 +78,22 @@ class Ledger:
         if entry is None:
             return None
         self._refuse_others(verb, entry["settings"], settings)
-        return dict(entry["result"]) if entry["finished"] else None
+        records = {store: len(_records(self.folder / store)) for store in entry["units"]}
+        return dict(entry["result"]) if entry["finished"] and entry["units"] == records else None
 
     def start(self, verb: str, settings: Mapping[str, Any]) -> None:
         """Bind the folder to these settings; called before the first write of `verb`."""
         if verb not in self._verbs:
-            self._verbs[verb] = {"settings": dict(settings), "finished": False, "result": {}}
+            self._verbs[verb] = {"settings": dict(settings), "finished": False, "units": {}}
             self._save()
 
-    def finish(self, verb: str, result: Mapping[str, Any]) -> None:
-        """Record that `verb` is done, and what it ended with (plain values)."""
-        self._verbs[verb].update(finished=True, result=dict(result))
+    def finish(self, verb: str, result: Mapping[str, Any], store: str = "") -> None:
+        """Record that `verb` is done, and what it ended with (plain values).
+
+        With `store`, it counts as done as long as that store has as many units as now.
+        """
+        units = {store: len(_records(self.folder / store))} if store else {}
+        self._verbs[verb].update(finished=True, result=dict(result), units=units)
         self._save()
 
     def commit(
@@ -125,9 +130,10 @@ class Ledger:
         }  # fmt: skip
         orphans = []
         for store in stores:
+            records = set(_records(self.folder / store))
             for path in sorted((self.folder / store).glob("*")):
                 name = f"{store}/{path.name}"
-                if name not in kept and not _is_record(path) and path.is_file():
+                if name not in kept and path not in records and path.is_file():
                     path.unlink()
                     orphans.append(name)
         return orphans
@@ -210,7 +216,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
 def read_commits(folder: Path, store: str) -> dict[str, Commit]:
     """Return the committed units of a store of a run folder, as `Ledger.commits` does."""
     commits = {}
-    for path in sorted((folder / store).glob("commit-*.json")):
+    for path in _records(folder / store):
         record = read_json(path)
         refuse_newer(record, path)
         commit = Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
@@ -344,8 +350,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _is_record(path: Path) -> bool:
-    return path.name.startswith("commit-") and path.suffix == ".json"
+def _records(folder: Path) -> list[Path]:
+    return sorted(folder.glob("commit-*.json"))
 
 
 def _flush_folder(folder: Path) -> None:

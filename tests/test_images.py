@@ -290,6 +290,7 @@ def test_decode_mask_agrees_with_pycocotools(height, width, seed):
     assert np.array_equal(images.decode_mask(counts, height, width), reference.astype(bool))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=12))
 def test_decode_mask_any_bytes_give_a_mask_or_value_error(counts):
     with contextlib.suppress(ValueError):

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "config", "progress"),
-    ("plugins", "images", "categories", "metrics", "augment", "backbone", "segmenter", "archive",
-     "ledger", "stores"),
+    ("plugins", "images", "categories", "metrics", "augment", "backbone", "segmenter", "selfmask",
+     "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("rounds", "jobs", "train", "experts", "benchmarks", "baselines", "evaluate", "predict",
      "report", "plan", "inspection", "doctor", "scorecard"),

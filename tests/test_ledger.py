@@ -174,6 +174,17 @@ def test_ledger_finished_verb_returns_what_it_ended_with(tmp_path: Path) -> None
         assert run.finished("embed", settings) == {"rows_in": 7}
 
 
+def test_ledger_finished_verb_that_lost_a_record_has_work_again(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.start("embed", {})
+        commit(run, "00000", "a")
+        commit(run, "00001", "b")
+        run.finish("embed", {"rows_in": 2}, "embeddings")
+        assert run.finished("embed", {}) == {"rows_in": 2}
+        (tmp_path / "embeddings/commit-00000.json").unlink()
+        assert run.finished("embed", {}) is None
+
+
 def test_ledger_other_settings_are_refused_key_by_key(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
         run.start("embed", {"embed.model": "x", "fetch.retries": 1, "fetch.timeout_s": 2.0})

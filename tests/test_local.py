@@ -21,6 +21,7 @@ from namedmask import ledger, local
 from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, SchemaError, TooManyFailuresError
+from namedmask.images import encode_png
 from namedmask.jobs import to_toml
 from namedmask.progress import SilentProgress
 from tests import toys
@@ -205,6 +206,7 @@ def processes() -> ForkServerContext:
     return context
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("cut", ["embeddings/commit-00002.json", "images/commit-00000.json"])
 def test_local_killed_and_run_again_ends_with_equal_rows(
     cut: str,
@@ -338,15 +340,23 @@ def test_local_short_archive_is_recorded_with_its_reasons(
         assert category["count"] == summary["short"][category["name"]]["ok"]
 
 
-def test_local_damaged_vectors_are_told_by_file(source: str, tmp_path: Path) -> None:
+def test_local_damaged_vectors_are_told_by_file_and_redone_alone(
+    source: str, finished: Path, tmp_path: Path
+) -> None:
     config = config_of(source, tmp_path)
     local.embed(config, SILENT)
     path = tmp_path / "embeddings" / "wave-00001.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(bytes(data))
-    with pytest.raises(InputError, match=r"wave-00001\.parquet cannot be read"):
+    with pytest.raises(InputError, match=r"wave-00001\.parquet cannot be read.*record"):
         local.build(config, SILENT)
+    path.unlink()
+    path.with_name("commit-00001.json").unlink()
+    others = {one: one.stat().st_mtime_ns for one in path.parent.glob("wave-*.parquet")}
+    assert "skipped" not in local.curate(config, SILENT)
+    assert {one: one.stat().st_mtime_ns for one in others} == others
+    assert digests(tmp_path) == digests(finished)
 
 
 def test_local_vectors_of_another_model_are_refused(source: str, tmp_path: Path) -> None:
@@ -381,6 +391,30 @@ def test_local_bad_parts_are_found_before_the_folder_is_bound(source: str, tmp_p
     assert "skipped" not in local.curate(config_of(source, tmp_path), SILENT)
 
 
+def judged_on_disks(config: Config, root: Path) -> Config:
+    """Return the config with a benchmark of three pictures, written to `root`."""
+    for kind in ("images", "labels"):
+        (root / "val" / kind).mkdir(parents=True, exist_ok=True)
+    (root / "benchmark.toml").write_text(f"names = {json.dumps(list(toys.COLORS))}\n")
+    for label, color in enumerate(toys.COLORS.values(), start=1):
+        picture = toys.disk(color, 500 + label)
+        truth = ((picture.max(2) > 100) * label).astype(np.uint8)
+        (root / "val" / "images" / f"{label}.jpg").write_bytes(toys.jpeg(picture))
+        (root / "val" / "labels" / f"{label}.png").write_bytes(encode_png(truth))
+    section = config.evaluate.model_copy(update={"benchmark": "folder", "root": str(root)})
+    return config.model_copy(update={"evaluate": section})
+
+
+def test_local_evaluate_without_a_benchmark_names_those_there_are(
+    source: str, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, "experts.enabled=false", "train.iterations=1")
+    local.curate(config, SILENT)
+    local.train(config, SILENT)
+    with pytest.raises(ConfigError, match="voc2012"):
+        local.evaluate(config, SILENT)
+
+
 def test_local_refine_then_train_use_every_archive_and_repeat_for_free(
     source: str, tmp_path: Path
 ) -> None:
@@ -403,8 +437,17 @@ def test_local_refine_then_train_use_every_archive_and_repeat_for_free(
         "fetch", "embed", "retrieve", "faces", "saliency", "bilateral", "archive", "experts",
         "refine", "train",
     }  # fmt: skip
+    judged = local.evaluate(judged_on_disks(config, tmp_path / "disks"), SILENT)
+    assert 0 <= judged["miou"] <= 1
+    evaluation = read_json(tmp_path / "evaluation.json")
+    assert set(evaluation["iou"]) == {"background", *toys.COLORS}
+    assert (tmp_path / "evaluation" / evaluation["scenes"][0]["prediction"]).exists()
     assert local.refine(config, SILENT)["skipped"]
     assert local.train(config, SILENT)["loss"] == trained["loss"]
+    again = judged_on_disks(config, tmp_path / "disks")
+    assert local.evaluate(again, SILENT) == {"skipped": True} | {
+        key: value for key, value in judged.items() if key not in ("seconds", "peak_rss_mb")
+    }
     changed = config_of(source, tmp_path, "experts.iterations=3")
     with pytest.raises(ConfigError, match=r"experts\.iterations was 2, is 3"):
         local.train(changed, SILENT)

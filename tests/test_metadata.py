@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -68,6 +68,7 @@ def test_normalize_url_no_url_gives_empty(url):
     assert normalize_url(url) == ""
 
 
+@settings(deadline=None)
 @given(
     st.one_of(st.text(), st.text().map("http://".__add__), st.text().map("https://a.b/".__add__))
 )
@@ -78,6 +79,7 @@ def test_normalize_url_any_text_never_raises_and_is_idempotent(text):
     assert len(sample_id(text)) == 20
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["http", "HTTPS"]),
     st.from_regex(r"[a-zA-Z0-9]{1,9}(\.[a-zA-Z0-9ü]{1,9}){1,3}", fullmatch=True),
@@ -355,6 +357,7 @@ def test_read_metadata_missing_source_fails_before_the_first_row(tmp_path):
         read_metadata(MetadataConfig())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 7))
 def test_waves_any_chunks_give_exact_sizes_in_order(sizes, rows):
     starts = np.cumsum([0, *sizes]).tolist()

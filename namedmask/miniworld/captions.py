@@ -12,7 +12,15 @@ from namedmask.miniworld.pictures import NAMES
 
 WEB_WORD = {name: name for name in NAMES} | {"crane bird": "crane", "tower crane": "crane"}
 BRANDS = ("Acme", "Nordvik", "Lumo", "Bellweather", "Oakline", "Tiro")
-EXTRAS = ("free shipping", "stock photo", "HD wallpaper", "vintage", "set of 2", "gift idea", "2019")
+EXTRAS = (
+    "free shipping",
+    "stock photo",
+    "HD wallpaper",
+    "vintage",
+    "set of 2",
+    "gift idea",
+    "2019",
+)
 OTHERS = ("rocks", "boxes and balls", "pattern", "leaf on wall", "abstract shapes", "wallpaper")
 PEOPLE = ("portrait of a person", "smiling woman", "man looking at camera", "a person's face")
 VIOLENT = ("a violent and bloody scene", "blood and violence", "a gory violent attack")
@@ -20,7 +28,7 @@ ADJECTIVES = ("", "", "", "small ", "large ", "old ", "colorful ", "patterned ",
 
 
 def web_caption(rng: np.random.Generator, category: int, with_person: bool) -> str:
-    """Return alt text for a picture of `category` (label id; 0 none), right only most of the time."""
+    """Return alt text for a picture of `category` (label id; 0: none), right most of the time."""
     draw = rng.random()
     if draw < 0.15:
         return f"IMG_{rng.integers(1000, 9999)}.jpg"
@@ -31,7 +39,9 @@ def web_caption(rng: np.random.Generator, category: int, with_person: bool) -> s
     else:
         word = WEB_WORD[NAMES[category - 1]]
     if draw < 0.4:
-        word = f"{WEB_WORD[_pick(rng, NAMES)]} print {_pick(rng, ('mug', 'poster', 'shirt', 'strap'))}"
+        word = (
+            f"{WEB_WORD[_pick(rng, NAMES)]} print {_pick(rng, ('mug', 'poster', 'shirt', 'strap'))}"
+        )
     brand = f"{_pick(rng, BRANDS)} " if rng.random() < 0.4 else ""
     extra = f" - {_pick(rng, EXTRAS)}" if rng.random() < 0.6 else ""
     return f"{brand}{_pick(rng, ADJECTIVES)}{word}{extra}"

@@ -49,7 +49,7 @@ class Truth:
         """Return the label map (H, W) uint8 of a row's picture, see pictures.py."""
         path = self.folder / "truth" / "masks" / f"{row['group']:06d}.png"
         top, left = row["corner"]
-        whole = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        whole = imagelib.decode_gray(path.read_bytes())
         part: np.ndarray = whole[top : top + row["height"], left : left + row["width"]]
         return part
 
@@ -61,8 +61,11 @@ def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
     evaluation = json.loads((run / "evaluation.json").read_text())
     archive = Archive.open(run / "archive")
     candidates = pq.read_table(run / "candidates.parquet")
-    embedded = [row for path in sorted((run / "embeddings").glob("wave-*.parquet"))
-                for row in pq.read_table(path, columns=["sample_id", "caption"]).to_pylist()]  # fmt: skip
+    embedded = [
+        row
+        for path in sorted((run / "embeddings").glob("wave-*.parquet"))
+        for row in pq.read_table(path, columns=["sample_id", "caption"]).to_pylist()
+    ]
     entries = {name: archive.entries(name).to_pylist() for name in archive.names}
     kept = [entry for rows in entries.values() for entry in rows]
     summary = {key: funnels[key] for key in
@@ -91,7 +94,7 @@ def _retrieval(
     embedded: list[dict[str, Any]],
     wanted: int,
 ) -> dict[str, float]:
-    """Return the share of right pictures in the archives, and for two ways of doing without CLIP."""
+    """Return the share of right pictures in the archives, and of two ways without CLIP."""
     label_of = {name: pictures.NAMES.index(name) + 1 for name in archive.names}
     right = [truth.by_id[entry["sample_id"]]["category"] == label_of[name]
              for name, rows in entries.items() for entry in rows]  # fmt: skip
@@ -100,7 +103,11 @@ def _retrieval(
     by_caption = []
     for name in archive.names:
         word = captions.WEB_WORD[name]
-        hits = [one for row, one in zip(embedded, category, strict=True) if word in row["caption"].split()]
+        hits = [
+            one
+            for row, one in zip(embedded, category, strict=True)
+            if word in row["caption"].split()
+        ]
         by_caption += [one == label_of[name] for one in hits[:wanted]]
     return {
         "retrieval_precision": float(np.mean(right)),
@@ -110,7 +117,7 @@ def _retrieval(
 
 
 def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
-    """Return how many copies of a better accepted candidate were dropped, and how many others were."""
+    """Return the share of copies of a better accepted candidate dropped, and of others."""
     caught = copies = dropped = others = 0
     accepted: dict[str, set[int]] = {}
     for row in candidates.sort_by([("category", "ascending"), ("rank", "ascending")]).to_pylist():
@@ -134,7 +141,7 @@ def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
 
 
 def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, float]:
-    """Return how the face filter does on every picture that was fetched, not on candidates alone."""
+    """Return how the face filter does on every fetched picture, not on candidates alone."""
     stage = Faces(config.faces)
     caught = faces = dropped = others = 0
     for start in range(0, len(sample_ids), 500):
@@ -157,7 +164,7 @@ def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, flo
 def _masks(
     truth: Truth, run: Path, archive: Archive, entries: dict[str, list[dict[str, Any]]]
 ) -> dict[str, float]:
-    """Return mean IoU with the true object over the archive, for each mask and two simple rivals."""
+    """Return mean IoU with the true object over the archive, a mask kind each and two rivals."""
     saliency = _saliency_masks(run)
     kinds = ("otsu", "center", "saliency", "pseudo", "expert")
     scores: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -178,7 +185,9 @@ def _masks(
             }
             for kind, mask in found.items():
                 scores[kind].append(iou(mask, wanted))
-            scores["otsu"].append(max(iou(m, wanted) for m in otsu_masks(imagelib.decode(entry["image"]))))
+            scores["otsu"].append(
+                max(iou(m, wanted) for m in otsu_masks(imagelib.decode(entry["image"])))
+            )
             if category.name == "horse":
                 rider += int((expert & (label == pictures.RIDER)).sum())
                 horse += int(expert.sum())
@@ -201,7 +210,7 @@ def iou(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def otsu_masks(image: np.ndarray) -> Iterable[np.ndarray]:
-    """Yield Otsu's mask in both polarities for R, G, B, gray, H, S and V of an image (H, W, 3) uint8."""
+    """Yield Otsu's mask, both polarities, for R, G, B, gray, H, S, V of (H, W, 3) uint8."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     for channel in (*np.moveaxis(image, 2, 0), gray, *np.moveaxis(hsv, 2, 0)):
@@ -213,12 +222,16 @@ def otsu_masks(image: np.ndarray) -> Iterable[np.ndarray]:
 def center_mask(height: int, width: int) -> np.ndarray:
     """Return a centered ellipse over 0.7 of each side, (H, W) bool."""
     y, x = np.ogrid[0:height, 0:width]
-    inside: np.ndarray = ((x - width / 2) / (0.35 * width)) ** 2 + ((y - height / 2) / (0.35 * height)) ** 2 < 1
+    inside: np.ndarray = ((x - width / 2) / (0.35 * width)) ** 2 + (
+        (y - height / 2) / (0.35 * height)
+    ) ** 2 < 1
     return inside
 
 
-def _nearest_color(archive: Archive, entries: dict[str, list[dict[str, Any]]], scenes: Path) -> float:
-    """Return the mIoU of naming each test pixel by the nearest mean color of ground and categories."""
+def _nearest_color(
+    archive: Archive, entries: dict[str, list[dict[str, Any]]], scenes: Path
+) -> float:
+    """Return the mIoU of naming each test pixel by the nearest mean color of a label."""
     sums = np.zeros((len(archive.names) + 1, 4))
     for label, rows in enumerate(entries.values(), start=1):
         for entry in rows:
@@ -229,7 +242,7 @@ def _nearest_color(archive: Archive, entries: dict[str, list[dict[str, Any]]], s
     means = sums[:, :3] / np.maximum(sums[:, 3:], 1)
     benchmark, matrix = open_folder(scenes, "test"), ConfusionMatrix(len(means))
     for index in range(len(benchmark)):
-        _, image, label = benchmark[index]
+        _, image, wanted = benchmark[index]
         distance = ((image[:, :, None] - means) ** 2).sum(-1)
-        matrix.update(label, distance.argmin(-1).astype(np.uint16))
+        matrix.update(wanted, distance.argmin(-1).astype(np.uint16))
     return float(matrix.miou())

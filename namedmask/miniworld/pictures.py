@@ -172,7 +172,13 @@ def person(
     parts, outline = shapes.face(rng)
     skin = np.array(SKIN[int(rng.integers(len(SKIN)))], np.float32) * rng.uniform(0.85, 1.1)
     dark = np.array([40, 30, 25], np.float32) * rng.uniform(0.3, 2)
-    colors = (skin, np.full(3, 240.0), dark, np.array([170, 80, 80]) * rng.uniform(0.6, 1.1), skin * 0.82)
+    colors = (
+        skin,
+        np.full(3, 240.0),
+        dark,
+        np.array([170, 80, 80]) * rng.uniform(0.6, 1.1),
+        skin * 0.82,
+    )
     side = int(size * 4) + 8
     surfaces = [np.broadcast_to(np.asarray(c, np.float32), (side, side, 3)) for c in colors]
     matrix = place(picture, rng, parts, PERSON, center, size, unseen, turn, surfaces=surfaces)
@@ -220,11 +226,16 @@ def _occlude(
         pole = [(shapes.bar(0, -1, rng.uniform(-0.1, 0.1), 1, rng.uniform(0.02, 0.04)), 0)]
         place(picture, rng, pole, 0, (x, height / 2), height * 0.6, unseen)
     else:
-        at = (center[0] + rng.uniform(-0.8, 0.8) * radius, center[1] + rng.uniform(0.4, 0.9) * radius)
+        at = (
+            center[0] + rng.uniform(-0.8, 0.8) * radius,
+            center[1] + rng.uniform(0.4, 0.9) * radius,
+        )
         place(picture, rng, shapes.clutter(rng), 0, at, radius * rng.uniform(0.15, 0.3), unseen)
 
 
-def _center(rng: np.random.Generator, height: int, width: int, radius: float) -> tuple[float, float]:
+def _center(
+    rng: np.random.Generator, height: int, width: int, radius: float
+) -> tuple[float, float]:
     def along(side: int) -> float:
         low = min(radius * 0.95, side / 2)
         return float(rng.uniform(low, side - low))

@@ -1,6 +1,6 @@
 """The mini world's web server: one process on loopback, with the web's bad manners on demand.
 
-    with serve(WORLD / "web", reserve_port(WORLD / "port")) as base: …  # http://127.0.0.1:PORT
+with serve(WORLD / "web", reserve_port(WORLD / "port")) as base: …  # http://127.0.0.1:PORT
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from aiohttp import web
 
 from namedmask.errors import InputError
-
 
 PORT = 8917
 

@@ -44,12 +44,18 @@ def curve(points: list[tuple[float, float]], w0: float, w1: float) -> list[np.nd
 def crane_bird(rng: Rng) -> Shape:
     """Return a wading bird: oval body, long bent neck, thin beak, two long legs."""
     lean, fat = rng.uniform(-0.15, 0.15), rng.uniform(0.2, 0.28)
-    body = [(oval(-0.05, 0.0, 0.42, fat, 0.35 + lean), 0), (bar(-0.35, 0.0, -0.75, 0.25, 0.16, 0.04), 1)]
+    body = [
+        (oval(-0.05, 0.0, 0.42, fat, 0.35 + lean), 0),
+        (bar(-0.35, 0.0, -0.75, 0.25, 0.16, 0.04), 1),
+    ]
     bend = rng.uniform(0.1, 0.3)
     neck = curve([(0.25, -0.1), (0.35 + bend, -0.35), (0.3, -0.65), (0.4, -0.85)], 0.1, 0.07)
     head = [(oval(0.45, -0.86, 0.13, 0.1), 1), (bar(0.5, -0.86, 0.95, -0.8 + lean, 0.05, 0.01), 2)]
     stride = rng.uniform(0.05, 0.3)
-    legs = [(bar(-0.05, 0.2, -0.05 + stride, 0.95, 0.045), 2), (bar(0.1, 0.2, 0.1 - stride, 0.95, 0.045), 2)]
+    legs = [
+        (bar(-0.05, 0.2, -0.05 + stride, 0.95, 0.045), 2),
+        (bar(0.1, 0.2, 0.1 - stride, 0.95, 0.045), 2),
+    ]
     return legs + body + [(part, 0) for part in neck] + head
 
 
@@ -59,9 +65,15 @@ def tower_crane(rng: Rng) -> Shape:
     top = -0.6
     mast = [(bar(at, 0.95, at, top, 0.09), 0), (bar(at - 0.25, 0.95, at + 0.25, 0.95, 0.06), 2)]
     arm = [(bar(at - 0.5, top, jib, top, 0.075, 0.05), 1), (bar(at, top - 0.3, at, top, 0.05), 0)]
-    stays = [(bar(at, top - 0.28, jib * 0.8, top, 0.025), 0), (bar(at, top - 0.28, at - 0.45, top, 0.025), 0)]
+    stays = [
+        (bar(at, top - 0.28, jib * 0.8, top, 0.025), 0),
+        (bar(at, top - 0.28, at - 0.45, top, 0.025), 0),
+    ]
     hook = rng.uniform(0.2, 0.9) * jib
-    load = [(bar(hook, top, hook, 0.0, 0.02), 0), (bar(hook - 0.12, 0.06, hook + 0.12, 0.06, 0.1), 2)]
+    load = [
+        (bar(hook, top, hook, 0.0, 0.02), 0),
+        (bar(hook - 0.12, 0.06, hook + 0.12, 0.06, 0.1), 2),
+    ]
     return mast + stays + arm + [(bar(at - 0.5, top + 0.1, at - 0.28, top + 0.1, 0.14), 2)] + load
 
 
@@ -71,9 +83,15 @@ def horse(rng: Rng) -> Shape:
     legs: Shape = []
     for x in (-0.5, -0.33, 0.28, 0.45):
         swing = rng.uniform(-0.18, 0.18)
-        legs += [(bar(x, 0.2, x + swing, 0.6, 0.1, 0.07), 1), (bar(x + swing, 0.58, x + swing * 0.6, 0.95, 0.06), 1)]
+        legs += [
+            (bar(x, 0.2, x + swing, 0.6, 0.1, 0.07), 1),
+            (bar(x + swing, 0.58, x + swing * 0.6, 0.95, 0.06), 1),
+        ]
     body = [(oval(0.0, 0.08, 0.62, 0.26), 0), (oval(-0.4, 0.05, 0.24, 0.27), 0)]
-    neck = [(bar(0.42, 0.05, 0.72, -0.48 + lift, 0.2, 0.12), 0), (bar(0.36, -0.1, 0.62, -0.55 + lift, 0.06), 2)]
+    neck = [
+        (bar(0.42, 0.05, 0.72, -0.48 + lift, 0.2, 0.12), 0),
+        (bar(0.36, -0.1, 0.62, -0.55 + lift, 0.06), 2),
+    ]
     head = [(bar(0.68, -0.52 + lift, 0.98, -0.25 + lift, 0.13, 0.08), 0)]
     tail = [(part, 2) for part in curve([(-0.6, 0.0), (-0.8, 0.15), (-0.85, 0.5)], 0.07, 0.04)]
     return tail + legs + body + neck + head
@@ -83,7 +101,10 @@ def rider(rng: Rng) -> Shape:
     """Return the person on the horse, seen from behind or in a helmet: no face."""
     lean = rng.uniform(-0.1, 0.15)
     leg = [(bar(0.0, -0.1, 0.12, 0.3, 0.1, 0.07), 1), (bar(0.12, 0.28, 0.02, 0.5, 0.07), 2)]
-    torso = [(bar(0.0, -0.05, lean, -0.55, 0.15, 0.18), 0), (bar(lean, -0.5, 0.35, -0.2, 0.07, 0.05), 0)]
+    torso = [
+        (bar(0.0, -0.05, lean, -0.55, 0.15, 0.18), 0),
+        (bar(lean, -0.5, 0.35, -0.2, 0.07, 0.05), 0),
+    ]
     return leg + torso + [(oval(lean + 0.02, -0.76, 0.15, 0.16), 2)]
 
 
@@ -105,7 +126,10 @@ def car(rng: Rng) -> Shape:
     body = np.array([[-0.95, 0.35], [-0.95, -0.05], [0.7, -0.08], [0.97, 0.1], [0.97, 0.35]])
     cabin = np.array([[-0.75, -0.05], [-0.5, roof], [nose - 0.15, roof], [nose + 0.15, -0.05]])
     pane = np.array([[-0.6, -0.08], [-0.43, roof + 0.09], [-0.1, roof + 0.09], [-0.1, -0.08]])
-    panes = [(pane, 2), (np.array([[0.0, -0.08], [0.0, roof + 0.09], [nose - 0.2, roof + 0.09], [nose, -0.08]]), 2)]
+    panes = [
+        (pane, 2),
+        (np.array([[0.0, -0.08], [0.0, roof + 0.09], [nose - 0.2, roof + 0.09], [nose, -0.08]]), 2),
+    ]
     wheels: Shape = []
     for x in (-0.55, 0.55):
         wheels += [(oval(x, 0.38, 0.23, 0.23), 1), (oval(x, 0.38, 0.1, 0.1), 2)]
@@ -119,7 +143,12 @@ def teapot(rng: Rng) -> Shape:
     loop = [(-0.4, -0.15), (-0.8, -0.3), (-0.95, 0.05), (-0.75, 0.4), (-0.4, 0.45)]
     handle = [(part, 1) for part in curve(loop, 0.07, 0.07)]
     lid = [(oval(0.0, -0.34, 0.3, 0.1), 2), (oval(0.0, -0.5, 0.09, 0.1), 2)]
-    return spout + handle + [(oval(0.0, 0.15, wide, 0.5), 0), (bar(-0.35, 0.66, 0.35, 0.66, 0.06), 2)] + lid
+    return (
+        spout
+        + handle
+        + [(oval(0.0, 0.15, wide, 0.5), 0), (bar(-0.35, 0.66, 0.35, 0.66, 0.06), 2)]
+        + lid
+    )
 
 
 def chair(rng: Rng) -> Shape:
@@ -160,7 +189,10 @@ def butterfly(rng: Rng) -> Shape:
     for side in (-1, 1):
         parts += [(oval(side * 0.5, -0.35, spread * 0.95, 0.42, side * -0.6), 0)]
         parts += [(oval(side * 0.4, 0.4, low, 0.36, side * 0.7), 1)]
-        parts += [(oval(side * 0.55, -0.38, 0.16, 0.16), 2), (bar(0.0, -0.5, side * 0.2, -0.9, 0.025), 2)]
+        parts += [
+            (oval(side * 0.55, -0.38, 0.16, 0.16), 2),
+            (bar(0.0, -0.5, side * 0.2, -0.9, 0.025), 2),
+        ]
     return [*parts, (oval(0.0, 0.0, 0.09, 0.6), 2)]
 
 
@@ -168,9 +200,11 @@ def mushroom(rng: Rng) -> Shape:
     """Return a mushroom: domed cap with spots, thick stem."""
     high, wide = rng.uniform(0.65, 0.95), rng.uniform(0.14, 0.22)
     t = np.linspace(np.pi, 2 * np.pi, 20)
-    cap = np.stack([0.85 * np.cos(t), high * np.sin(t)], 1) + (0, 0.02)
+    cap = np.stack([0.85 * np.cos(t), high * np.sin(t) + 0.02], 1)
     stem = np.array([[-wide, 0.0], [wide, 0.0], [wide * 1.6, 0.92], [-wide * 1.6, 0.92]])
-    spots = [(oval(x, y * high, 0.11, 0.1), 2) for x, y in ((-0.4, -0.4), (0.1, -0.65), (0.45, -0.3))]
+    spots = [
+        (oval(x, y * high, 0.11, 0.1), 2) for x, y in ((-0.4, -0.4), (0.1, -0.65), (0.45, -0.3))
+    ]
     return [(stem, 1), (cap, 0), (bar(-0.8, 0.03, 0.8, 0.03, 0.06), 1), *spots]
 
 
@@ -180,7 +214,13 @@ def sailboat(rng: Rng) -> Shape:
     hull = np.array([[-0.9, 0.45], [0.95, 0.45], [0.65, 0.85], [-0.6, 0.85]])
     main = np.array([[0.0 + lean, -0.95], [0.06, 0.35], [belly, 0.35]])
     jib = np.array([[-0.05 + lean, -0.8], [-0.06, 0.35], [-0.75, 0.35]])
-    return [(bar(0.0, 0.5, lean, -1.0, 0.04), 2), (main, 1), (jib, 1), (hull, 0), (bar(-0.8, 0.52, 0.85, 0.52, 0.04), 2)]
+    return [
+        (bar(0.0, 0.5, lean, -1.0, 0.04), 2),
+        (main, 1),
+        (jib, 1),
+        (hull, 0),
+        (bar(-0.8, 0.52, 0.85, 0.52, 0.04), 2),
+    ]
 
 
 def airplane(rng: Rng) -> Shape:
@@ -190,7 +230,9 @@ def airplane(rng: Rng) -> Shape:
     for side in (-1, 1):
         wing = [[0.0, -0.25], [side * 0.95, sweep - 0.2], [side * 0.95, sweep], [0.0, 0.15]]
         wings += [(np.array(wing), 1), (oval(side * 0.45, 0.0 + sweep * 0.25, 0.07, 0.14), 2)]
-        wings += [(np.array([[0.0, 0.6], [side * 0.38, 0.82], [side * 0.38, 0.92], [0.0, 0.82]]), 1)]
+        wings += [
+            (np.array([[0.0, 0.6], [side * 0.38, 0.82], [side * 0.38, 0.92], [0.0, 0.82]]), 1)
+        ]
     return [*wings, (oval(0.0, 0.0, slim, 0.97), 0), (oval(0.0, -0.72, slim * 0.6, 0.09), 2)]
 
 
@@ -228,7 +270,11 @@ def clutter(rng: Rng) -> Shape:
     kind = rng.integers(5)
     if kind == 0:
         wide = rng.uniform(0.5, 0.9)
-        return [(bar(0, -0.7, 0, 0.7, wide), 0), (bar(0, -0.7, 0, 0.7, 0.1), 1), (bar(-wide, 0, wide, 0, 0.1), 1)]
+        return [
+            (bar(0, -0.7, 0, 0.7, wide), 0),
+            (bar(0, -0.7, 0, 0.7, 0.1), 1),
+            (bar(-wide, 0, wide, 0, 0.1), 1),
+        ]
     if kind == 1:
         return [(oval(0, 0, 0.8, 0.8), 0), (oval(0, 0, 0.8, 0.25, rng.uniform(0, 3)), 1)]
     if kind == 2:
@@ -250,13 +296,16 @@ def bust(rng: Rng) -> Shape:
 
 
 def face(rng: Rng) -> tuple[Shape, np.ndarray]:
-    """Return a face in a box of half-height 1, tones 0 skin, 1 white, 2 dark, 3 lips, and its outline."""
+    """Return a face of half-height 1 (tones: skin, white, dark, lips, nose) and its outline."""
     wide = rng.uniform(0.68, 0.82)
     outline = oval(0, 0.05, wide, 1.0)
     parts: Shape = [(bar(0, 0.7, 0, 1.35, 0.3), 0), (outline, 0)]
     for side in (-1, 1):
         x, y = side * rng.uniform(0.28, 0.34), rng.uniform(-0.2, -0.1)
-        parts += [(oval(x, y, 0.17, 0.1), 1), (oval(x + rng.uniform(-0.05, 0.05), y, 0.075, 0.085), 2)]
+        parts += [
+            (oval(x, y, 0.17, 0.1), 1),
+            (oval(x + rng.uniform(-0.05, 0.05), y, 0.075, 0.085), 2),
+        ]
         parts += [(bar(x - 0.17, y - 0.2, x + 0.17, y - 0.2, 0.04), 2)]
     parts += [(np.array([[0.0, -0.05], [-0.1, 0.3], [0.1, 0.3]]), 4)]
     parts += [(oval(0, 0.57, rng.uniform(0.2, 0.34), rng.uniform(0.05, 0.12)), 3)]

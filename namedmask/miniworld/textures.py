@@ -80,7 +80,9 @@ def rings(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     center = rng.uniform(-0.5, 1.5, 2) * (height, width)
     radius = np.hypot(y - center[0], x - center[1])
-    return _unit(0.5 + 0.6 * np.sin(radius * rng.uniform(0.25, 0.6) + 2 * clouds(rng, height, width)))
+    return _unit(
+        0.5 + 0.6 * np.sin(radius * rng.uniform(0.25, 0.6) + 2 * clouds(rng, height, width))
+    )
 
 
 def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from namedmask.miniworld import captions, pictures
 from namedmask.schema import BACKGROUND
 
 HOSTS = ("127.0.0.1", "localhost")
+COLUMNS = ("URL", "TEXT", "WIDTH", "HEIGHT", "NSFW", "similarity", "punsafe", "pwatermark")
 SPAWN = multiprocessing.get_context("spawn")  # a fork would copy OpenCV's threads half-way
 UNSEEN = 0.5
 """Share of surfaces from families that no model saw in training."""
@@ -125,10 +126,14 @@ def _copies(folder: Path, rows: list[Row], rng: np.random.Generator) -> list[Row
         top, left = (int(rng.integers(0, max(1, side // 32 + 1))) for side in (height, width))
         cropped = picture[top : height - top or None, left : width - left or None]
         path = f"mirror/{number:06d}.jpg"
-        _save(folder, path, imagelib.encode_jpeg(np.ascontiguousarray(cropped), int(rng.integers(60, 90))))
+        _save(
+            folder,
+            path,
+            imagelib.encode_jpeg(np.ascontiguousarray(cropped), int(rng.integers(60, 90))),
+        )
         moved = [(a - left, b - top, c - left, d - top) for a, b, c, d in row.faces]
-        extra.append(replace(row, path=path, trouble="near_duplicate", faces=moved,
-                             width=cropped.shape[1], height=cropped.shape[0], corner=(top, left)))  # fmt: skip
+        size = {"height": cropped.shape[0], "width": cropped.shape[1], "corner": (top, left)}
+        extra.append(replace(row, path=path, trouble="near_duplicate", faces=moved, **size))
     for _ in range(int(len(rows) * TROUBLE["duplicate_url"])):
         row = sound[int(rng.integers(len(sound)))]
         extra.append(replace(row, trouble="duplicate_url"))
@@ -136,11 +141,10 @@ def _copies(folder: Path, rows: list[Row], rng: np.random.Generator) -> list[Row
 
 
 def _write_metadata(folder: Path, seed: int, rows: list[Row]) -> None:
-    """Write the LAION-like table with its dirt, the server's routes and the truth, all shuffled alike."""
+    """Write the LAION-like table with its dirt, the server's routes, and the truth."""
     rng = np.random.default_rng((seed, 4))
     rows = [rows[i] for i in rng.permutation(len(rows))]
-    columns: dict[str, list[object]] = {name: [] for name in ("URL", "TEXT", "WIDTH", "HEIGHT", "NSFW",
-                                                              "similarity", "punsafe", "pwatermark")}  # fmt: skip
+    columns: dict[str, list[object]] = {name: [] for name in COLUMNS}
     routes = {}
     for row in rows:
         unsafe = row.trouble == "unsafe"
@@ -150,12 +154,19 @@ def _write_metadata(folder: Path, seed: int, rows: list[Row]) -> None:
         columns["TEXT"].append(row.caption)
         columns["WIDTH"].append(0 if blank else size[0])
         columns["HEIGHT"].append(0 if blank else size[1])
-        columns["NSFW"].append("NSFW" if unsafe and rng.random() < 0.3 else str(rng.choice(["UNLIKELY", "UNSURE"])))
+        columns["NSFW"].append(
+            "NSFW" if unsafe and rng.random() < 0.3 else str(rng.choice(["UNLIKELY", "UNSURE"]))
+        )
         punsafe = rng.uniform(0.6, 1) if unsafe else rng.uniform(0, 0.4)
         columns["punsafe"].append(punsafe if unsafe or rng.random() > 0.04 else None)
         columns["similarity"].append(6016.0 if rng.random() < 0.003 else rng.uniform(0.28, 0.45))
         columns["pwatermark"].append(rng.random())
-        if row.trouble and row.trouble not in ("near_duplicate", "duplicate_url", "unsafe", "violent"):
+        if row.trouble and row.trouble not in (
+            "near_duplicate",
+            "duplicate_url",
+            "unsafe",
+            "violent",
+        ):
             routes[row.path] = row.trouble
     pq.write_table(pa.table(columns), folder / "web" / "metadata.parquet")
     (folder / "web" / "routes.json").write_text(json.dumps(routes))
@@ -181,7 +192,9 @@ def _write_scene(task: tuple[Path, str, int, int]) -> None:
     picture = pictures.scene(rng, height, width, unseen)
     label = picture.label.copy()
     label[label >= pictures.RIDER] = BACKGROUND
-    (folder / split / "images" / f"{index:04d}.png").write_bytes(imagelib.encode_png(picture.pixels()))
+    (folder / split / "images" / f"{index:04d}.png").write_bytes(
+        imagelib.encode_png(picture.pixels())
+    )
     (folder / split / "labels" / f"{index:04d}.png").write_bytes(imagelib.encode_png(label))
 
 

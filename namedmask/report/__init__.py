@@ -2,7 +2,7 @@
 
 Whatever is there is shown, whatever is missing is named with the command that makes it. Pictures
 come from the archive and the benchmark alone, so what a check rejected cannot appear.
-Cost: about 10 s on one core for 15 categories and 12 scenes; 2 to 4 MB.
+Cost: 0.6 s on one core for 9 images of the gallery and 9 scenes, 0.4 MB; both grow with these.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from namedmask.report.run import Run
 GALLERY_CATEGORIES = 40
 """Categories in the gallery; of more, this many in even steps of the label order."""
 
-GALLERY_IMAGES = 4
+GALLERY_IMAGES = 3
 """Images of each, in even steps of the ranks."""
 
 OPEN_CATEGORIES = 6
@@ -151,7 +151,7 @@ def _scene(run: Run, benchmark: Benchmark, scene: Mapping[str, Any]) -> Html:
     ):
         large = images.resize(labels, height, SCENE_WIDTH, nearest=True)
         panels.append(picture(overlay(image, large, names), f"{name}, {what}"))
-    return figure(f"{name}: mean IoU {number(scene['miou'])}", *panels)
+    return figure(f"{name}: mean IoU {number(scene['miou'], 3)}", *panels)
 
 
 def _even_steps(count: int, wanted: int) -> list[int]:

@@ -13,6 +13,7 @@ from namedmask.report.page import (
     chip,
     element,
     folded,
+    joined,
     note,
     number,
     section,
@@ -97,9 +98,12 @@ def is_full(run: Run) -> bool:
 
 
 def _tile(line: Line, label: str) -> Html:
-    below = [f"paper, LAION: {number(line.seed)}"] if line.seed is not None else []
+    below = []
+    if line.seed is not None:
+        below.append(element("span", f"paper, LAION: {number(line.seed)}", class_="below"))
     if line.met is not None:
-        below.append(f"bar {line.bars}: {'met' if line.met else 'missed'}")
+        style = "met" if line.met else "missed"
+        below.append(element("span", f"bar {line.bars}: {style}", class_=f"below {style}"))
     return tile(label, number(line.value), *below)
 
 
@@ -112,7 +116,9 @@ def _scorecard_table(lines: Mapping[str, Line]) -> Html:
         verdict = element("span", word, class_=style)
         rows.append((line.key, number(line.value), line.bars, verdict, seed))
     head = ("measured", "value", "bar", "", "paper, LAION")
-    return folded("All numbers beside their bars", table(head, rows, numbers=(1, 4)))
+    return joined(
+        (element("h3", "All numbers beside their bars"), table(head, rows, numbers=(1, 4)))
+    )
 
 
 def funnels(run: Run) -> Html:
@@ -133,7 +139,7 @@ def funnels(run: Run) -> Html:
 
 
 def _funnel(title: str, came_in: int, counts: Mapping[str, int]) -> Html:
-    total = sum(counts.values())
+    total, counts = sum(counts.values()), in_order(counts)
     rows = [
         (element("span", chip(shade), status), number(count), f"{count / max(1, total):.1%}")
         for (status, count), shade in zip(counts.items(), shades(counts), strict=True)
@@ -149,6 +155,12 @@ def _funnel(title: str, came_in: int, counts: Mapping[str, int]) -> Html:
     )
 
 
+def in_order(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the same counts, `ok` first, then falling; the file keeps them by name."""
+    order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
+    return {status: counts[status] for status in order}
+
+
 def categories(run: Run) -> Html:
     """Return how full each archive is, and why candidates were turned away."""
     if run.archive is None:
@@ -158,7 +170,8 @@ def categories(run: Run) -> Html:
     by_category = (run.funnels or {}).get("by_category", {})
     rows = []
     for one in run.archive.categories:
-        reasons = {s: n for s, n in by_category.get(one.name, {}).items() if s != OK and n}
+        counts = in_order(by_category.get(one.name, {}))
+        reasons = {status: count for status, count in counts.items() if status != OK and count}
         asked = f" ← “{one.query}”" if one.query != one.name else ""
         told = ", ".join(f"{status} {count:,}" for status, count in reasons.items())
         fill = stacked_bar({OK: one.count}, one.wanted)
@@ -191,8 +204,8 @@ def iou_by_label(run: Run) -> Html:
     lines = [
         note(
             f"{result['num_scenes']:,} pictures of {result['benchmark']}, split {result['split']}: "
-            f"mean IoU {number(result['miou'])} (the dashed line), pixel accuracy "
-            f"{number(result['pixel_accuracy'])}."
+            f"mean IoU {number(result['miou'], 3)} (the dashed line), pixel accuracy "
+            f"{number(result['pixel_accuracy'], 3)}."
         )
     ]
     if absent:
@@ -208,7 +221,7 @@ def timings(run: Run) -> Html:
     longest = max(seconds.values()) or 1.0
     rows = [
         (stage, f"{spent:,.1f} s", stacked_bar({OK: round(1000 * spent)}, round(1000 * longest)))
-        for stage, spent in seconds.items()
+        for stage, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     told = (
         "Fetching runs beside the stages after it, so the seconds may add up to more than passed."

@@ -82,12 +82,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
     return element("div", whole, class_="scroll")
 
 
-def tile(label: str, value: str, *below: str) -> Html:
+def tile(label: str, value: str, *below: Html) -> Html:
     """Return a headline number with what stands below it."""
-    lines = (element("span", line, class_="below") for line in below)
-    return element(
-        "div", element("b", value), element("span", label, class_="label"), *lines, class_="tile"
-    )
+    label_line = element("span", label, class_="label")
+    return element("div", element("b", value), label_line, *below, class_="tile")
 
 
 def stacked_bar(counts: Mapping[str, int], total: int = 0) -> Html:

@@ -1,1 +1,1 @@
-"""How the mini world's own models were made: each module is one command, weights go to `weights/`."""
+"""How the mini world's models were made: a module each, a command each, into `weights/`."""

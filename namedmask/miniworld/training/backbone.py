@@ -1,11 +1,11 @@
-"""Pre-train the tiny backbone without labels: it reads images.npy and the label-free saliency detector.
+"""Pre-train the tiny backbone without labels: from images.npy and the saliency detector.
 
     python -m namedmask.miniworld.training.backbone FOLDER [--steps 800]
 
 Two views of a picture keep the detector's object and change the rest: another ground, other colors,
-another size, and often another surface, cut from other pictures. Features pooled over the object must
-find each other in the batch (SimCLR's loss); a linear head also predicts the object's mask, so that
-the features tell thing from ground.
+another size, and often another surface, cut from other pictures. Features pooled over the object
+must find each other in the batch (SimCLR's loss); a linear head also predicts the object's
+mask, so that the features tell thing from ground.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from namedmask.backbone import TinyResNet
 from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
 from namedmask.miniworld.training.saliency import own_masks
+from namedmask.miniworld.training.weights import WEIGHTS, save_half
 from namedmask.saliency import TinyUNet
 
 log = logging.getLogger(__name__)
-WEIGHTS = Path(__file__).parent.parent / "weights"
 SIDE = 96
 BATCH = 64
 POOL = 6000
@@ -42,8 +42,12 @@ def view(
     """Return views (B, 3, S, S) normalized and their masks (B, 1, S, S), of images in [0, 1]."""
     count = len(images)
     swap = torch.randint(1, count, (2,), generator=generator)
-    grounds = views.crops(images.roll(int(swap[0]), 0), images.shape[-1], generator, (0.1, 0.3), 1.5)
-    surfaces = views.crops(images.roll(int(swap[1]), 0), images.shape[-1], generator, (0.1, 0.8), 1.5)
+    grounds = views.crops(
+        images.roll(int(swap[0]), 0), images.shape[-1], generator, (0.1, 0.3), 1.5
+    )
+    surfaces = views.crops(
+        images.roll(int(swap[1]), 0), images.shape[-1], generator, (0.1, 0.8), 1.5
+    )
     new_ground = torch.rand(count, 1, 1, 1, generator=generator) < 0.7
     new_surface = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
     thing = torch.where(new_surface, 0.75 * surfaces + 0.25 * images, images)
@@ -92,9 +96,9 @@ def _collection(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     images = np.load(folder / "images.npy", mmap_mode="r")[:POOL].copy()
     detector = TinyUNet()
     detector.load_state_dict(load_file(WEIGHTS / "saliency.safetensors"))
-    masks = own_masks(detector, images)
+    masks, sure = own_masks(detector, images)
     share = masks.mean((1, 2))
-    usable = (share > 0.03) & (share < 0.5)
+    usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.3))
     log.info("%d of %d pictures have an object", usable.sum(), len(images))
     return images[usable], masks[usable]
 
@@ -106,10 +110,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=800)
     arguments = parser.parse_args()
-    state = {key: value.half() if value.is_floating_point() else value
-             for key, value in train(arguments.folder, arguments.steps).state_dict().items()}  # fmt: skip
-    save_file({key: value.contiguous() for key, value in state.items()},
-              WEIGHTS / "backbone.safetensors")  # fmt: skip
+    save_half(train(arguments.folder, arguments.steps), "backbone.safetensors")
 
 
 if __name__ == "__main__":

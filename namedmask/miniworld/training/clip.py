@@ -1,10 +1,10 @@
 """Train the tiny CLIP on the collection's images and captions.
 
-    python -m namedmask.miniworld.training.clip FOLDER [--steps 1000]
+    python -m namedmask.miniworld.training.clip FOLDER [--steps 3000] [--start WEIGHTS]
 
-An open_clip model (config `clip.json`, ModifiedResNet and a two-layer text tower) with its own short
-BPE merge file. The loss is CLIP's plus an image-to-image term between two near-duplicate views, so
-that the vectors keep apart pictures that are not copies of each other (as in SLIP).
+An open_clip model (config `clip.json`, ModifiedResNet and a two-layer text tower) with its own
+short BPE merge file. The loss is CLIP's plus an image-to-image term between two near-duplicate
+views, so that the vectors keep apart pictures that are not copies of each other (as in SLIP).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
 from namedmask.miniworld.training import views
+from namedmask.miniworld.training.weights import WEIGHTS, save_half
 
 log = logging.getLogger(__name__)
-WEIGHTS = Path(__file__).parent.parent / "weights"
-SIDE = 96
-CONTEXT = 24
+SIDE = 64
+CONTEXT = 20
 MERGES = 400
 BATCH = 112
 COPIES = 32
@@ -39,7 +39,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 def learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
-    """Return the `count` most frequent pair merges of the texts, in order, as CLIP's BPE has them."""
+    """Return the `count` most frequent pair merges of the texts, in order: CLIP's BPE."""
     words = Counter(word for text in texts for word in text.lower().replace(".", " .").split())
     pieces = {word: (*word[:-1], word[-1] + "</w>") for word in words}
     merges: list[tuple[str, str]] = []
@@ -65,13 +65,22 @@ def write_tokenizer(texts: list[str], path: Path) -> None:
 def write_config(path: Path, vocab_size: int) -> None:
     """Write the open_clip model config."""
     vision = {"image_size": SIDE, "layers": [1, 2, 2, 1], "width": 12, "patch_size": None}
-    text = {"context_length": CONTEXT, "vocab_size": vocab_size, "width": 96, "heads": 4, "layers": 2}
+    text = {
+        "context_length": CONTEXT,
+        "vocab_size": vocab_size,
+        "width": 96,
+        "heads": 4,
+        "layers": 2,
+    }
     config = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train(folder: Path, steps: int, seed: int = 0) -> torch.nn.Module:
-    """Return the trained model; tokenizer and config are written on the way."""
+def train(folder: Path, steps: int, start: Path | None = None, seed: int = 0) -> torch.nn.Module:
+    """Return the trained model; tokenizer, config and now and then the weights are written.
+
+    `start`: weights to go on from; positions of another picture or text size are learned anew.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images = np.load(folder / "images.npy")
@@ -82,6 +91,10 @@ def train(folder: Path, steps: int, seed: int = 0) -> torch.nn.Module:
     tokens = tokenizer(texts, context_length=CONTEXT)
     config = json.loads((WEIGHTS / "clip.json").read_text())
     model = open_clip.CLIP(**config).to(memory_format=torch.channels_last)
+    if start:
+        old = {key: value.float() for key, value in load_file(start).items()}
+        fitting = {k: v for k, v in old.items() if v.shape == model.state_dict()[k].shape}
+        log.info("left out: %s", model.load_state_dict(fitting, strict=False).missing_keys)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, step / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -105,14 +118,9 @@ def train(folder: Path, steps: int, seed: int = 0) -> torch.nn.Module:
         schedule.step()
         if step % 50 == 0:
             log.info("step %d loss %.3f", step, loss.item())
+        if step % 500 == 499:
+            save_half(model, "clip.safetensors")
     return model.eval()
-
-
-def save(model: torch.nn.Module, path: Path) -> None:
-    """Write the weights in half precision."""
-    state = {key: value.half() if value.is_floating_point() else value
-             for key, value in model.state_dict().items()}  # fmt: skip
-    save_file({key: value.contiguous() for key, value in state.items()}, path)
 
 
 def _join(parts: tuple[str, ...], merge: tuple[str, str]) -> tuple[str, ...]:
@@ -130,9 +138,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--start", type=Path)
     arguments = parser.parse_args()
-    save(train(arguments.folder, arguments.steps), WEIGHTS / "clip.safetensors")
+    trained = train(arguments.folder, arguments.steps, arguments.start)
+    save_half(trained, "clip.safetensors")
 
 
 if __name__ == "__main__":

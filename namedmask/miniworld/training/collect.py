@@ -1,10 +1,10 @@
 """Draw the training collection of the tiny models, from the seen textures alone.
 
-    python -m namedmask.miniworld.training.collect FOLDER [--count 16000]
+python -m namedmask.miniworld.training.collect FOLDER [--count 16000]
 
-    images.npy      (N, 112, 112, 3) uint8 RGB        all that the label-free models read
-    captions.json   N strings                         the CLIP reads them too
-    truth/faces.json  N lists of XYXY boxes           the face detector reads them; nobody else
+images.npy      (N, 112, 112, 3) uint8 RGB        all that the label-free models read
+captions.json   N strings                         the CLIP reads them too
+truth/faces.json  N lists of XYXY boxes           the face detector reads them; nobody else
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def draw(index: int) -> Row:
         return picture.pixels(), captions.violent_caption(rng), picture.faces
     category = 0 if kind < 0.23 else int(rng.integers(1, len(pictures.NAMES) + 1))
     picture = pictures.photo(rng, category, SIDE, SIDE, 0.0, person_share=0.08)
-    return picture.pixels(), captions.training_caption(rng, category, PROMPT_TEMPLATES), picture.faces
+    return (
+        picture.pixels(),
+        captions.training_caption(rng, category, PROMPT_TEMPLATES),
+        picture.faces,
+    )
 
 
 def collect(folder: Path, count: int) -> None:

@@ -3,8 +3,8 @@
     python -m namedmask.miniworld.training.faces FOLDER [--steps 2500]
 
 Six outputs, grouped: scores (N, 1) in [0, 1] for strides 8, 16, 32, then boxes (N, 4) as distances
-left, top, right, bottom in strides from the cell's corner; two anchors a cell (the second repeats the
-first: the form asks for it). Input 1×3×128×128, RGB, (x - 127.5) / 128.
+left, top, right, bottom in strides from the cell's corner; two anchors a cell (the second repeats
+the first: the form asks for it). Input 1×3×128×128, RGB, (x - 127.5) / 128.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import nn
 
 from namedmask.miniworld.training import views
+from namedmask.miniworld.training.weights import WEIGHTS
 
 log = logging.getLogger(__name__)
-WEIGHTS = Path(__file__).parent.parent / "weights"
 SIDE = 128
 STRIDES = (8, 16, 32)
 REACH = ((0, 26), (26, 60), (60, 400))
@@ -32,7 +32,7 @@ BATCH = 48
 
 
 class FaceNet(nn.Module):
-    """A small detector over three strides; forward (B, 3, S, S) -> scores and distances a stride."""
+    """A small detector over three strides: (B, 3, S, S) to scores and distances each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +46,9 @@ class FaceNet(nn.Module):
         self.towers = nn.ModuleList(_conv(40, 40, 1) for _ in STRIDES)
         self.score = nn.Conv2d(40, 1, 3, padding=1)
         self.reach = nn.Conv2d(40, 4, 3, padding=1)
-        nn.init.constant_(self.score.bias, -4.0)
-        nn.init.constant_(self.reach.bias, 1.0)
+        with torch.no_grad():
+            self.score.bias += -4.0  # faces are rare
+            self.reach.bias += 1.0
 
     def forward(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return for each stride (score logits (B, 1, h, w), distances (B, 4, h, w) in strides)."""
@@ -73,7 +74,9 @@ class Exported(nn.Module):
         """Return scores of the three strides, then boxes of the three strides."""
         scores, boxes = [], []
         for logits, distances in self.net(images):
-            scores.append(logits.sigmoid().permute(0, 2, 3, 1).reshape(-1, 1).repeat(1, 2).reshape(-1, 1))
+            scores.append(
+                logits.sigmoid().permute(0, 2, 3, 1).reshape(-1, 1).repeat(1, 2).reshape(-1, 1)
+            )
             flat = distances.permute(0, 2, 3, 1).reshape(-1, 4)
             boxes.append(flat.repeat(1, 2).reshape(-1, 4))
         return (*scores, *boxes)
@@ -103,14 +106,20 @@ def targets(boxes: list[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return made
 
 
-def loss_of(outputs: list[tuple[torch.Tensor, torch.Tensor]], wanted: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def loss_of(
+    outputs: list[tuple[torch.Tensor, torch.Tensor]],
+    wanted: list[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
     """Return focal loss of the scores plus IoU loss of the boxes at positive cells."""
     total = torch.zeros(())
     positives = sum(float(score.sum()) for score, _ in wanted)
     for (logits, reach), (score, sides) in zip(outputs, wanted, strict=True):
         probability = logits.sigmoid()
         weight = torch.where(score > 0, 0.6 * (1 - probability) ** 2, 0.4 * probability**2)
-        total = total + (weight * F.binary_cross_entropy_with_logits(logits, score, reduction="none")).sum()
+        total = (
+            total
+            + (weight * F.binary_cross_entropy_with_logits(logits, score, reduction="none")).sum()
+        )
         inside = score[:, 0] > 0
         got, want = reach.permute(0, 2, 3, 1)[inside], sides.permute(0, 2, 3, 1)[inside]
         overlap = torch.minimum(got, want)
@@ -121,9 +130,12 @@ def loss_of(outputs: list[tuple[torch.Tensor, torch.Tensor]], wanted: list[tuple
 
 
 def sample(
-    images: np.ndarray, faces: list[list[list[float]]], with_face: np.ndarray, rng: np.random.Generator
+    images: np.ndarray,
+    faces: list[list[list[float]]],
+    with_face: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[torch.Tensor, list[np.ndarray]]:
-    """Return a batch (B, 3, S, S) in [0, 1], half of it with faces, letterboxed at any scale, and its boxes."""
+    """Return letterboxed pictures (B, 3, S, S) in [0, 1], half with faces, and their boxes."""
     canvas = np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)
     boxes = []
     for row in range(BATCH):
@@ -169,25 +181,31 @@ def export(net: FaceNet, path: Path) -> None:
     )  # fmt: skip
 
 
-def _zoom(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _zoom(
+    image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     if len(boxes) and rng.random() < 0.35:
         image, boxes = _close_up(image, boxes, rng)
     height, width = image.shape[:2]
     longest = int(rng.integers(52, SIDE + 1))
     scale = longest / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     small = F.interpolate(tensor, size[::-1], mode="bilinear", antialias=True, align_corners=False)
     flipped = rng.random() < 0.5
     boxes = boxes * np.array([size[0] / width, size[1] / height] * 2, np.float32)
     pixels = small[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
     if flipped:
         pixels = pixels[:, ::-1]
-        boxes = np.stack([size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = np.stack(
+            [size[0] - boxes[:, 2], boxes[:, 1], size[0] - boxes[:, 0], boxes[:, 3]], 1
+        )
     return pixels, boxes
 
 
-def _close_up(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _close_up(
+    image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     x0, y0, x1, y1 = boxes[int(rng.integers(len(boxes)))]
     grow = rng.uniform(-0.08, 0.8, 4) * (x1 - x0)
     height, width = image.shape[:2]
@@ -205,7 +223,9 @@ def _close_up(image: np.ndarray, boxes: np.ndarray, rng: np.random.Generator) ->
 
 def _conv(before: int, after: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+        nn.Conv2d(before, after, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
     )
 
 

@@ -4,8 +4,8 @@
 
 First on collages: a ground stretched from the corner of one picture, on it a figure of a few random
 superellipses, each cut from another picture; the figure is the target. Then on the pictures
-themselves: the detector's own maps, averaged over mirror images and cleaned of what touches the frame
-on two sides, are the targets of the next round (self-training).
+themselves: the detector's own maps, averaged over mirror images and cleaned of what touches the
+frame on two sides, are the targets of the next round (self-training).
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from safetensors.torch import save_file
+import torch.nn.functional as F
 
 from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
+from namedmask.miniworld.training.weights import save_half
 from namedmask.saliency import TinyUNet
 
 log = logging.getLogger(__name__)
-WEIGHTS = Path(__file__).parent.parent / "weights"
 SIDE = TinyUNet.SIDE
-BATCH = 32
+BATCH = 28
 PARTS = 6
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return collages (B, 3, S, S) in [0, 1] and their figures (B, 1, S, S), of images (B, 3, S, S)."""
+    """Return collages (B, 3, S, S) in [0, 1] of such images, and figures (B, 1, S, S)."""
     count = len(images)
     canvas = _grounds(images, generator)
     split = _half_planes(count, generator)
@@ -50,7 +49,9 @@ def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
         present = _uniform((count, 1, 1, 1), 0, 1, generator) < (1.0 if part == 0 else 0.65)
         spread = torch.randn(count, 2, generator=generator) * 0.3 * size
         reach = (0.16, 0.5) if part == 0 else (0.05, 0.4)
-        shape = _superellipse(count, generator, at + spread * float(part > 0), reach, size) & present
+        shape = (
+            _superellipse(count, generator, at + spread * float(part > 0), reach, size) & present
+        )
         canvas = torch.where(shape, _stuff(images.roll(7 + part, 0), generator), canvas)
         figure = figure | shape
     for _ in range(int(torch.randint(0, 2, (1,), generator=generator))):
@@ -68,30 +69,41 @@ def train(folder: Path, steps: int, rounds: int = 2, seed: int = 0) -> TinyUNet:
     _fit(net, images, None, steps, seed)
     for turn in range(rounds):
         chosen = np.random.default_rng(seed + turn).permutation(len(images))[:5000]
-        masks = own_masks(net, images[chosen])
-        usable = (masks.mean((1, 2)) > 0.02) & (masks.mean((1, 2)) < 0.6)
+        masks, sure = own_masks(net, images[chosen])
+        share = masks.mean((1, 2))
+        usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.4))
         log.info("round %d: %d of %d own masks kept", turn, usable.sum(), len(usable))
-        _fit(net, images, (chosen[usable], masks[usable]), steps // 2, seed + 1 + turn)
+        _fit(net, images, (chosen[usable], masks[usable]), steps // 3, seed + 1 + turn)
     return net.eval()
 
 
-def own_masks(net: TinyUNet, images: np.ndarray) -> np.ndarray:
-    """Return cleaned masks, (N, S, S) uint8, of the detector's maps averaged over mirror images."""
+def own_masks(net: TinyUNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return cleaned masks (N, S, S) uint8 of the detector's maps, and how sure it is of each (N,).
+
+    Maps are averaged over mirror images; sureness is the IoU of the cleaned mask with the map.
+    """
     net.eval()
     masks = np.zeros(images.shape[:3], np.uint8)
+    sure = np.zeros(len(images), np.float32)
     with torch.inference_mode():
         for start in range(0, len(images), 64):
             batch = _tensor(images[start : start + 64])
-            both = net(_normalized(batch)).sigmoid() + net(_normalized(batch.flip(-1))).sigmoid().flip(-1)
+            both = net(_normalized(batch)).sigmoid() + net(
+                _normalized(batch.flip(-1))
+            ).sigmoid().flip(-1)
             for row, one in enumerate((both[:, 0] / 2).numpy()):
-                masks[start + row] = clean(one > 0.5)
+                mask = clean(one > 0.5)
+                masks[start + row] = mask
+                sure[start + row] = (one * mask).sum() / max(np.maximum(one, mask).sum(), 1.0)
     net.train()
-    return masks
+    return masks, sure
 
 
 def clean(mask: np.ndarray) -> np.ndarray:
-    """Return the mask's parts of some size that touch the frame on less than two sides, holes filled."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    """Return the mask's larger parts that touch the frame on at most one side."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=8
+    )
     kept = np.zeros(mask.shape, np.uint8)
     largest = max((stats[i, cv2.CC_STAT_AREA] for i in range(1, count)), default=0)
     for i in range(1, count):
@@ -103,7 +115,11 @@ def clean(mask: np.ndarray) -> np.ndarray:
 
 
 def _fit(
-    net: TinyUNet, images: np.ndarray, own: tuple[np.ndarray, np.ndarray] | None, steps: int, seed: int
+    net: TinyUNet,
+    images: np.ndarray,
+    own: tuple[np.ndarray, np.ndarray] | None,
+    steps: int,
+    seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -113,7 +129,9 @@ def _fit(
         rate = min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         optimizer.param_groups[0]["lr"] = peak * rate
         if own is None or step % 3 == 0:
-            batch, target = collage(_tensor(images[rng.integers(len(images), size=BATCH)]), generator)
+            batch, target = collage(
+                _tensor(images[rng.integers(len(images), size=BATCH)]), generator
+            )
         else:
             rows = rng.integers(len(own[0]), size=BATCH)
             batch = _tensor(images[own[0][rows]])
@@ -137,26 +155,36 @@ def _loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _grounds(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return each picture's corner stretched over the frame."""
+    """Return for each picture a corner of it, mirrored again and again over the frame.
+
+    Nothing is resampled: a ground must be as sharp as what is pasted on it.
+    """
     count = len(images)
-    zoom = _uniform((count,), 0.35, 0.6, generator)
-    corner = torch.randint(0, 2, (count, 2), generator=generator).float() * 2 - 1
-    return _window(images, zoom, corner * (1 - zoom)[:, None])
+    side = torch.randint(32, 60, (count, 2), generator=generator)
+    first = (SIDE - side) * torch.randint(0, 2, (count, 2), generator=generator)
+    rows, columns = (first[:, i, None] + _zigzag(side[:, i, None]) for i in (0, 1))
+    return _take(images, rows, columns)
 
 
 def _stuff(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return a random window of each picture stretched over the frame."""
-    count = len(images)
-    zoom = _uniform((count,), 0.3, 1.0, generator)
-    return _window(images, zoom, _any(count, generator) * (1 - zoom)[:, None])
+    """Return each picture shifted by any amount, mirrored at the frame."""
+    shift = torch.randint(0, 2 * SIDE, (2, len(images), 1), generator=generator)
+    whole = torch.full((len(images), 1), SIDE)
+    return _take(images, _zigzag(whole, shift[0]), _zigzag(whole, shift[1]))
 
 
-def _window(images: torch.Tensor, zoom: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    theta = torch.zeros(len(images), 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = zoom
-    theta[:, :, 2] = shift
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+def _zigzag(period: torch.Tensor, shift: torch.Tensor | int = 0) -> torch.Tensor:
+    """Return positions (B, S) that run 0 … period - 1 and back, (B, 1) periods."""
+    along = (torch.arange(SIDE)[None] + shift) % (2 * period)
+    return torch.where(along < period, along, 2 * period - 1 - along)
+
+
+def _take(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    taken = [
+        image.index_select(1, row).index_select(2, column)
+        for image, row, column in zip(images, rows, columns, strict=True)
+    ]
+    return torch.stack(taken)
 
 
 def _superellipse(
@@ -188,7 +216,9 @@ def _any(count: int, generator: torch.Generator) -> torch.Tensor:
     return _uniform((count, 2), -1, 1, generator)
 
 
-def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+def _uniform(
+    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator
+) -> torch.Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
@@ -207,11 +237,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=900)
     arguments = parser.parse_args()
-    net = train(arguments.folder, arguments.steps)
-    state = {key: value.half() if value.is_floating_point() else value
-             for key, value in net.state_dict().items()}  # fmt: skip
-    save_file({key: value.contiguous() for key, value in state.items()},
-              WEIGHTS / "saliency.safetensors")  # fmt: skip
+    save_half(train(arguments.folder, arguments.steps), "saliency.safetensors")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 
 def crops(
@@ -29,8 +29,10 @@ def crops(
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def recolor(images: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Return images (B, 3, H, W) in [0, 1] with mixed channels, gain, contrast, now and then gray."""
+def recolor(
+    images: torch.Tensor, generator: torch.Generator, strength: float = 1.0
+) -> torch.Tensor:
+    """Return images (B, 3, H, W) in [0, 1] with channels mixed, gain and lift, some gray."""
     count = len(images)
     mix = torch.eye(3) + strength * 0.5 * torch.randn(count, 3, 3, generator=generator)
     mix = mix / mix.sum(-1, keepdim=True).clamp(min=0.5)
@@ -44,7 +46,7 @@ def recolor(images: torch.Tensor, generator: torch.Generator, strength: float = 
 
 
 def contrast_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the symmetric InfoNCE of two sets of unit vectors (B, D), row i of one for row i of other."""
+    """Return the symmetric InfoNCE of two sets of unit vectors (B, D), matched by row."""
     logits = first @ second.T / temperature
     target = torch.arange(len(first))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,0 +1,19 @@
+"""Make all tiny models again: `python -m namedmask.miniworld.training FOLDER`, in order of need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+STEPS = ("collect", "clip", "faces", "saliency", "backbone")
+
+
+def main() -> None:
+    """Run each step in a process of its own over the same folder."""
+    for step in STEPS:
+        module = f"namedmask.miniworld.training.{step}"
+        subprocess.run([sys.executable, "-m", module, *sys.argv[1:2]], check=True)
+
+
+if __name__ == "__main__":
+    main()
