@@ -1,4 +1,4 @@
-"""How well saliency detectors find the objects of the 100 ECSSD photos, before and after the solver.
+"""How well saliency detectors find the objects of 100 ECSSD photos, before and after the solver.
 
     NAMEDMASK_REAL_DATA=… python bench/ecssd.py [NUMBER OF PHOTOS]
 

@@ -75,7 +75,9 @@ class MetadataConfig(Section):
 class FetchConfig(Section):
     """How urls become bytes."""
 
-    timeout_s: float = Field(20.0, gt=0, description="deadline of one try at a url, redirects included")
+    timeout_s: float = Field(
+        20.0, gt=0, description="deadline of one try at a url, redirects included"
+    )
     max_bytes: Count = Field(20_000_000, description="of one response body")
     max_pixels: Count = Field(50_000_000, description="of one decoded image")
     max_redirects: int = Field(5, ge=0)
@@ -237,7 +239,9 @@ class Config(Section):
         return cls.of(tree, overrides, place=str(path))
 
     @classmethod
-    def of(cls, tree: dict[str, Any], overrides: Sequence[str] = (), place: str = "config") -> Config:
+    def of(
+        cls, tree: dict[str, Any], overrides: Sequence[str] = (), place: str = "config"
+    ) -> Config:
         """Return the config of a tree of plain values; see `load`."""
         tree = {name: dict(section) if isinstance(section, dict) else section
                 for name, section in tree.items()}  # fmt: skip
@@ -290,4 +294,6 @@ def _known_keys(section: tuple[int | str, ...]) -> list[str]:
         return list(Config.model_fields)
     field = Config.model_fields.get(str(section[0]))
     model = field.annotation if field else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
+    return (
+        list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
+    )

@@ -1,4 +1,4 @@
-"""The drawn world: the same from a seed, with its trouble, its manners, and its truth kept apart."""
+"""The drawn world: the same from a seed, with its trouble and manners, its truth kept apart."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_scene_labels_are_category_ids_and_background(world: Path) -> None:
     for split in ("select", "test"):
         benchmark = open_folder(world / "scenes", split)
         assert len(benchmark) == 3
-        name, image, label = benchmark[0]
+        _, image, label = benchmark[0]
         assert image.shape[:2] == label.shape
         assert set(np.unique(label)) <= set(range(len(pictures.NAMES) + 1))
 
@@ -176,7 +176,7 @@ def test_otsu_masks_of_a_bright_square_include_the_square() -> None:
 
 def test_weights_fit_in_six_megabytes() -> None:
     names = {path.name for path in WEIGHTS.iterdir() if not path.name.startswith("__")}
-    assert {"clip.safetensors", "faces.onnx", "backbone.safetensors", "saliency.safetensors"} <= names
+    assert {"clip.safetensors", "faces.onnx", "saliency.safetensors", "clip.json"} <= names
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir() if path.is_file()) <= 6_000_000
 
 

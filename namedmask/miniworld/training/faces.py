@@ -46,9 +46,8 @@ class FaceNet(nn.Module):
         self.towers = nn.ModuleList(_conv(40, 40, 1) for _ in STRIDES)
         self.score = nn.Conv2d(40, 1, 3, padding=1)
         self.reach = nn.Conv2d(40, 4, 3, padding=1)
-        with torch.no_grad():
-            self.score.bias += -4.0  # faces are rare
-            self.reach.bias += 1.0
+        for head, value in ((self.score, -4.0), (self.reach, 1.0)):  # faces are rare
+            head.bias = nn.Parameter(torch.full((head.out_channels,), value))
 
     def forward(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return for each stride (score logits (B, 1, h, w), distances (B, 4, h, w) in strides)."""
