@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,9 @@ WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENA
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; no error of the user's ends in a traceback."""
+    # Set before torch is imported. Threads that spin while they wait make training on cores that
+    # another program uses 19 times slower (0.2 against 3.8 steps a second on two cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=arguments, prog_name="namedmask")
     except SystemExit as leave:
