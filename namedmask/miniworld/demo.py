@@ -9,14 +9,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from namedmask import local
+from namedmask.benchmarks import folder as open_folder
 from namedmask.config import Config
+from namedmask.evaluate import predict_labels
+from namedmask.images import encode_png, resize
 from namedmask.ledger import write_json
 from namedmask.miniworld.judge import judge
 from namedmask.miniworld.server import reserve_port, serve
 from namedmask.miniworld.web import build_world
+from namedmask.predict import overlay
 from namedmask.progress import Progress
 from namedmask.report import write_report
+from namedmask.segmenter import load_checkpoint
 
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
@@ -25,6 +32,7 @@ FULL = {
 }
 """What `--full` changes: more images a category, longer training."""
 
+SHOWN, SIDE = 4, 240
 VERBS = (local.curate, local.refine, local.train, local.evaluate)
 
 
@@ -49,7 +57,23 @@ def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, 
     summary["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     write_json(done, summary)
     write_report(out)
+    (out / "demo.png").write_bytes(picture(out, world))
     return summary
+
+
+def picture(out: Path, world: Path) -> bytes:
+    """Return a PNG of the first test scenes, not the best: picture, truth, prediction."""
+    model, names = load_checkpoint(out / local.CHECKPOINT)
+    scenes = open_folder(world / "scenes", "test")
+    rows = []
+    for index in range(min(SHOWN, len(scenes))):
+        _, image, truth = scenes[index]
+        maps = [
+            resize(one, SIDE, SIDE, nearest=True) for one in (truth, predict_labels(model, image))
+        ]
+        large = resize(image, SIDE, SIDE)
+        rows.append(np.hstack([large, *(overlay(large, one, names) for one in maps)]))
+    return encode_png(np.vstack(rows))
 
 
 def demo_config(seed: int, out: Path, world: Path, base: str, full: bool) -> Config:
