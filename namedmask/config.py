@@ -272,7 +272,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    tree.setdefault(section, {})[name] = value
+    keys = tree.setdefault(section, {})
+    if not isinstance(keys, dict):
+        raise ConfigError(
+            f"'{section}' is {keys!r}; expected a section [{section}] with keys in it."
+        )
+    keys[name] = value
 
 
 def _explain(error: pydantic.ValidationError, place: str) -> str:

@@ -223,4 +223,5 @@ def next_to_try(
     if missing <= 0 or pass_rate <= 0:
         return pending if missing > 0 else []
     uncovered = max(0, missing - statuses.count(SURPLUS))
-    return pending[: max(missing, math.ceil(uncovered / pass_rate * overfetch))]
+    expected = min(uncovered / pass_rate * overfetch, len(pending))  # a tiny rate makes it infinite
+    return pending[: max(missing, math.ceil(expected))]

@@ -216,3 +216,7 @@ def test_next_to_try_counts_on_surplus_but_settles_the_front() -> None:
     assert next_to_try(statuses, 5, 0.5, 2.0) == [3, 4]
     assert next_to_try(["ok"] * 5 + ["pending"], 5, 0.5, 2.0) == []
     assert next_to_try(["ok", "has_face"], 5, 0.5, 2.0) == []
+
+
+def test_next_to_try_a_vanishing_pass_rate_tries_all_that_is_pending() -> None:
+    assert next_to_try(["pending"] * 5, size=1, pass_rate=2.2e-311, overfetch=1.0) == list(range(5))
