@@ -177,6 +177,7 @@ def test_otsu_masks_of_a_bright_square_include_the_square() -> None:
 def test_weights_fit_in_six_megabytes() -> None:
     names = {path.name for path in WEIGHTS.iterdir() if not path.name.startswith("__")}
     assert {"clip.safetensors", "faces.onnx", "saliency.safetensors", "clip.json"} <= names
+    assert "backbone.safetensors" in names
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir() if path.is_file()) <= 6_000_000
 
 
