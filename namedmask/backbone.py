@@ -6,7 +6,6 @@ A backbone returns `dict(low=…, out=…)`: `low` keeps the edges (stride 4), `
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -38,50 +37,33 @@ class ResNet50(ResNet):
 
 
 class TinyResNet(nn.Module):
-    """A residual network of 0.6 M parameters for small pictures on few cores, output stride 8.
+    """CLIP's ResNet, narrow, for small pictures on few cores: 0.34 M parameters, output stride 8.
 
-    Running statistics move by 0.1, so that a training of a few hundred steps has them right.
+    The image tower of the mini world's CLIP without its pooling head, so that it may start from
+    there. Strides of the last two layers become dilation, as in `ResNet50`. Running statistics
+    move by 0.1: a training of a few hundred steps has them right.
     """
 
-    low_channels = 32
-    out_channels = 128
+    low_channels = 48
+    out_channels = 384
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        )
-        self.layer1 = Residual(16, self.low_channels, stride=2)
-        self.layer2 = nn.Sequential(Residual(self.low_channels, 96, stride=2), Residual(96, 96))
-        self.layer3 = Residual(96, self.out_channels, dilation=2)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        from open_clip.modified_resnet import ModifiedResNet  # seconds to import, for one network
+
+        self.trunk = ModifiedResNet((1, 2, 2, 1), output_dim=8, heads=4, image_size=64, width=12)
+        del self.trunk.attnpool
+        for layer, rates in ((self.trunk.layer3, (1, 2)), (self.trunk.layer4, (2, 4))):
+            for block, rate in zip(layer, rates, strict=False):
+                block.avgpool = nn.Identity()
+                if block.downsample is not None:
+                    block.downsample[0] = nn.Identity()
+                block.conv2.dilation = block.conv2.padding = (rate, rate)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return `low` (B, 32, ⌈H/4⌉, ⌈W/4⌉) and `out` (B, 128, ⌈H/8⌉, ⌈W/8⌉) float32.
+        """Return `low` (B, 48, ⌊H/4⌋, ⌊W/4⌋) and `out` (B, 384, ⌊H/8⌋, ⌊W/8⌋) float32.
 
         `images`: (B, 3, H, W) float32, normalised.
         """
-        low = self.layer1(self.stem(images))
-        return {"low": low, "out": self.layer3(self.layer2(low))}
-
-
-class Residual(nn.Module):
-    """Two 3 × 3 convolutions and a way around them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        first = nn.Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
-        second = nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False)
-        self.body = nn.Sequential(
-            first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs)
-        )
-        self.around: nn.Module = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.around = nn.Sequential(project, nn.BatchNorm2d(outputs))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return (B, outputs, ⌈H/stride⌉, ⌈W/stride⌉) float32, ≥ 0."""
-        return torch.relu(self.body(features) + self.around(features))
+        low = self.trunk.layer1(self.trunk.stem(images))
+        return {"low": low, "out": self.trunk.layer4(self.trunk.layer3(self.trunk.layer2(low)))}

@@ -46,9 +46,6 @@ TOLERANCE = 1e-5
 SELF_WEIGHT = 10.0
 """Weight of a vertex in its own blur. Method: [1 2 1] along each of the five axes."""
 
-SHORTER_SIDE = 512
-"""Pixels the stage brings the shorter side of an image to. Method: 512."""
-
 LONGER_SIDE = 2048
 """Pixels at most for the longer side. Differs: unbounded in the original."""
 
@@ -256,13 +253,13 @@ def solve(grid: Grid, sums: np.ndarray, config: BilateralConfig) -> np.ndarray:
 def snap(image: np.ndarray, mask: np.ndarray, config: BilateralConfig) -> np.ndarray:
     """Return the mask snapped to the image's edges, (H, W) bool.
 
-    `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool. The solver works at shorter side 512, larger
-    images and smaller ones alike. Where nothing of the mask would be left, it stays as it was.
+    `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool. The solver works at `config.shorter_side`,
+    larger images and smaller ones alike. Where nothing of the mask would be left, it stays as it was.
 
-    Method: shorter side 512, soft mask > 0.5, nearest pixel back to the image's size.
+    Method: soft mask > 0.5, nearest pixel back to the image's size.
     """
     height, width = mask.shape
-    scale = min(SHORTER_SIDE / min(height, width), LONGER_SIDE / max(height, width))
+    scale = min(config.shorter_side / min(height, width), LONGER_SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
     small = images.resize(mask, *size, nearest=True)
     snapped = bilateral_solver(images.resize(image, *size), small, config) > 0.5

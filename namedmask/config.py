@@ -109,6 +109,10 @@ class RetrieveConfig(Section):
     near_duplicate_cosine: float = Field(
         0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
     )
+    violence_text: str = Field("", description="what violence looks like, in words; empty: off")
+    violence_cosine: float = Field(
+        0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
+    )
 
 
 class FacesConfig(ModelSection):
@@ -138,6 +142,7 @@ class BilateralConfig(Section):
     """The pseudo-mask snapped to image edges. Method: all defaults (method of SelfMask)."""
 
     enabled: bool = True
+    shorter_side: Count = Field(512, description="pixels every image is brought to. Method: 512")
     sigma_spatial: float = Field(16.0, gt=0)
     sigma_luma: float = Field(16.0, gt=0)
     sigma_chroma: float = Field(8.0, gt=0)

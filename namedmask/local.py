@@ -47,6 +47,7 @@ from namedmask.rounds import (
     refuse_empty_archives,
     retrieve_offers,
     settle,
+    violent,
 )
 from namedmask.saliency import Saliency
 from namedmask.segmenter import build_segmenter, load_checkpoint, save_checkpoint
@@ -225,9 +226,12 @@ def _build(job: Job) -> dict[str, Any]:
         queries = text_features(embedder, category_set.queries, templates)
         vectors = EmbeddingStore(job.ledger)
         offers = retrieve_offers(vectors, category_set, queries, config.retrieve.candidates)
+        known = {}
+        if text := config.retrieve.violence_text:
+            known = violent(offers, embedder.embed_texts([text])[0], config.retrieve.violence_cosine)
         step.advance(len(category_set.names))
     judge = Judge(job, offers.candidates)
-    verdicts = fill_archives(offers, config.retrieve, judge)
+    verdicts = fill_archives(offers, config.retrieve, judge, known)
     with job.clock("archive"):
         candidates = settle(offers, verdicts, config.retrieve)
         funnel = candidate_funnel(candidates, category_set)

@@ -34,6 +34,9 @@ from namedmask.stores import EmbeddingStore
 UNTRIED = "untried"
 """Status of a candidate that no round came to: its archive was full, or the rounds were over."""
 
+VIOLENT = "violent"
+"""Status of a candidate too close to the text that describes violence."""
+
 Look = Callable[[list[str]], Mapping[str, str]]
 
 
@@ -90,9 +93,24 @@ def retrieve_offers(
     return Offers(candidates, index, vectors)
 
 
-def fill_archives(offers: Offers, config: RetrieveConfig, look: Look) -> dict[str, str]:
-    """Return the verdicts on the images tried until archives are full or the rounds are over."""
-    verdicts: dict[str, str] = {}
+def violent(offers: Offers, text: np.ndarray, cosine: float) -> dict[str, str]:
+    """Return the verdict `violent` on each candidate at least `cosine` close to `text`.
+
+    `text`: (D,) float32, unit L2 norm. Differs: LAION's detector is two learned prompts.
+    """
+    close = offers.vectors @ text >= cosine
+    ids = offers.candidates["sample_id"].to_numpy()
+    return dict.fromkeys(ids[close[offers.index.ravel()]].tolist(), VIOLENT)
+
+
+def fill_archives(
+    offers: Offers, config: RetrieveConfig, look: Look, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the verdicts on the images tried until archives are full or the rounds are over.
+
+    `known` verdicts come from the vectors alone: those images are not tried.
+    """
+    verdicts = dict(known or {})
     for _ in range(1 + config.top_up_rounds):
         wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
         for offer in offers:
@@ -177,12 +195,12 @@ def _pass_rate(
 ) -> float:
     """Return the share of tried candidates that were accepted, 1 before any was tried.
 
-    Near duplicates are left out: those to come are told by their vectors, and not tried.
+    What the vectors tell is left out: such candidates are not tried.
     """
     tried = [
         status
         for sample_id, status in zip(sample_ids, statuses, strict=True)
-        if sample_id in verdicts and status != NEAR_DUPLICATE
+        if sample_id in verdicts and status not in (NEAR_DUPLICATE, VIOLENT)
     ]
     good = sum(status in (schema.OK, SURPLUS) for status in tried)
     return good / len(tried) if tried else 1.0

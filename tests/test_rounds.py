@@ -23,6 +23,7 @@ from namedmask.rounds import (
     fill_archives,
     refuse_empty_archives,
     settle,
+    violent,
 )
 
 COUNT = 24
@@ -109,6 +110,24 @@ def test_rounds_copy_of_a_kept_image_is_never_tried_and_names_it() -> None:
     assert f"{1:020x}" not in verdicts
     row = settle(offers, verdicts, config).slice(1, 1).to_pylist()[0]
     assert (row["status"], row["duplicate_of"]) == ("near_duplicate", f"{0:020x}")
+
+
+def test_rounds_violent_candidates_are_told_by_their_vectors_and_not_tried() -> None:
+    offers = offers_of(list(range(COUNT)), list(range(COUNT)))
+    known = violent(offers, np.eye(COUNT, dtype=np.float32)[1], cosine=0.5)
+    bloody = f"{1:020x}"
+    assert known == {bloody: "violent"}
+    tried: list[str] = []
+    config = RetrieveConfig(archive_size=3)
+
+    def look(ids: list[str]) -> dict[str, str]:
+        tried.extend(ids)
+        return dict.fromkeys(ids, "ok")
+
+    verdicts = fill_archives(offers, config, look, known)
+    assert bloody not in tried
+    statuses = settle(offers, verdicts, config)["status"].to_pylist()
+    assert statuses[:4] == ["ok", "violent", "ok", "ok"]
 
 
 def test_rounds_copy_of_a_rejected_image_gets_its_chance() -> None:

@@ -1,11 +1,11 @@
-"""Pre-train the tiny backbone without labels: from images.npy and the saliency detector.
+"""Pre-train the tiny backbone without labels: from images.npy, the tiny CLIP and the detector.
 
-    python -m namedmask.miniworld.training.backbone FOLDER [--steps 800]
+    python -m namedmask.miniworld.training.backbone FOLDER [--steps 1200]
 
-Two views of a picture keep the detector's object and change the rest: another ground, other colors,
-another size, and often another surface, cut from other pictures. Features pooled over the object
-must find each other in the batch (SimCLR's loss); a linear head also predicts the object's
-mask, so that the features tell thing from ground.
+It starts as CLIP's image tower. A view of a picture keeps the detector's object and changes the
+rest: another ground, other colors, another size, sometimes another surface, cut from other
+pictures. Features pooled over the object must find the CLIP vector of their picture in the batch;
+a segmenter's head over them, thrown away afterwards, must find the object's mask.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import logging
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,16 +23,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from namedmask.backbone import TinyResNet
+from namedmask.config import EmbedConfig
+from namedmask.embed import EMBEDDERS
 from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
 from namedmask.miniworld.training.saliency import own_masks
 from namedmask.miniworld.training.weights import WEIGHTS, save_half
 from namedmask.saliency import TinyUNet
+from namedmask.segmenter import DeepLabV3Plus, deeplabv3plus_tiny
 
 log = logging.getLogger(__name__)
 SIDE = 96
-BATCH = 64
-POOL = 6000
+BATCH = 32
+POOL = 8000
+RATE = 1e-3
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
@@ -48,13 +53,13 @@ def view(
     surfaces = views.crops(
         images.roll(int(swap[1]), 0), images.shape[-1], generator, (0.1, 0.8), 1.5
     )
-    new_ground = torch.rand(count, 1, 1, 1, generator=generator) < 0.7
-    new_surface = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    new_ground = torch.rand(count, 1, 1, 1, generator=generator) < 0.5
+    new_surface = torch.rand(count, 1, 1, 1, generator=generator) < 0.3
     thing = torch.where(new_surface, 0.75 * surfaces + 0.25 * images, images)
     base = torch.where(new_ground, grounds, images)
     both = torch.cat([masks * thing + (1 - masks) * base, masks], 1)
     zoomed_out = views.crops(both, SIDE, generator, (0.7, 1.8), turn=0.25)
-    colored = views.recolor(zoomed_out[:, :3], generator, 1.0)
+    colored = views.recolor(zoomed_out[:, :3], generator, 0.7)
     return (colored - MEAN) / STD, zoomed_out[:, 3:]
 
 
@@ -63,32 +68,57 @@ def train(folder: Path, steps: int, seed: int = 0) -> TinyResNet:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images, masks = _collection(folder)
-    net = TinyResNet().to(memory_format=torch.channels_last)
-    width = net.out_channels
-    projector = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 96))
-    thingness = nn.Conv2d(width, 1, 1)
-    everything = [*net.parameters(), *projector.parameters(), *thingness.parameters()]
-    optimizer = torch.optim.AdamW(everything, lr=2e-3, weight_decay=0.02)
+    vectors = _vectors(images)
+    net = cast(DeepLabV3Plus, deeplabv3plus_tiny(1)).to(memory_format=torch.channels_last)
+    backbone = cast(TinyResNet, net.backbone)
+    backbone.trunk.load_state_dict(_tower())
+    projector = nn.Linear(backbone.out_channels, vectors.shape[1])
+    optimizer = torch.optim.AdamW([*net.parameters(), *projector.parameters()], weight_decay=0.02)
     for step in range(steps):
         rate = min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = 2e-3 * rate
+        optimizer.param_groups[0]["lr"] = RATE * rate
         rows = torch.randint(len(images), (BATCH,), generator=generator)
         batch = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float() / 255
         mask = torch.from_numpy(masks[rows.numpy()])[:, None].float()
-        pairs = [view(batch, mask, generator) for _ in range(2)]
-        inputs = torch.cat([pair[0] for pair in pairs]).to(memory_format=torch.channels_last)
-        features = net(inputs)["out"]
-        inside = F.adaptive_avg_pool2d(torch.cat([pair[1] for pair in pairs]), features.shape[-2:])
-        pooled = (features * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1e-3)
-        first, second = F.normalize(projector(pooled), dim=1).chunk(2)
-        loss = views.contrast_loss(first, second, 0.15)
-        loss = loss + F.binary_cross_entropy_with_logits(thingness(features), inside)
+        inputs, target = view(batch, mask, generator)
+        features = backbone(inputs.to(memory_format=torch.channels_last))
+        logits = F.interpolate(
+            net.classifier(features), target.shape[-2:], mode="bilinear", align_corners=False
+        )
+        out = features["out"]
+        inside = F.adaptive_avg_pool2d(target, out.shape[-2:])
+        pooled = (out * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1e-3)
+        likeness = F.normalize(projector(pooled), dim=1) @ vectors[rows].T / 0.07
+        naming = F.cross_entropy(likeness, torch.arange(BATCH))
+        masking = F.binary_cross_entropy_with_logits(logits, target)
+        loss = naming + 3 * masking
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if step % 50 == 0:
-            log.info("step %d loss %.3f", step, loss.item())
-    return net.eval()
+            log.info("step %d naming %.3f masking %.3f", step, naming.item(), masking.item())
+        if step % 300 == 299:
+            save_half(backbone, "backbone.safetensors")
+    return backbone.eval()
+
+
+def _tower() -> dict[str, torch.Tensor]:
+    """Return the tiny CLIP's image tower without its pooling head, float32."""
+    state = load_file(WEIGHTS / "clip.safetensors")
+    tower = {key.removeprefix("visual."): value.float() for key, value in state.items()
+             if key.startswith("visual.")}  # fmt: skip
+    return {key: value for key, value in tower.items() if not key.startswith("attnpool.")}
+
+
+def _vectors(images: np.ndarray) -> torch.Tensor:
+    """Return the CLIP vector of each picture, (N, D) float32, unit length, the mean taken out.
+
+    What all vectors share says nothing about a picture.
+    """
+    embedder = EMBEDDERS["miniworld"](EmbedConfig())
+    parts = [embedder.embed_images(list(images[i : i + 100])) for i in range(0, len(images), 100)]
+    vectors = torch.from_numpy(np.concatenate(parts)).float()
+    return F.normalize(vectors - vectors.mean(0), dim=1)
 
 
 def _collection(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +138,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=1200)
     arguments = parser.parse_args()
     save_half(train(arguments.folder, arguments.steps), "backbone.safetensors")
 
