@@ -59,9 +59,12 @@ class TinyResNet(nn.Module):
                 if block.downsample is not None:
                     block.downsample[0] = nn.Identity()
                 block.conv2.dilation = block.conv2.padding = (rate, rate)
+        for module in self.modules():
+            if isinstance(module, nn.AvgPool2d):
+                module.ceil_mode = True  # an image of one pixel keeps it
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return `low` (B, 48, ⌊H/4⌋, ⌊W/4⌋) and `out` (B, 384, ⌊H/8⌋, ⌊W/8⌋) float32.
+        """Return `low` (B, 48, ⌈H/4⌉, ⌈W/4⌉) and `out` (B, 384, ⌈H/8⌉, ⌈W/8⌉) float32.
 
         `images`: (B, 3, H, W) float32, normalised.
         """

@@ -254,7 +254,8 @@ def snap(image: np.ndarray, mask: np.ndarray, config: BilateralConfig) -> np.nda
     """Return the mask snapped to the image's edges, (H, W) bool.
 
     `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool. The solver works at `config.shorter_side`,
-    larger images and smaller ones alike. Where nothing of the mask would be left, it stays as it was.
+    larger images and smaller ones alike. Where nothing of the mask would be left, it stays as it
+    was.
 
     Method: soft mask > 0.5, nearest pixel back to the image's size.
     """

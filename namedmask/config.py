@@ -188,6 +188,10 @@ class ExpertsConfig(OptimConfig):
 
     enabled: bool = True
     iterations: Count = Field(5000, description="Method: 5,000")
+    shared_iterations: int = Field(
+        0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
+    )
+    snap: bool = Field(False, description="the solver after the expert as well. Method: no")
     batch_size: Count = Field(8, description="Method: 8")
 
 

@@ -22,7 +22,8 @@ import torch
 from torch import nn
 
 from namedmask.augment import Samples
-from namedmask.config import Config
+from namedmask.bilateral import snap
+from namedmask.config import BilateralConfig, Config
 from namedmask.images import to_tensor
 from namedmask.schema import BACKGROUND, IGNORE
 from namedmask.segmenter import build_segmenter
@@ -83,6 +84,18 @@ def train_expert(
     )
 
 
+def train_shared_expert(
+    samples: Samples, config: Config, *, on_step: Callable[[int, float], None] | None = None
+) -> nn.Module:
+    """Return an expert for all categories at once, in eval mode: where each expert may start.
+
+    Trained for `experts.shared_iterations` steps at `run.seed`. Raises as `train_expert`.
+    """
+    optim = config.experts.model_copy(update={"iterations": config.experts.shared_iterations})
+    config = config.model_copy(update={"experts": optim})
+    return train_expert(samples, config, config.run.seed, on_step=on_step)
+
+
 @torch.inference_mode()
 def refine_masks(expert: nn.Module, images: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the expert's mask of each image, (H, W) bool.
@@ -99,12 +112,21 @@ def refine_masks(expert: nn.Module, images: Sequence[np.ndarray]) -> list[np.nda
     return masks
 
 
-def keep_nonempty(
-    refined: Sequence[np.ndarray], pseudo: Sequence[np.ndarray]
+def redraw(
+    expert: nn.Module, samples: Samples, solver: BilateralConfig | None = None
 ) -> tuple[list[np.ndarray], int]:
-    """Return each refined mask, or the pseudo-mask where it is empty, and how often that was.
+    """Return the expert's mask (H, W) bool of each sample, and how many are as they were.
 
-    Masks are (H, W) bool. Differs: the method trains on the empty mask.
+    With a `solver` the masks are snapped to the image's edges, as the pseudo-masks were. An empty
+    one gives way to the pseudo-mask. Differs: the method trains on empty masks, and snaps none.
     """
-    masks = [new if new.any() else old for new, old in zip(refined, pseudo, strict=True)]
-    return masks, sum(not new.any() for new in refined)
+    masks, kept = [], 0
+    for index in range(len(samples)):  # decoded one by one: all together may not fit
+        image, label = samples[index]
+        mask = refine_masks(expert, [image])[0]
+        if not mask.any():
+            mask, kept = label != BACKGROUND, kept + 1
+        elif solver is not None:
+            mask = snap(image, mask, solver)
+        masks.append(mask)
+    return masks, kept

@@ -18,15 +18,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import torch
 
-from namedmask import images, metadata, schema
-from namedmask.archive import REFINED, Archive, ArchivedCategory, stem, write_archive
+from namedmask import metadata, schema
+from namedmask.archive import REFINED, Archive, write_archive
 from namedmask.benchmarks import open_benchmark
 from namedmask.bilateral import Bilateral
 from namedmask.categories import category_set_of, templates_of
@@ -34,12 +33,12 @@ from namedmask.config import Config
 from namedmask.embed import Embed, text_features
 from namedmask.errors import InputError
 from namedmask.evaluate import evaluate as measure
-from namedmask.experts import keep_nonempty, refine_masks, train_expert
 from namedmask.faces import Faces
 from namedmask.fetch import Fetch
 from namedmask.jobs import Failures, Job, run_verb, threads_of
 from namedmask.ledger import Commit, digest, row_hashes, write_file, write_json
 from namedmask.progress import Progress, Step
+from namedmask.refine import refine_archive
 from namedmask.rounds import (
     accepted,
     candidate_funnel,
@@ -54,7 +53,6 @@ from namedmask.segmenter import build_segmenter, load_checkpoint, save_checkpoin
 from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
 from namedmask.train import train as fit
 
-EXPERTS = "experts"
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 
 SLICE_BATCHES = 8
@@ -105,7 +103,7 @@ def refine(config: Config, progress: Progress) -> dict[str, Any]:
     """Train an expert a category and let it redraw its masks; return how many it redrew."""
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
-    return _run("refine", config, progress, _refine, REFINED)
+    return _run("refine", config, progress, refine_archive, REFINED)
 
 
 def train(config: Config, progress: Progress) -> dict[str, Any]:
@@ -228,7 +226,9 @@ def _build(job: Job) -> dict[str, Any]:
         offers = retrieve_offers(vectors, category_set, queries, config.retrieve.candidates)
         known = {}
         if text := config.retrieve.violence_text:
-            known = violent(offers, embedder.embed_texts([text])[0], config.retrieve.violence_cosine)
+            known = violent(
+                offers, embedder.embed_texts([text])[0], config.retrieve.violence_cosine
+            )
         step.advance(len(category_set.names))
     judge = Judge(job, offers.candidates)
     verdicts = fill_archives(offers, config.retrieve, judge, known)
@@ -295,56 +295,6 @@ class Judge:
             "num_faces": pa.nulls(len(sample_ids), schema.TYPES["num_faces"]),
         }
         return pa.table(columns)
-
-
-def _refine(job: Job) -> dict[str, Any]:
-    archive = Archive.open(job.ledger.folder / "archive")
-    committed = job.ledger.commits(REFINED)
-    job.ledger.sweep(REFINED, EXPERTS)
-    counts: Counter[str] = Counter()
-    steps = job.config.experts.iterations
-    with job.progress.step("experts", steps * len(archive.categories)) as step:
-        for category in archive.categories:
-            commit = committed.get(stem(category.label_id, category.name))
-            if commit and commit.input_digest == category.sha256:
-                step.advance(steps)
-            else:
-                commit = _refine_category(job, archive, category, step)
-            counts.update(commit.counts)
-    return {"categories": len(archive.categories), "masks": dict(counts)}
-
-
-def _refine_category(job: Job, archive: Archive, category: ArchivedCategory, step: Step) -> Commit:
-    """Train one expert, redraw its category's masks, and commit both."""
-    config = job.config
-    samples = archive.one_category_samples(category.name)
-    seed = config.run.seed + category.label_id
-    with job.clock("experts"):
-        expert = train_expert(samples, config, seed, on_step=lambda *_: step.advance())
-    with job.clock("refine"):
-        drawn, pseudo = [], []
-        for index in range(len(samples)):  # decoded one by one: all together may not fit
-            image, label = samples[index]
-            drawn += refine_masks(expert, [image])
-            pseudo.append(label > 0)
-        masks, kept = keep_nonempty(drawn, pseudo)
-        table = archive.entries(category.name).select(schema.REFINED.names)
-        encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
-        table = table.set_column(table.schema.get_field_index("mask"), "mask", encoded)
-    name = stem(category.label_id, category.name)
-    save = partial(
-        save_checkpoint, model=expert, name=config.segmenter.name, names=[category.name],
-        step=config.experts.iterations,
-    )  # fmt: skip
-    job.start("refine")
-    return job.ledger.commit(
-        REFINED,
-        name,
-        {f"{REFINED}/{name}.parquet": table, f"{EXPERTS}/{name}.pt": save},
-        rows=len(masks),
-        counts={"redrawn": len(masks) - kept, "kept": kept},
-        input_digest=category.sha256,
-    )
 
 
 def _train(job: Job) -> dict[str, Any]:

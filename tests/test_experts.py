@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from namedmask import schema
-from namedmask.config import Config
-from namedmask.experts import OneLabel, keep_nonempty, refine_masks, train_expert
+from namedmask.config import BilateralConfig, Config
+from namedmask.experts import (
+    OneLabel,
+    redraw,
+    refine_masks,
+    train_expert,
+    train_shared_expert,
+)
 from namedmask.segmenter import build_segmenter
 
 LABEL_ID = 300
@@ -123,12 +128,50 @@ def test_refine_masks_come_at_original_size_whatever_the_company() -> None:
     assert refine_masks(expert, []) == []
 
 
-def test_keep_nonempty_puts_the_pseudo_mask_where_the_expert_saw_nothing() -> None:
-    full, empty = np.ones((2, 2), bool), np.zeros((2, 2), bool)
-    corner = np.array([[True, False], [False, False]])
-    masks, kept = keep_nonempty([empty, corner, empty], [full, full, empty])
-    assert kept == 2
-    assert np.array_equal(masks[0], full)
-    assert np.array_equal(masks[1], corner)
-    with pytest.raises(ValueError, match="zip"):
-        keep_nonempty([full], [])
+class Blind(torch.nn.Module):
+    """Sees the thing in nothing but bright pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        bright = batch[:, :1]
+        return torch.cat([-bright, bright], dim=1)
+
+
+def test_redraw_keeps_the_pseudo_mask_where_the_expert_saw_nothing() -> None:
+    half = np.zeros((8, 8), np.uint16)
+    half[:, :4] = 1
+    dark, bright = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    bright[4:] = 255
+
+    masks, kept = redraw(Blind(), [(dark, half), (bright, half)])
+    assert kept == 1
+    assert np.array_equal(masks[0], half > 0)
+    assert np.array_equal(masks[1], bright[..., 0] > 0)
+
+
+def test_redraw_with_a_solver_closes_a_hole_the_image_does_not_have() -> None:
+    image = np.full((32, 32, 3), 40, np.uint8)
+    image[4:28, 4:28] = 210
+    image[16, 16] = 60
+    label = np.zeros((32, 32), np.uint16)
+    any_color = BilateralConfig(
+        shorter_side=32, sigma_spatial=4, sigma_luma=256, sigma_chroma=256, smoothness=8
+    )
+    plain = redraw(Blind(), [(image, label)])[0][0]
+    snapped = redraw(Blind(), [(image, label)], any_color)[0][0]
+    assert not plain[16, 16]
+    assert snapped[16, 16]
+    assert not snapped[0, 0]
+
+
+def test_shared_expert_takes_its_own_number_of_steps() -> None:
+    config = config_of(iterations=5)
+    config = config.model_copy(
+        update={"experts": config.experts.model_copy(update={"shared_iterations": 2})}
+    )
+    steps: list[int] = []
+    train_shared_expert(Disks(), config, on_step=lambda done, _: steps.append(done))
+    assert steps == [1, 2]

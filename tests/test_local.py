@@ -466,6 +466,29 @@ def test_local_refine_cut_off_goes_on_with_the_next_category(source: str, tmp_pa
     assert len(list((tmp_path / "experts").glob("*.pt"))) == 3
 
 
+def test_local_shared_expert_is_trained_once_and_every_expert_starts_there(
+    source: str, tmp_path: Path
+) -> None:
+    shared = ("experts.shared_iterations=2", "experts.snap=true")
+    whole, cut = (config_of(source, tmp_path / name, *shared) for name in ("whole", "cut"))
+    for config in (whole, cut):
+        local.curate(config, SILENT)
+    local.refine(whole, SILENT)
+    with pytest.raises(KeyboardInterrupt):
+        local.refine(cut, StopAfter(5))  # 2 shared steps, 2 of the first category, 1 of the next
+    start = tmp_path / "cut" / "experts" / "shared.pt"
+    made = start.stat().st_mtime_ns
+    local.refine(cut, SILENT)
+    assert start.stat().st_mtime_ns == made
+    masks = [
+        [Archive.open(tmp_path / name / "archive").entries(word)["refined_mask"] for name in
+         ("whole", "cut")]
+        for word in toys.COLORS
+    ]  # fmt: skip
+    assert all(first.equals(second) for first, second in masks)
+    assert "shared expert" in read_json(tmp_path / "whole" / "timings.json")
+
+
 def test_local_experts_switched_off_train_on_the_pseudo_masks(source: str, tmp_path: Path) -> None:
     config = config_of(source, tmp_path, "experts.enabled=false")
     local.curate(config, SILENT)

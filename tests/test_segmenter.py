@@ -128,11 +128,11 @@ def test_build_backbone_file_fills_the_backbone(tmp_path: Path, suffix: str) -> 
 
 def test_build_backbone_with_a_classifier_names_the_unexpected_entries(tmp_path: Path) -> None:
     state = build_segmenter(TINY, 2).backbone.state_dict()
-    del state["stem.0.weight"]
+    del state["trunk.conv1.weight"]
     path = tmp_path / "backbone.pth"
     torch.save({**state, "fc.weight": torch.zeros(3)}, path)
     config = TINY.model_copy(update={"backbone_weights": str(path)})
-    with pytest.raises(CheckpointError, match=r"1 entries missing \(stem\.0\.weight\)") as error:
+    with pytest.raises(CheckpointError, match=r"1 entries missing \(trunk\.conv1\.weight\)") as error:
         build_segmenter(config, 4)
     assert "1 unexpected (fc.weight)" in str(error.value)
     assert str(path) in str(error.value)

@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from namedmask.backbone import TinyResNet
-from namedmask.config import EmbedConfig
+from namedmask.bilateral import bilateral_solver
+from namedmask.config import BilateralConfig, EmbedConfig
 from namedmask.embed import EMBEDDERS
 from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
-from namedmask.miniworld.training.saliency import own_masks
+from namedmask.miniworld.training.saliency import clean, own_masks
 from namedmask.miniworld.training.weights import WEIGHTS, save_half
 from namedmask.saliency import TinyUNet
 from namedmask.segmenter import DeepLabV3Plus, deeplabv3plus_tiny
@@ -37,6 +38,8 @@ SIDE = 96
 BATCH = 32
 POOL = 8000
 RATE = 1e-3
+SOLVER = BilateralConfig(sigma_spatial=28, sigma_luma=6, sigma_chroma=4, smoothness=128)
+"""The demo's, at the size of the collection's pictures."""
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
@@ -127,6 +130,8 @@ def _collection(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     detector = TinyUNet()
     detector.load_state_dict(load_file(WEIGHTS / "saliency.safetensors"))
     masks, sure = own_masks(detector, images)
+    pairs = zip(images, masks, strict=True)
+    masks = np.stack([clean(bilateral_solver(*pair, SOLVER) > 0.5) for pair in pairs])
     share = masks.mean((1, 2))
     usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.3))
     log.info("%d of %d pictures have an object", usable.sum(), len(images))

@@ -1,12 +1,11 @@
 """Train the saliency detector without labels: it reads images.npy and nothing else.
 
-    python -m namedmask.miniworld.training.saliency FOLDER [--steps 900] [--start WEIGHTS]
+    python -m namedmask.miniworld.training.saliency FOLDER [--steps 900]
 
 First on collages: a ground stretched from the corner of one picture, on it a figure of a few random
 superellipses, each cut from another picture; the figure is the target. Then on the pictures
-themselves: the detector's own maps, averaged over mirror images, snapped to edges by the bilateral
-solver and cleaned of what touches the frame on two sides, are the targets of the next round
-(self-training).
+themselves: the detector's own maps, averaged over mirror images and cleaned of what touches the
+frame on two sides, are the targets of the next round (self-training).
 """
 
 from __future__ import annotations
@@ -20,10 +19,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
-from namedmask.bilateral import bilateral_solver
-from namedmask.config import BilateralConfig
 from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
 from namedmask.miniworld.training.weights import save_half
@@ -33,8 +29,6 @@ log = logging.getLogger(__name__)
 SIDE = TinyUNet.SIDE
 BATCH = 28
 PARTS = 6
-SOLVER = BilateralConfig(sigma_spatial=28, sigma_luma=6, sigma_chroma=4, smoothness=128)
-"""The demo's solver, brought from a shorter side of 512 to the collection's 112."""
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
@@ -67,15 +61,11 @@ def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
     return canvas, figure.float()
 
 
-def train(
-    folder: Path, steps: int, rounds: int = 2, start: Path | None = None, seed: int = 0
-) -> TinyUNet:
-    """Return the trained detector; `start`: weights to go on from."""
+def train(folder: Path, steps: int, rounds: int = 2, seed: int = 0) -> TinyUNet:
+    """Return the trained detector."""
     torch.manual_seed(seed)
     images = np.load(folder / "images.npy")
     net = TinyUNet().to(memory_format=torch.channels_last)
-    if start:
-        net.load_state_dict(load_file(start))
     _fit(net, images, None, steps, seed)
     for turn in range(rounds):
         chosen = np.random.default_rng(seed + turn).permutation(len(images))[:5000]
@@ -83,8 +73,7 @@ def train(
         share = masks.mean((1, 2))
         usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.4))
         log.info("round %d: %d of %d own masks kept", turn, usable.sum(), len(usable))
-        _fit(net, images, (chosen[usable], masks[usable]), steps // 2, seed + 1 + turn)
-        save_half(net, "saliency.safetensors")
+        _fit(net, images, (chosen[usable], masks[usable]), steps // 3, seed + 1 + turn)
     return net.eval()
 
 
@@ -103,7 +92,7 @@ def own_masks(net: TinyUNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray
                 _normalized(batch.flip(-1))
             ).sigmoid().flip(-1)
             for row, one in enumerate((both[:, 0] / 2).numpy()):
-                mask = clean(bilateral_solver(images[start + row], one > 0.5, SOLVER) > 0.5)
+                mask = clean(one > 0.5)
                 masks[start + row] = mask
                 sure[start + row] = (one * mask).sum() / max(np.maximum(one, mask).sum(), 1.0)
     net.train()
@@ -247,10 +236,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=900)
-    parser.add_argument("--start", type=Path)
     arguments = parser.parse_args()
-    trained = train(arguments.folder, arguments.steps, start=arguments.start)
-    save_half(trained, "saliency.safetensors")
+    save_half(train(arguments.folder, arguments.steps), "saliency.safetensors")
 
 
 if __name__ == "__main__":
