@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from namedmask import images  # noqa: E402
-from namedmask.bilateral import bilateral_solver  # noqa: E402
-from namedmask.config import SaliencyConfig  # noqa: E402
+from namedmask.bilateral import snap  # noqa: E402
+from namedmask.config import BilateralConfig, SaliencyConfig  # noqa: E402
 from namedmask.saliency import DETECTORS, pseudo_mask  # noqa: E402
 from tests.real.csnet import csnet  # noqa: E402
 
@@ -46,7 +46,7 @@ def main() -> None:
         for name, detector in detectors.items():
             mask = pseudo_mask(detector.saliency([image])[0])
             scores.setdefault(f"{name}_iou", []).append(overlap(mask, truth))
-            solved = bilateral_solver(image, mask) > 0.5
+            solved = snap(image, mask, BilateralConfig())
             scores.setdefault(f"{name}_solved_iou", []).append(overlap(solved, truth))
     means = {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
     print(json.dumps({"photos": len(next(iter(scores.values()))), **means}))

@@ -191,6 +191,10 @@ class ExpertsConfig(OptimConfig):
     shared_iterations: int = Field(
         0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
     )
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability from which a pixel is the thing. Method: 0.5"
+    )
+    mirror: bool = Field(False, description="average with the mirror image's. Method: no")
     snap: bool = Field(False, description="the solver after the expert as well. Method: no")
     batch_size: Count = Field(8, description="Method: 8")
 

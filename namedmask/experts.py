@@ -14,6 +14,7 @@ Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny` refines 1,000 pict
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch import nn
 
 from namedmask.augment import Samples
 from namedmask.bilateral import snap
-from namedmask.config import BilateralConfig, Config
+from namedmask.config import BilateralConfig, Config, ExpertsConfig
 from namedmask.images import to_tensor
 from namedmask.schema import BACKGROUND, IGNORE
 from namedmask.segmenter import build_segmenter
@@ -97,23 +98,37 @@ def train_shared_expert(
 
 
 @torch.inference_mode()
-def refine_masks(expert: nn.Module, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the expert's mask of each image, (H, W) bool.
+def refine_masks(
+    expert: nn.Module,
+    images: Sequence[np.ndarray],
+    threshold: float = 0.5,
+    mirror: bool = False,
+) -> list[np.ndarray]:
+    """Return the expert's mask of each image, (H, W) bool: where the thing is likelier than that.
 
     `images`: (H, W, 3) uint8 RGB of any sizes. Each goes through alone, so that its mask does not
-    depend on the others.
+    depend on the others; with `mirror` its logits are averaged with those of its mirror image.
+    Method: the more likely label, a threshold of 0.5; no mirror.
     """
+    lead = math.log(threshold / (1 - threshold))
     expert.eval()
     device = next(expert.parameters()).device
     masks = []
     for image in images:
         batch = to_tensor([image]).to(device, memory_format=torch.channels_last)
-        masks.append((expert(batch).argmax(1)[0] == 1).cpu().numpy())
+        logits = expert(batch)
+        if mirror:
+            logits = (logits + expert(batch.flip(-1)).flip(-1)) / 2
+        background, thing = logits[0]
+        masks.append((thing - background > lead).cpu().numpy())
     return masks
 
 
 def redraw(
-    expert: nn.Module, samples: Samples, solver: BilateralConfig | None = None
+    expert: nn.Module,
+    samples: Samples,
+    config: ExpertsConfig,
+    solver: BilateralConfig | None = None,
 ) -> tuple[list[np.ndarray], int]:
     """Return the expert's mask (H, W) bool of each sample, and how many are as they were.
 
@@ -123,7 +138,7 @@ def redraw(
     masks, kept = [], 0
     for index in range(len(samples)):  # decoded one by one: all together may not fit
         image, label = samples[index]
-        mask = refine_masks(expert, [image])[0]
+        mask = refine_masks(expert, [image], config.threshold, config.mirror)[0]
         if not mask.any():
             mask, kept = label != BACKGROUND, kept + 1
         elif solver is not None:

@@ -78,7 +78,8 @@ def _refine_category(
     with job.clock("experts"):
         expert = train_expert(samples, config, seed, start, on_step=lambda *_: step.advance())
     with job.clock("refine"):
-        masks, kept = redraw(expert, samples, config.bilateral if config.experts.snap else None)
+        solver = config.bilateral if config.experts.snap else None
+        masks, kept = redraw(expert, samples, config.experts, solver)
         table = archive.entries(category.name).select(schema.REFINED.names)
         encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
         table = table.set_column(table.schema.get_field_index("mask"), "mask", encoded)

@@ -153,6 +153,7 @@ def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[tuple[
         batch_size=None,
         sampler=range(start, optim.iterations),
         num_workers=optim.workers,
+        multiprocessing_context="spawn" if optim.workers else None,  # OpenCV hangs after a fork
         generator=torch.Generator(),  # else the loader draws from torch's own, and moves it
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from namedmask import schema
-from namedmask.config import BilateralConfig, Config
+from namedmask.config import BilateralConfig, Config, ExpertsConfig
 from namedmask.experts import (
     OneLabel,
     redraw,
@@ -140,13 +140,33 @@ class Blind(torch.nn.Module):
         return torch.cat([-bright, bright], dim=1)
 
 
+def test_refine_masks_lower_threshold_takes_in_less_likely_pixels() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[:2] = 120  # red a little under the mean: the blind one leans to background
+    image[0] = 255
+    at_half = refine_masks(Blind(), [image])[0]
+    lower = refine_masks(Blind(), [image], threshold=0.3)[0]
+    assert at_half[0].all() and not at_half[1:].any()
+    assert lower[:2].all() and not lower[2:].any()
+
+
+def test_refine_masks_mirrored_image_has_the_mirrored_mask() -> None:
+    expert = build_segmenter(config_of(1).segmenter, 2)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    first, second = (refine_masks(expert, [one], mirror=True)[0] for one in (image, flipped))
+    assert (first == second[:, ::-1]).mean() > 0.999
+    alone = (refine_masks(expert, [one])[0] for one in (image, flipped))
+    assert not np.array_equal(next(alone), next(alone)[:, ::-1])
+
+
 def test_redraw_keeps_the_pseudo_mask_where_the_expert_saw_nothing() -> None:
     half = np.zeros((8, 8), np.uint16)
     half[:, :4] = 1
     dark, bright = np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)
     bright[4:] = 255
 
-    masks, kept = redraw(Blind(), [(dark, half), (bright, half)])
+    masks, kept = redraw(Blind(), [(dark, half), (bright, half)], ExpertsConfig())
     assert kept == 1
     assert np.array_equal(masks[0], half > 0)
     assert np.array_equal(masks[1], bright[..., 0] > 0)
@@ -160,8 +180,8 @@ def test_redraw_with_a_solver_closes_a_hole_the_image_does_not_have() -> None:
     any_color = BilateralConfig(
         shorter_side=32, sigma_spatial=4, sigma_luma=256, sigma_chroma=256, smoothness=8
     )
-    plain = redraw(Blind(), [(image, label)])[0][0]
-    snapped = redraw(Blind(), [(image, label)], any_color)[0][0]
+    plain = redraw(Blind(), [(image, label)], ExpertsConfig())[0][0]
+    snapped = redraw(Blind(), [(image, label)], ExpertsConfig(), any_color)[0][0]
     assert not plain[16, 16]
     assert snapped[16, 16]
     assert not snapped[0, 0]

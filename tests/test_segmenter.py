@@ -132,7 +132,9 @@ def test_build_backbone_with_a_classifier_names_the_unexpected_entries(tmp_path:
     path = tmp_path / "backbone.pth"
     torch.save({**state, "fc.weight": torch.zeros(3)}, path)
     config = TINY.model_copy(update={"backbone_weights": str(path)})
-    with pytest.raises(CheckpointError, match=r"1 entries missing \(trunk\.conv1\.weight\)") as error:
+    with pytest.raises(
+        CheckpointError, match=r"1 entries missing \(trunk\.conv1\.weight\)"
+    ) as error:
         build_segmenter(config, 4)
     assert "1 unexpected (fc.weight)" in str(error.value)
     assert str(path) in str(error.value)

@@ -27,8 +27,8 @@ from namedmask.segmenter import load_checkpoint
 
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
-    "experts": {"iterations": 150},
-    "train": {"iterations": 5000, "checkpoint_every": 1000},
+    "experts": {"iterations": 60},
+    "train": {"iterations": 2000, "checkpoint_every": 500},
 }
 """What `--full` changes: more images a category, longer training."""
 
@@ -43,7 +43,7 @@ def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, 
     """
     world = out / "world"
     with progress.step("draw the world"):
-        build_world(world, seed, per_category=260 if full else 140)
+        build_world(world, seed, per_category=240 if full else 125)
     port = reserve_port(world / "port")
     config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
     with serve(world / "web", port) as base:
