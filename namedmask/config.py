@@ -180,7 +180,7 @@ class OptimConfig(ModelSection):
     lr_floor: float = Field(1e-6, ge=0)
     power: float = Field(0.9, gt=0)
     weight_decay: float = Field(2e-4, ge=0)
-    workers: int = Field(0, ge=0, description="sample loading processes; 0: in this process")
+    workers: int = Field(0, ge=0, description="sample loading processes; 0: a thread of this one")
 
 
 class ExpertsConfig(OptimConfig):

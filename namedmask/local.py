@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
 
 from namedmask import metadata, schema
+from namedmask.ahead import one_ahead
 from namedmask.archive import REFINED, Archive, write_archive
 from namedmask.benchmarks import open_benchmark
 from namedmask.bilateral import Bilateral
@@ -57,8 +57,6 @@ CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 
 SLICE_BATCHES = 8
 """Batches taken through the stages at once: the pace at which progress shows."""
-
-T = TypeVar("T")
 
 
 class Stage(Protocol):
@@ -339,12 +337,3 @@ def _evaluate(job: Job) -> dict[str, Any]:
         )  # fmt: skip
     write_json(folder / "evaluation.json", found)
     return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each made in a thread while the one before it is in use."""
-    with ThreadPoolExecutor(1, "namedmask-ahead") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from namedmask.ahead import one_ahead
 from namedmask.augment import Samples, make_batch
 from namedmask.config import AugmentConfig, OptimConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
@@ -62,7 +63,8 @@ def train(
     start = _resume(checkpoint, model, optimizer, settings) if checkpoint else 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for done, (images, labels) in enumerate(
-            _load(Batches(samples, optim.batch_size, augment, seed), start, optim), start + 1
+            one_ahead(iter(_load(Batches(samples, optim.batch_size, augment, seed), start, optim))),
+            start + 1,
         ):
             set_rates(optimizer, optim, done - 1)
             torch.manual_seed(_dropout_seed(seed, done - 1))

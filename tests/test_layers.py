@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "config", "progress"),
+    ("errors", "schema", "config", "progress", "ahead"),
     ("plugins", "images", "categories", "metrics", "augment", "backbone", "segmenter", "selfmask",
      "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
