@@ -43,7 +43,7 @@ def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, 
     """
     world = out / "world"
     with progress.step("draw the world"):
-        build_world(world, seed, per_category=240 if full else 125)
+        build_world(world, seed, per_category=260 if full else 140)
     port = reserve_port(world / "port")
     config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
     with serve(world / "web", port) as base:

@@ -16,6 +16,8 @@ from namedmask.miniworld import shapes, textures
 NAMES = tuple(shapes.CATEGORIES)
 RIDER = 200
 PERSON = 201
+UNEVEN = 0.25
+"""How much the light over a whole picture falls off: no one threshold fits it."""
 SKIN = ((236, 196, 168), (222, 170, 132), (198, 140, 100), (150, 100, 70), (105, 70, 50))
 
 
@@ -248,17 +250,18 @@ def _surfaces(rng: np.random.Generator, height: int, width: int, unseen: float) 
     return [textures.paint(rng, height, width, unseen, contrast) for _ in range(3)]
 
 
-def _light(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _light(rng: np.random.Generator, height: int, width: int, strength: float = 0.3) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.ogrid[0:height, 0:width]
     ramp = np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5)
-    return (1 + 0.3 * ramp).astype(np.float32)[..., None]
+    return (1 + strength * ramp).astype(np.float32)[..., None]
 
 
 def _finish(picture: Picture, rng: np.random.Generator) -> Picture:
     gain, grain = rng.uniform(0.8, 1.15), rng.uniform(1, 6)
     noise = rng.standard_normal(picture.image.shape, np.float32) * grain
-    picture.image = np.clip(picture.image * gain + noise, 0, 255)
+    light = _light(rng, *picture.label.shape, UNEVEN)
+    picture.image = np.clip(picture.image * light * gain + noise, 0, 255)
     if rng.random() < 0.3:
         picture.image = cv2.GaussianBlur(picture.image, (3, 3), 0)
     return picture

@@ -68,7 +68,7 @@ class Row:
 def build_world(folder: Path, seed: int, per_category: int = 110, scenes: int = 120) -> World:
     """Draw and write a world; returns at once when this very world is already there."""
     stamp = folder / "world.json"
-    wanted = {"seed": seed, "per_category": per_category, "scenes": scenes, "version": 1}
+    wanted = {"seed": seed, "per_category": per_category, "scenes": scenes, "version": 2}
     if not (stamp.exists() and json.loads(stamp.read_text()) == wanted):
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "web").mkdir(parents=True)
