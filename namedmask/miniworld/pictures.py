@@ -35,9 +35,9 @@ class Picture:
 
 
 def blank(rng: np.random.Generator, height: int, width: int, unseen: float) -> Picture:
-    """Return a picture of a textured ground, with a horizon now and then."""
+    """Return a picture of a textured ground, with a horizon more often than not."""
     image = textures.paint(rng, height, width, unseen)
-    if rng.random() < 0.7:
+    if rng.random() < 0.8:
         cut = int(height * rng.uniform(0.35, 0.75))
         image[cut:] = textures.paint(rng, height - cut, width, unseen)
     return Picture(np.ascontiguousarray(image), np.zeros((height, width), np.uint8))
