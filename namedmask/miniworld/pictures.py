@@ -260,7 +260,8 @@ def _light(rng: np.random.Generator, height: int, width: int, strength: float = 
 def _finish(picture: Picture, rng: np.random.Generator) -> Picture:
     gain, grain = rng.uniform(0.8, 1.15), rng.uniform(1, 6)
     noise = rng.standard_normal(picture.image.shape, np.float32) * grain
-    light = _light(rng, *picture.label.shape, UNEVEN)
+    height, width = picture.label.shape
+    light = _light(rng, height, width, UNEVEN)
     picture.image = np.clip(picture.image * light * gain + noise, 0, 255)
     if rng.random() < 0.3:
         picture.image = cv2.GaussianBlur(picture.image, (3, 3), 0)
