@@ -224,7 +224,7 @@ def _run_verb(verb: str, run_file: Path, overrides: list[str] | None, as_json: b
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         _show_settings(config)
-    summary = _function("namedmask.local", verb)(config, _progress(as_json))
+    summary = _function("namedmask.verbs", verb)(config, _progress(as_json))
     if as_json:
         _write_json(summary)
     elif summary.get("skipped"):

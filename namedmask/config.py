@@ -30,10 +30,18 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelSection(Section):
+class PoolSection(Section):
+    """A section whose stage is a pool of actors on Ray."""
+
+    actors: tuple[Count, Count] = Field((1, 1), description="fewest and most at once, on Ray")
+    num_cpus: float = Field(1.0, ge=0, description="of each actor, on Ray: what it reserves")
+
+
+class ModelSection(PoolSection):
     """A section whose stage runs a network."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
+    num_gpus: float = Field(1.0, ge=0, description="of each actor on Ray, where device is cuda")
 
 
 class RunConfig(Section):
@@ -46,6 +54,23 @@ class RunConfig(Section):
     max_failure_share: Share = Field(1.0, description="failed rows over all rows that end the run")
 
 
+class RayConfig(Section):
+    """The cluster; all of it changes how a run is done, nothing what it makes."""
+
+    address: str = Field("", description="a running Ray (auto, host:port); empty: one started here")
+    num_cpus: int = Field(
+        0, ge=0, description="CPUs a Ray started here may give out; 0: as many as the run needs"
+    )
+    object_store_mb: int = Field(0, ge=0, description="of a Ray started here; 0: Ray's own share")
+    memory_limit_gb: float = Field(
+        0.0, ge=0, description="an actor that asks for more fails; 0: 6/10 of the machine's memory"
+    )
+    heartbeat_s: float = Field(30.0, gt=0, description="between two lines about what waits")
+    stall_timeout_s: float = Field(
+        900.0, gt=0, description="without any progress the run ends, with a diagnosis"
+    )
+
+
 class CategoriesConfig(Section):
     """What to segment: a category set by name or path, or names written here."""
 
@@ -56,7 +81,7 @@ class CategoriesConfig(Section):
     )
 
 
-class MetadataConfig(Section):
+class MetadataConfig(PoolSection):
     """Which images there are, and which the metadata alone rules out."""
 
     source: tuple[str, ...] = Field(
@@ -72,7 +97,7 @@ class MetadataConfig(Section):
     max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
 
 
-class FetchConfig(Section):
+class FetchConfig(PoolSection):
     """How urls become bytes."""
 
     timeout_s: float = Field(
@@ -99,7 +124,7 @@ class EmbedConfig(ModelSection):
     batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
 
 
-class RetrieveConfig(Section):
+class RetrieveConfig(PoolSection):
     """Which images each category is offered."""
 
     archive_size: Count = Field(500, description="images wanted a category. Method: 500")
@@ -138,7 +163,7 @@ class SaliencyConfig(ModelSection):
     max_share: Share = Field(0.98, description="masks larger than this share are `no_mask`")
 
 
-class BilateralConfig(Section):
+class BilateralConfig(PoolSection):
     """The pseudo-mask snapped to image edges. Method: all defaults (method of SelfMask)."""
 
     enabled: bool = True
@@ -170,9 +195,10 @@ class SegmenterConfig(Section):
     backbone_weights: str = Field("", description="file; 'miniworld'; empty: random")
 
 
-class OptimConfig(ModelSection):
+class OptimConfig(Section):
     """One optimisation. Method: Adam, poly schedule, L2-style decay."""
 
+    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
     iterations: Count = 20_000
     batch_size: Count = 16
     lr_head: float = Field(5e-4, gt=0)
@@ -218,6 +244,7 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig
+    ray: RayConfig = RayConfig()
     categories: CategoriesConfig = CategoriesConfig()
     metadata: MetadataConfig = MetadataConfig()
     fetch: FetchConfig = FetchConfig()

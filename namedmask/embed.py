@@ -64,7 +64,18 @@ def text_features(
     """
     prompts = [fill(template, query) for query in queries for template in templates]
     vectors = _unit(_in_padded_batches(prompts, TEXT_BATCH, embedder.embed_texts, embedder.dim))
-    return _unit(vectors.reshape(len(queries), len(templates), -1).mean(axis=1))
+    return _unit(vectors.reshape(len(queries), len(templates), embedder.dim).mean(axis=1))
+
+
+class TextSide:
+    """The text side of the embedder alone, for whoever has its resources."""
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
+
+    def __call__(self, texts: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
+        """Return the features (C, D) float32 of (queries, templates); see `text_features`."""
+        return text_features(self._embedder, *texts)
 
 
 def _in_padded_batches(

@@ -9,7 +9,8 @@ Method: one picture at a time at its original size, argmax, one confusion matrix
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from namedmask import images
-from namedmask.benchmarks import Benchmark
-from namedmask.config import EvaluateConfig
+from namedmask.benchmarks import Benchmark, open_benchmark
+from namedmask.config import Config, EvaluateConfig
 from namedmask.errors import InputError
 from namedmask.ledger import write_file
 from namedmask.metrics import ConfusionMatrix, mean_iou
 from namedmask.plugins import torch_device
 from namedmask.schema import BACKGROUND, IGNORE, LABEL_DTYPE
+from namedmask.segmenter import load_checkpoint
 
 SHOWN_SCENES = 6
 """Best and worst scenes, this many each, whose predicted label maps are kept for the report."""
+
+SCENES = 32
+"""Scenes judged at a time by one process."""
 
 
 def evaluate(
@@ -56,19 +61,80 @@ def evaluate(
         InputError: the benchmark has labels that the segmenter does not know; a broken sample; or
             the device is not there.
     """
-    label_of = label_ids(benchmark.names, names)
-    model = model.to(torch_device(config.device, "evaluate"))
-    total, scenes = ConfusionMatrix(len(names) + 1), []
-    for index in range(len(benchmark)):
-        name, image, truth = benchmark[index]
-        scene = ConfusionMatrix(len(names) + 1)
-        scene.update(label_of[truth], predict_labels(model, image, config.max_side))
-        total.merge(scene)
-        scenes.append({"name": name, "index": index, "miou": _plain(scene.miou())})
+    scorer = Scorer(model, names, benchmark, config)
+    parts = []
+    for scenes in scene_ranges(len(benchmark)):
+        parts.append(scorer(scenes))
         if on_scene:
-            on_scene(index + 1)
+            on_scene(scenes.stop)
+    return sum_up(parts, names, benchmark, config, out)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some scenes came to: one confusion matrix, an entry a scene, and maps worth showing."""
+
+    total: ConfusionMatrix
+    scenes: list[dict[str, Any]]  # {name, index, miou}
+    predictions: dict[int, bytes]  # by index: PNG, 16 bit, (H, W) label ids
+
+
+class Scorer:
+    """A segmenter on a benchmark, some scenes at a time."""
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], benchmark: Benchmark, config: EvaluateConfig
+    ) -> None:
+        self._model = model.to(torch_device(config.device, "evaluate"))
+        self._benchmark, self._config = benchmark, config
+        self._num_labels = len(names) + 1
+        self._label_of = label_ids(benchmark.names, names)
+
+    def __call__(self, indices: Iterable[int]) -> Part:
+        """Return what these scenes came to; see `evaluate`."""
+        total, scenes, predictions = ConfusionMatrix(self._num_labels), [], {}
+        for index in indices:
+            name, image, truth = self._benchmark[index]
+            predicted = predict_labels(self._model, image, self._config.max_side)
+            scene = ConfusionMatrix(self._num_labels)
+            scene.update(self._label_of[truth], predicted)
+            total.merge(scene)
+            scenes.append({"name": name, "index": index, "miou": _plain(scene.miou())})
+            predictions[index] = images.encode_png(predicted)
+        shown = {scene["index"] for group in shown_scenes(scenes) for scene in group}
+        return Part(total, scenes, {index: predictions[index] for index in sorted(shown)})
+
+
+def open_scorer(checkpoint: Path, config: Config) -> Scorer:
+    """Return the scorer of a run's segmenter on its benchmark."""
+    model, names = load_checkpoint(checkpoint, config.segmenter)
+    return Scorer(model, names, open_benchmark(config.evaluate), config.evaluate)
+
+
+def scene_ranges(count: int) -> list[range]:
+    """Return all scenes, the same number in each range but the last."""
+    return [range(start, min(start + SCENES, count)) for start in range(0, count, SCENES)]
+
+
+def sum_up(
+    parts: Sequence[Part],
+    names: Sequence[str],
+    benchmark: Benchmark,
+    config: EvaluateConfig,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Return what all scenes together came to, as `evaluate` does."""
+    total, scenes = ConfusionMatrix(len(names) + 1), []
+    for part in parts:
+        total.merge(part.total)
+        scenes += part.scenes
+    scenes.sort(key=lambda scene: scene["index"])
     if out:
-        _keep_predictions(model, benchmark, scenes, config, out)
+        predictions = {index: png for part in parts for index, png in part.predictions.items()}
+        for scene in (scene for group in shown_scenes(scenes) for scene in group):
+            scene["prediction"] = f"{scene['index']:05d}-{scene['name'].replace('/', '_')}.png"
+            write_file(out / scene["prediction"], predictions[scene["index"]])
+    label_of = label_ids(benchmark.names, names)
     judged = [BACKGROUND, *label_of[1 : len(benchmark.names) + 1].tolist()]
     iou = total.iou()[judged]
     return {
@@ -136,21 +202,6 @@ def shown_scenes(
     )
     worst = ranked[max(count, len(ranked) - count) :]
     return ranked[:count], worst[::-1]
-
-
-def _keep_predictions(
-    model: nn.Module,
-    benchmark: Benchmark,
-    scenes: Sequence[dict[str, Any]],
-    config: EvaluateConfig,
-    out: Path,
-) -> None:
-    """Write the label maps of the scenes worth showing; these are predicted a second time."""
-    for scene in (scene for group in shown_scenes(scenes) for scene in group):
-        name, image, _ = benchmark[scene["index"]]
-        labels = predict_labels(model, image, config.max_side)
-        scene["prediction"] = f"{scene['index']:05d}-{name.replace('/', '_')}.png"
-        write_file(out / scene["prediction"], images.encode_png(labels))
 
 
 def _plain(value: float) -> float | None:

@@ -6,12 +6,13 @@ made, skip what is finished, and write down what it came to and how long each st
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from namedmask.config import Config
 from namedmask.errors import InputError, TooManyFailuresError
 from namedmask.ledger import Ledger, open_run, read_json, settings_of, write_file, write_json
 from namedmask.progress import Progress
+from namedmask.stores import EMBEDDINGS, IMAGES
+from namedmask.waves import Stage
 
 VERBS = ("embed", "build", "refine", "train", "evaluate")
 """In the order in which they build on one another."""
@@ -38,6 +41,38 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
 
 `images` is no verb but a store of the verb build, which a failed build may leave to the next.
 """
+
+
+STORES = {"embed": EMBEDDINGS, "images": IMAGES}
+"""Stores without which a verb has written nothing yet."""
+
+STAGE_CLASSES = {
+    "fetch": "Fetch",
+    "embed": "Embed",
+    "faces": "Faces",
+    "saliency": "Saliency",
+    "bilateral": "Bilateral",
+}
+"""The stages by the name of their module and config section."""
+
+VERDICTS = ("has_face", "no_mask")
+"""What a look at its pixels says of an image that did come: no failure."""
+
+
+def load_stage(name: str, config: Config) -> Stage:
+    """Return a stage, ready to run here; its module is imported now.
+
+    Raises:
+        InputError: its weights, detector or device are not to be had.
+    """
+    stage = getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
+    loaded: Stage = stage(getattr(config, name))
+    return loaded
+
+
+def batch_size_of(stages: Sequence[str], config: Config) -> int:
+    """Return the batch size of the stages that have one, the largest."""
+    return max(getattr(getattr(config, name), "batch_size", 1) for name in stages)
 
 
 @dataclass
@@ -69,7 +104,7 @@ class Job:
 
     def start(self, verb: str) -> None:
         """Bind the run folder to this verb's settings; called when its first write is due."""
-        self.ledger.start(verb, self.settings(verb))
+        self.ledger.start(verb, self.settings(verb), STORES.get(verb, ""))
 
 
 def run_verb(
@@ -139,17 +174,19 @@ class Failures:
     def add(self, tried: int, counts: Mapping[str, int]) -> None:
         """Count a wave: `tried` rows were to be fetched, `counts` is what all its rows ended as.
 
+        A verdict on an image (see VERDICTS) is no failure.
+
         Raises:
             TooManyFailuresError: the share of failures is above `run.max_failure_share`.
         """
         self._tried += tried
-        self._failed += tried - counts.get(schema.OK, 0)
+        self._failed += tried - sum(counts.get(one, 0) for one in (schema.OK, *VERDICTS))
         if self._failed > self._max_share * self._tried:
             listed = ", ".join(f"{status} {count:,}" for status, count in counts.items())
             raise TooManyFailuresError(
                 f"{self._failed:,} of {self._tried:,} rows failed, more than "
                 f"run.max_failure_share = {self._max_share:g} allows; the last wave ended as "
-                f"{listed}. The waves before it are kept. Mend the cause or raise the share, and "
+                f"{listed}. What is committed is kept. Mend the cause or raise the share, and "
                 "run the same command again."
             )
 

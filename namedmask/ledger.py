@@ -35,7 +35,10 @@ LOCK_FILE = ".lock"
 STORES = ("embeddings", "images", "refined", "experts")
 """Folders of a run whose every file is named by a commit record."""
 
-SPEED_ONLY = ("in_flight", "per_host", "device", "workers", "checkpoint_every")
+SPEED_ONLY = (
+    "in_flight", "per_host", "device", "workers", "checkpoint_every",
+    "actors", "num_cpus", "num_gpus", "num_workers",
+)  # fmt: skip
 """Keys of any section that change how fast a verb is, not what it computes (up to rounding)."""
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
@@ -75,16 +78,20 @@ class Ledger:
             ConfigError: the verb has written something here with other settings.
         """
         entry = self._verbs.get(verb)
-        if entry is None:
+        if entry is None or self._is_void(entry):
             return None
         self._refuse_others(verb, entry["settings"], settings)
         records = {store: len(_records(self.folder / store)) for store in entry["units"]}
         return dict(entry["result"]) if entry["finished"] and entry["units"] == records else None
 
-    def start(self, verb: str, settings: Mapping[str, Any]) -> None:
-        """Bind the folder to these settings; called before the first write of `verb`."""
-        if verb not in self._verbs:
-            self._verbs[verb] = {"settings": dict(settings), "finished": False, "units": {}}
+    def start(self, verb: str, settings: Mapping[str, Any], store: str = "") -> None:
+        """Bind the folder to these settings; called before the first write of `verb`.
+
+        With `store`, the bond is void as long as no unit of that store is committed.
+        """
+        if verb not in self._verbs or self._is_void(self._verbs[verb]):
+            entry = {"settings": dict(settings), "finished": False, "units": {}, "store": store}
+            self._verbs[verb] = entry
             self._save()
 
     def finish(self, verb: str, result: Mapping[str, Any], store: str = "") -> None:
@@ -106,13 +113,10 @@ class Ledger:
         counts: Mapping[str, int],
         input_digest: str = "",
     ) -> Commit:
-        """Write the files of a unit (by name below the run folder), then its record; return it."""
-        written = {name: write_file(self.folder / name, what) for name, what in files.items()}
-        commit = Commit(unit, written, rows, dict(counts), input_digest)
-        write_json(
-            self._record(store, unit), {"format_version": schema.FORMAT_VERSION} | asdict(commit)
+        """Return the record of a unit, once its files are written; see `write_unit`."""
+        return write_unit(
+            self.folder, store, unit, files, rows=rows, counts=counts, input_digest=input_digest
         )
-        return commit
 
     def commits(self, store: str) -> dict[str, Commit]:
         """Return the committed units of a store, by name in ascending order.
@@ -143,8 +147,9 @@ class Ledger:
         verbs: dict[str, Any] = self._run["verbs"]
         return verbs
 
-    def _record(self, store: str, unit: str) -> Path:
-        return self.folder / store / f"commit-{unit}.json"
+    def _is_void(self, entry: Mapping[str, Any]) -> bool:
+        store = entry.get("store", "")
+        return bool(store) and not entry["finished"] and not _records(self.folder / store)
 
     def _save(self) -> None:
         write_json(self.folder / RUN_FILE, self._run)
@@ -161,6 +166,27 @@ class Ledger:
                 f"run folder {self.folder} holds '{verb}' made by another config: "
                 f"{'; '.join(changed)}. Give another run.out, or set the old value again."
             )
+
+
+def write_unit(
+    folder: Path,
+    store: str,
+    unit: str,
+    files: Mapping[str, Content],
+    *,
+    rows: int,
+    counts: Mapping[str, int],
+    input_digest: str = "",
+) -> Commit:
+    """Write the files of a unit (by name below the run folder), then its record; return it.
+
+    Needs no lock: whoever holds the folder's may let others write, a unit each.
+    """
+    written = {name: write_file(folder / name, what) for name, what in files.items()}
+    commit = Commit(unit, written, rows, dict(counts), input_digest)
+    record = {"format_version": schema.FORMAT_VERSION} | asdict(commit)
+    write_json(folder / store / f"commit-{unit}.json", record)
+    return commit
 
 
 @contextmanager

@@ -19,8 +19,6 @@ Cost per million rows on one busy cloud core: 20 s, and about 100 MB of digests.
 from __future__ import annotations
 
 import glob
-import hashlib
-import ipaddress
 import re
 import shutil
 import tempfile
@@ -29,7 +27,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +38,7 @@ import pyarrow.parquet as pq
 from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
 from namedmask.schema import METADATA, OK
+from namedmask.urls import normalize_url, url_digest
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "url": ("url", "image_url", "img_url"),
@@ -58,60 +57,12 @@ TEXTS = ("url", "caption", "nsfw")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"))
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
+BAD_URL, DUPLICATE_URL = "bad_url", "duplicate_url"
+
 BATCH_ROWS = 16384
 DOWNLOAD_TIMEOUT_S = 60.0
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
-_HOST = re.compile(r"(?=.*[a-z0-9])[a-z0-9._-]+")
-_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
-_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-
-
-def normalize_url(url: str) -> str:
-    """Return the one spelling of an http, https or file url, in ASCII; "" when it is none.
-
-    Scheme and host are lower case, the host in its ASCII form, a default port and the fragment
-    dropped, escapes upper case, what must be escaped escaped. Never raises; idempotent.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        if parts.scheme == "file":
-            return f"file://{_escaped(parts.path)}" if parts.netloc in ("", "localhost") else ""
-        host = _host(parts.hostname or "")
-        if parts.scheme not in DEFAULT_PORTS or not host:
-            return ""
-        port = "" if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
-    except ValueError:  # a port beyond 65535, half an IPv6 address, a name that has no ASCII form
-        return ""
-    user, at, _ = parts.netloc.rpartition("@")
-    query = f"?{_escaped(parts.query)}" if parts.query else ""
-    return f"{parts.scheme}://{_escaped(user)}{at}{host}{port}{_escaped(parts.path) or '/'}{query}"
-
-
-def _host(host: str) -> str:
-    if ":" in host:
-        address = ipaddress.IPv6Address(host)
-        return "" if address.scope_id else f"[{address}]"
-    if not host.isascii():
-        host = host.encode("idna").decode("ascii").lower()
-    return host if _HOST.fullmatch(host) else ""
-
-
-def _escaped(text: str) -> str:
-    if "%" in text:
-        text = _STRAY_PERCENT.sub("%25", text)
-        text = _ESCAPE.sub(lambda found: found[0].upper(), text)
-    return quote(text, safe="%/:;=&?+$,!*'()@~|", errors="replace")
-
-
-def sample_id(url: str) -> str:
-    """Return 20 hex digits that name this url on every machine, whatever its spelling."""
-    return _digest(normalize_url(url) or url)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
 def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
@@ -122,10 +73,45 @@ def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
         SchemaError: on the way, a table has no column of urls.
         InputError: on the way, a table cannot be read.
     """
+    return _limited(_clean_all(places_of(config), config), config.max_rows)
+
+
+def places_of(config: MetadataConfig) -> list[str]:
+    """Return the tables and folders that the sources name, in order.
+
+    Raises:
+        ConfigError: no source is given, or one does not exist or matches nothing.
+    """
     if not config.source:
         raise ConfigError("metadata.source is empty; give parquet or CSV files or a folder.")
-    places = [place for source in config.source for place in _expand(source)]
-    return _limited(_clean_all(places, config), config.max_rows)
+    return [place for source in config.source for place in _expand(source)]
+
+
+def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
+    """Yield the rows of one place as `schema.METADATA`, urls that repeat not yet marked.
+
+    Raises:
+        ConfigError, SchemaError, InputError: as `read_metadata` on the way.
+    """
+    for raw in _read(place):
+        if raw.num_rows:
+            yield _clean(raw, config, place)
+
+
+def url_digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that have a url, (N,) int64 ascending, and its digest, (N,) S10."""
+    rows = np.flatnonzero(pc.not_equal(table["status"], BAD_URL).to_numpy())
+    digests = [bytes.fromhex(one) for one in table["sample_id"].take(rows).to_pylist()]
+    return rows, np.array(digests, "S10")
+
+
+def mark_repeated(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Return `table` with `duplicate_url` at those of `rows`, int64, that are still ok."""
+    status = np.array(table["status"].to_pylist(), object)
+    rows = rows[status[rows] == OK]
+    status[rows] = DUPLICATE_URL
+    place = table.schema.get_field_index("status")
+    return table.set_column(place, METADATA.field("status"), pa.array(status, pa.string()))
 
 
 def waves(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -169,9 +155,8 @@ def _expand(source: str) -> list[str]:
 def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
     seen: set[bytes] = set()
     for place in places:
-        for raw in _read(place):
-            if raw.num_rows:
-                yield _clean(raw, config, seen, place)
+        for table in clean_place(place, config):
+            yield mark_repeated(table, _repeated(table, seen))
 
 
 def _read(place: str) -> Iterator[pa.Table]:
@@ -266,7 +251,7 @@ def _find(columns: list[str], place: str) -> dict[str, str]:
     return names
 
 
-def _clean(raw: pa.Table, config: MetadataConfig, seen: set[bytes], place: str) -> pa.Table:
+def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
     text = {name: _texts(raw, name, place) for name in TEXTS}
     number = {name: _numbers(raw, name, place) for name in ALIASES if name not in TEXTS}
     urls = text["url"].to_pylist()
@@ -275,13 +260,12 @@ def _clean(raw: pa.Table, config: MetadataConfig, seen: set[bytes], place: str) 
     punsafe, pwatermark = _within(number["punsafe"], 0, 1), _within(number["pwatermark"], 0, 1)
     tag = pc.utf8_upper(pc.utf8_trim_whitespace(text["nsfw"]))
     reasons = {
-        "bad_url": np.array([not url for url in normal]),
+        BAD_URL: np.array([not url for url in normal]),
         "unsafe": _unsafe(punsafe, tag, config),
         **_size_reasons(width, height, config),
         "watermark": pwatermark > config.max_pwatermark,
     }
-    ids = [_digest(one or url) for one, url in zip(normal, urls, strict=True)]
-    reasons["duplicate_url"] = _repeated(ids, reasons["bad_url"], seen)
+    ids = [url_digest(one or url) for one, url in zip(normal, urls, strict=True)]
     columns = {
         "sample_id": ids,
         "url": urls,
@@ -362,10 +346,11 @@ def _size_reasons(
     }
 
 
-def _repeated(ids: list[str], bad: np.ndarray, seen: set[bytes]) -> np.ndarray:
-    repeated = np.zeros(len(ids), bool)
-    for row in np.flatnonzero(~bad).tolist():
-        digest = bytes.fromhex(ids[row])
-        repeated[row] = digest in seen
+def _repeated(table: pa.Table, seen: set[bytes]) -> np.ndarray:
+    """Return the rows whose url was seen before, and add the others' to `seen`."""
+    repeated = []
+    for row, digest in zip(*(column.tolist() for column in url_digests(table)), strict=True):
+        if digest in seen:
+            repeated.append(row)
         seen.add(digest)
-    return repeated
+    return np.array(repeated, np.int64)

@@ -20,18 +20,11 @@ import pyarrow.parquet as pq
 from namedmask import schema
 from namedmask.categories import category_set_of
 from namedmask.config import Config
+from namedmask.jobs import STAGE_CLASSES
 from namedmask.plugins import resolve
 
 ALIVE_SHARE = 0.5
 MEAN_IMAGE_BYTES = 96_000
-
-STAGE_CLASSES = {
-    "fetch": "Fetch",
-    "embed": "Embed",
-    "faces": "Faces",
-    "saliency": "Saliency",
-    "bilateral": "Bilateral",
-}
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _BLOCK_QUERIES = 1024
 
 
 def exact_top_k(
-    chunks: Iterable[np.ndarray], queries: np.ndarray, k: int
+    chunks: Iterable[np.ndarray], queries: np.ndarray, k: int, first: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the `k` highest inner products of each query and the rows they belong to.
 
@@ -51,6 +51,7 @@ def exact_top_k(
         chunks: arrays (N_i, D) float16 or float32; rows count on from one chunk to the next.
         queries: (C, D) float32.
         k: how many to keep, at least 1.
+        first: the number of the first row, where these are not all.
 
     Returns:
         scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64; of equal scores
@@ -66,20 +67,34 @@ def exact_top_k(
     _check_vectors(queries, 0, "query")
     best_scores = np.full((len(queries), k), -np.inf, np.float32)
     best_rows = np.full((len(queries), k), -1, np.int64)
-    seen = 0
-    for block, count in _blocks(chunks, queries.shape[1]):
+    seen = first
+    for block, count in _blocks(chunks, queries.shape[1], first):
         for start in range(0, len(queries), _BLOCK_QUERIES):
             part = slice(start, start + _BLOCK_QUERIES)
             scores = (queries[part] @ block.T)[:, :count]
             _absorb(best_scores[part], best_rows[part], scores, seen)
         seen += count
-    return best_scores[:, :seen], best_rows[:, :seen]
+    return best_scores[:, : seen - first], best_rows[:, : seen - first]
 
 
-def _blocks(chunks: Iterable[np.ndarray], width: int) -> Iterable[tuple[np.ndarray, int]]:
+def merge_top_k(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `k` best of several answers of `exact_top_k` over different rows, as one answer.
+
+    `parts`: scores (C, k_i) float32 and rows (C, k_i) int64 each, in any order.
+    """
+    scores, rows = (np.concatenate(one, axis=1) for one in zip(*parts, strict=True))
+    order = np.lexsort((rows, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _blocks(
+    chunks: Iterable[np.ndarray], width: int, first: int
+) -> Iterable[tuple[np.ndarray, int]]:
     """Yield all rows as (4096, D) float32 blocks and how many are real; zeros pad the last."""
     block = np.zeros((_BLOCK_ROWS, width), np.float32)
-    filled = done = 0
+    filled, done = 0, first
     for chunk in chunks:
         if (
             chunk.ndim != 2

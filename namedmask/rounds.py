@@ -7,9 +7,11 @@ equal verdicts end in equal archives, however often the work was cut off in betw
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from namedmask.retrieve import (
     next_to_try,
     pick_archive,
 )
-from namedmask.stores import EmbeddingStore
+from namedmask.stores import EmbeddingStore, read_vectors
 
 UNTRIED = "untried"
 """Status of a candidate that no round came to: its archive was full, or the rounds were over."""
@@ -75,17 +77,41 @@ class Offers:
             yield Offer(ids[number * k : (number + 1) * k], self.vectors[rows])
 
 
-def retrieve_offers(
-    store: EmbeddingStore, category_set: CategorySet, queries: np.ndarray, k: int
-) -> Offers:
-    """Return the `k` best candidates of each category out of all stored vectors.
+@dataclass(frozen=True)
+class FilePart:
+    """Files of vectors that follow one another, and the number of their first row."""
 
-    `queries`: (C, D) float32, unit L2 norm, in the order of the category set.
+    paths: Sequence[Path]
+    first: int
+
+
+def file_parts(store: EmbeddingStore, count: int) -> list[FilePart]:
+    """Return the store's files cut into at most `count` parts of about as many files."""
+    files = [(path, first) for path, first, rows in store.files() if rows]
+    size = max(1, math.ceil(len(files) / count))
+    cut = [files[start : start + size] for start in range(0, len(files), size)]
+    return [FilePart([path for path, _ in part], part[0][1]) for part in cut] or [FilePart([], 0)]
+
+
+class TopK:
+    """The best rows of some files for all queries; see retrieve.exact_top_k."""
+
+    def __init__(self, queries: np.ndarray, k: int) -> None:
+        self._queries, self._k = queries, k
+
+    def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
+        return exact_top_k(map(read_vectors, part.paths), self._queries, self._k, part.first)
+
+
+def offers_of(
+    store: EmbeddingStore, category_set: CategorySet, scores: np.ndarray, rows: np.ndarray
+) -> Offers:
+    """Return what each category may choose from: the rows (C, k) int64 that were found best.
 
     Raises:
-        InputError: a vector cannot be used; see retrieve.exact_top_k.
+        InputError: a vector cannot be used.
     """
-    scores, rows = exact_top_k(store.chunks(), queries, k)
     unique, index = np.unique(rows, return_inverse=True)
     index = index.reshape(rows.shape)
     sample_ids, urls, vectors = store.take(unique)
@@ -93,12 +119,13 @@ def retrieve_offers(
     return Offers(candidates, index, vectors)
 
 
-def violent(offers: Offers, text: np.ndarray, cosine: float) -> dict[str, str]:
-    """Return the verdict `violent` on each candidate at least `cosine` close to `text`.
+def violent(offers: Offers, texts: np.ndarray, cosine: float) -> dict[str, str]:
+    """Return the verdict `violent` on each candidate at least `cosine` close to one of `texts`.
 
-    `text`: (D,) float32, unit L2 norm. Differs: LAION's detector is two learned prompts.
+    `texts`: (T, D) float32, unit L2 norm; with none there is none. Differs: LAION's detector is two
+    learned prompts.
     """
-    close = offers.vectors @ text >= cosine
+    close = (offers.vectors @ texts.T >= cosine).any(axis=1)
     ids = offers.candidates["sample_id"].to_numpy()
     return dict.fromkeys(ids[close[offers.index.ravel()]].tolist(), VIOLENT)
 

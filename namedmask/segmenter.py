@@ -27,6 +27,10 @@ from namedmask.errors import CheckpointError, NamedMaskError
 from namedmask.plugins import resolve
 from namedmask.schema import FORMAT_VERSION, IGNORE
 
+CHECKPOINT = Path("segmenter") / "checkpoint.pt"
+TRAINING = Path("segmenter") / "training.pt"
+"""Where a run folder keeps its segmenter, and the state of its training until that is done."""
+
 MINIWORLD_BACKBONE = Path(__file__).parent / "miniworld" / "weights" / "backbone.safetensors"
 
 

@@ -8,7 +8,7 @@ id, url and status: the pixels of a rejected image are in no file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.errors import SchemaError
-from namedmask.ledger import Commit, Ledger, read_parquet
+from namedmask.ledger import Commit, Ledger, read_parquet, write_unit
 
 EMBEDDINGS = "embeddings"
 IMAGES = "images"
@@ -27,15 +27,28 @@ OPEN_UNITS = 4
 """Units of images held in memory while archives are put together."""
 
 
+GOOD = {EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
+
+
+def write_wave(folder: Path, store: str, unit: str, table: pa.Table, input_digest: str) -> Commit:
+    """Commit a wave in a run folder, its good rows and its tombstones; return the record."""
+    is_ok = pc.equal(table["status"], schema.OK)
+    dead = table.filter(pc.invert(is_ok))
+    files = {
+        _file(store, "wave", unit): schema.conform(table.filter(is_ok), GOOD[store], store),
+        _file(store, "tombstones", unit): schema.conform(dead, schema.ROW_TOMBSTONES, store),
+    }
+    counts = schema.counts_by_status(table["status"].to_pylist())
+    return write_unit(
+        folder, store, unit, files, rows=table.num_rows, counts=counts, input_digest=input_digest
+    )
+
+
 class EmbeddingStore:
     """The vectors of a run, wave by wave."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-
-    def write(self, unit: str, table: pa.Table, input_digest: str) -> Commit:
-        """Commit a wave: its vectors and its tombstones."""
-        return _commit(self._ledger, EMBEDDINGS, unit, table, schema.EMBEDDINGS, input_digest)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield the vectors of each wave that has any, (N, D) float32, unit L2 norm.
@@ -44,31 +57,36 @@ class EmbeddingStore:
             InputError: a file is unreadable.
             SchemaError: a vector is null, or not as long as its neighbors.
         """
-        for path in self._paths():
-            vectors = vectors_of(read_parquet(path, ["embedding"]), path)
-            if len(vectors):
-                yield vectors
+        for path, _, count in self.files():
+            if count:
+                yield read_vectors(path)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending."""
         ids: list[str] = []
         urls: list[str] = []
         vectors = []
-        first = 0
-        for path in self._paths():
+        for path, first, count in self.files():
+            begin, end = np.searchsorted(rows, [first, first + count])
+            if begin == end:
+                continue
             table = read_parquet(path, ["sample_id", "url", "embedding"])
-            begin, end = np.searchsorted(rows, [first, first + table.num_rows])
             part = table.take(rows[begin:end] - first)
             ids += part["sample_id"].to_pylist()
             urls += part["url"].to_pylist()
             vectors.append(vectors_of(part, path))
-            first += table.num_rows
         wide = [part for part in vectors if len(part)]
         return ids, urls, np.concatenate(wide) if wide else np.empty((0, 0), np.float32)
 
-    def _paths(self) -> list[Path]:
-        units = self._ledger.commits(EMBEDDINGS)
-        return [self._ledger.folder / _file(EMBEDDINGS, "wave", unit) for unit in units]
+    def files(self) -> list[tuple[Path, int, int]]:
+        """Return each wave's file, the number of its first row, and how many rows it has."""
+        found, first = [], 0
+        for unit, commit in self._ledger.commits(EMBEDDINGS).items():
+            count = commit.counts.get(schema.OK, 0)
+            path = self._ledger.folder / _file(EMBEDDINGS, "wave", unit)
+            found.append((path, first, count))
+            first += count
+        return found
 
 
 class ImageStore:
@@ -83,16 +101,19 @@ class ImageStore:
         for unit in units:
             for kind in ("wave", "tombstones"):
                 path = ledger.folder / _file(IMAGES, kind, unit)
-                self._remember(unit, read_parquet(path, ["sample_id", "status"]))
+                table = read_parquet(path, ["sample_id", "status"])
+                self.remember(unit, verdicts_of(table))
         self._open = lru_cache(OPEN_UNITS)(self._read)
 
-    def write(self, table: pa.Table) -> Commit:
-        """Commit a wave of judged images as the next unit."""
-        unit = f"{self._next:05d}"
-        commit = _commit(self._ledger, IMAGES, unit, table, schema.IMAGES, "")
-        self._remember(unit, table)
+    def new_unit(self) -> str:
+        """Return a name for the next wave of judged images; each name is given out once."""
         self._next += 1
-        return commit
+        return f"{self._next - 1:05d}"
+
+    def remember(self, unit: str, verdicts: Mapping[str, str]) -> None:
+        """Take note of a committed unit: the verdict on each of its images, by sample id."""
+        self.verdicts.update(verdicts)
+        self._units.update((one, unit) for one, status in verdicts.items() if status == schema.OK)
 
     def entries(self, candidates: pa.Table) -> pa.Table:
         """Return the archive entries (schema.ARCHIVE) of one category's accepted candidates."""
@@ -109,13 +130,18 @@ class ImageStore:
             candidates = candidates.append_column(name, images[name])
         return schema.conform(candidates, schema.ARCHIVE, "the archive")
 
-    def _remember(self, unit: str, table: pa.Table) -> None:
-        found = dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
-        self.verdicts.update(found)
-        self._units.update((one, unit) for one, status in found.items() if status == schema.OK)
-
     def _read(self, unit: str) -> pa.Table:
         return read_parquet(self._ledger.folder / _file(IMAGES, "wave", unit))
+
+
+def verdicts_of(table: pa.Table) -> dict[str, str]:
+    """Return the status of each image of a table by its sample id."""
+    return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def read_vectors(path: Path) -> np.ndarray:
+    """Return the vectors of a wave's file, (N, D) float32; raises as `EmbeddingStore.chunks`."""
+    return vectors_of(read_parquet(path, ["embedding"]), path)
 
 
 def vectors_of(table: pa.Table, path: Path) -> np.ndarray:
@@ -134,22 +160,6 @@ def vectors_of(table: pa.Table, path: Path) -> np.ndarray:
         )
     flat = pc.list_flatten(column).to_numpy().astype(np.float32, copy=False)
     return flat.reshape(table.num_rows, widths[0] if widths else 0)
-
-
-def _commit(
-    ledger: Ledger, store: str, unit: str, table: pa.Table, good: pa.Schema, input_digest: str
-) -> Commit:
-    is_ok = pc.equal(table["status"], schema.OK)
-    files = {
-        _file(store, "wave", unit): schema.conform(table.filter(is_ok), good, store),
-        _file(store, "tombstones", unit): schema.conform(
-            table.filter(pc.invert(is_ok)), schema.ROW_TOMBSTONES, store
-        ),
-    }
-    counts = schema.counts_by_status(table["status"].to_pylist())
-    return ledger.commit(
-        store, unit, files, rows=table.num_rows, counts=counts, input_digest=input_digest
-    )
 
 
 def _file(store: str, kind: str, unit: str) -> str:

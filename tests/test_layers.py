@@ -14,13 +14,14 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "config", "progress", "ahead"),
-    ("plugins", "images", "categories", "metrics", "augment", "backbone", "segmenter", "selfmask",
-     "archive", "ledger", "stores"),
+    ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
+     "selfmask", "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
-    ("rounds", "jobs", "train", "experts", "refine", "benchmarks", "baselines", "evaluate",
-     "predict", "report", "plan", "inspection", "doctor", "scorecard"),
-    ("local",),
-    ("miniworld", "on_ray"),
+    ("waves", "rounds", "jobs", "executor", "train", "experts", "refine", "benchmarks", "baselines",
+     "evaluate", "predict", "report", "plan", "inspection", "doctor", "scorecard"),
+    ("local", "on_ray"),
+    ("verbs",),
+    ("miniworld",),
     ("cli",),
     ("__main__",),
 )  # fmt: skip

@@ -16,7 +16,8 @@ from PIL import Image
 from namedmask import schema
 from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
-from namedmask.metadata import ALIASES, normalize_url, read_metadata, sample_id, waves
+from namedmask.metadata import ALIASES, read_metadata, waves
+from namedmask.urls import normalize_url, sample_id
 
 
 def read(*sources, **options):

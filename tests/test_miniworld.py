@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import images, local
+from namedmask import images, verbs
 from namedmask.archive import Archive
 from namedmask.benchmarks import folder as open_folder
 from namedmask.ledger import digest, row_hashes
-from namedmask.metadata import sample_id
 from namedmask.miniworld import judge, pictures, web
 from namedmask.miniworld.demo import demo_config
 from namedmask.miniworld.server import reserve_port, serve
 from namedmask.progress import SilentProgress
+from namedmask.urls import sample_id
 
 WEIGHTS = Path(str(resources.files("namedmask.miniworld") / "weights"))
 SMALL = ["retrieve.archive_size=4", "retrieve.candidates=60", "run.wave_rows=100"]
@@ -52,7 +52,7 @@ def curated(world: Path, base: str, tmp_path_factory: pytest.TempPathFactory) ->
 def _curate(world: Path, base: str, out: Path) -> None:
     config = demo_config(0, out, world, base, full=False)
     tree = config.tree()
-    local.curate(type(config).of(tree, SMALL), SilentProgress())
+    verbs.curate(type(config).of(tree, SMALL), SilentProgress())
 
 
 def _digest(run: Path) -> str:

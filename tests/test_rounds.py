@@ -114,7 +114,7 @@ def test_rounds_copy_of_a_kept_image_is_never_tried_and_names_it() -> None:
 
 def test_rounds_violent_candidates_are_told_by_their_vectors_and_not_tried() -> None:
     offers = offers_of(list(range(COUNT)), list(range(COUNT)))
-    known = violent(offers, np.eye(COUNT, dtype=np.float32)[1], cosine=0.5)
+    known = violent(offers, np.eye(COUNT, dtype=np.float32)[1:2], cosine=0.5)
     bloody = f"{1:020x}"
     assert known == {bloody: "violent"}
     tried: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from namedmask import local
+from namedmask import verbs
 from namedmask.benchmarks import folder as open_folder
 from namedmask.config import Config
 from namedmask.evaluate import predict_labels
@@ -23,7 +23,7 @@ from namedmask.miniworld.web import build_world
 from namedmask.predict import overlay
 from namedmask.progress import Progress
 from namedmask.report import write_report
-from namedmask.segmenter import load_checkpoint
+from namedmask.segmenter import CHECKPOINT, load_checkpoint
 
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
@@ -33,7 +33,7 @@ FULL = {
 """What `--full` changes: more images a category, longer training."""
 
 SHOWN, SIDE = 4, 240
-VERBS = (local.curate, local.refine, local.train, local.evaluate)
+VERBS = (verbs.curate, verbs.refine, verbs.train, verbs.evaluate)
 
 
 def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, 
 
 def picture(out: Path, world: Path) -> bytes:
     """Return a PNG of the first test scenes, not the best: picture, truth, prediction."""
-    model, names = load_checkpoint(out / local.CHECKPOINT)
+    model, names = load_checkpoint(out / CHECKPOINT)
     scenes = open_folder(world / "scenes", "test")
     rows = []
     for index in range(min(SHOWN, len(scenes))):

@@ -21,10 +21,10 @@ from namedmask.archive import REFINED, Archive, stem
 from namedmask.benchmarks import folder as open_folder
 from namedmask.config import Config
 from namedmask.faces import Faces
-from namedmask.metadata import sample_id
 from namedmask.metrics import ConfusionMatrix
 from namedmask.miniworld import captions, pictures
 from namedmask.schema import OK
+from namedmask.urls import sample_id
 
 ACCEPTED = ("ok", "surplus")
 

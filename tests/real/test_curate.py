@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import local
+from namedmask import verbs
 from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.miniworld.server import reserve_port, serve
@@ -30,8 +30,8 @@ def test_real_curate_over_all_photos_ends_in_an_archive_and_a_report(
     count = publish(real_data, web)
     with serve(web, reserve_port(tmp_path / "port")) as base:
         config = config_of(real_data, tmp_path / "run", f"{base}/metadata.parquet")
-        result = local.curate(config, SilentProgress())
-        again = local.curate(config, SilentProgress())
+        result = verbs.curate(config, SilentProgress())
+        again = verbs.curate(config, SilentProgress())
     assert again["skipped"]
     assert result["rows_in"] == sum(result["rows_by_status"].values()) == count
     assert result["candidates_in"] == sum(result["candidates_by_status"].values())

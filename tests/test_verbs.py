@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import ledger, local
+from namedmask import ledger, verbs
 from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, SchemaError, TooManyFailuresError
@@ -46,7 +46,7 @@ def source(web: toys.SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> str:
 def finished(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A curated run folder; tests read it and must leave it as it is."""
     out = tmp_path_factory.mktemp("finished")
-    local.curate(config_of(source, out), SILENT)
+    verbs.curate(config_of(source, out), SILENT)
     return out
 
 
@@ -92,7 +92,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_local_curate_counts_of_both_funnels_add_up(finished: Path, web: toys.SmallWeb) -> None:
+def test_verbs_curate_counts_of_both_funnels_add_up(finished: Path, web: toys.SmallWeb) -> None:
     funnels = read_json(finished / "funnels.json")
     assert funnels["rows_in"] == len(web.rows)
     assert sum(funnels["rows_by_status"].values()) == len(web.rows)
@@ -111,7 +111,7 @@ def test_local_curate_counts_of_both_funnels_add_up(finished: Path, web: toys.Sm
     assert "pending" not in funnels["candidates_by_status"]
 
 
-def test_local_archive_holds_the_best_ranked_that_pass(finished: Path, web: toys.SmallWeb) -> None:
+def test_verbs_archive_holds_the_best_ranked_that_pass(finished: Path, web: toys.SmallWeb) -> None:
     archive = Archive.open(finished / "archive", verify=True)
     candidates = pq.read_table(finished / "candidates.parquet").to_pylist()
     assert archive.names == tuple(toys.COLORS)
@@ -132,7 +132,7 @@ def test_local_archive_holds_the_best_ranked_that_pass(finished: Path, web: toys
                 assert original["rank"] < row["rank"]
 
 
-def test_local_archive_keeps_bytes_as_served_and_a_mask_on_the_disk(
+def test_verbs_archive_keeps_bytes_as_served_and_a_mask_on_the_disk(
     finished: Path, web: toys.SmallWeb
 ) -> None:
     archive = Archive.open(finished / "archive")
@@ -147,7 +147,7 @@ def test_local_archive_keeps_bytes_as_served_and_a_mask_on_the_disk(
         assert set(np.unique(label)) == {0, index // SIZE + 1}
 
 
-def test_local_rejected_faces_and_unsafe_pixels_are_in_no_file(
+def test_verbs_rejected_faces_and_unsafe_pixels_are_in_no_file(
     finished: Path, web: toys.SmallWeb
 ) -> None:
     stored = [path.read_bytes() for path in finished.rglob("*") if path.is_file()]
@@ -159,12 +159,12 @@ def test_local_rejected_faces_and_unsafe_pixels_are_in_no_file(
     assert any(kept[-60:] in data for data in stored), "the check finds what is there"
 
 
-def test_local_finished_run_again_does_nothing(
+def test_verbs_finished_run_again_does_nothing(
     finished: Path, source: str, web: toys.SmallWeb
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     hits = web.hits.total()
-    summary = local.curate(config_of(source, finished), SILENT)
+    summary = verbs.curate(config_of(source, finished), SILENT)
     assert summary["skipped"] is True
     assert summary["rows_in"] == len(web.rows)
     assert summary["images_kept"] == 3 * SIZE
@@ -176,39 +176,39 @@ def test_local_finished_run_again_does_nothing(
     }
 
 
-def test_local_saved_run_file_is_the_config(finished: Path, source: str) -> None:
+def test_verbs_saved_run_file_is_the_config(finished: Path, source: str) -> None:
     assert Config.load(finished / "run.toml") == config_of(source, finished)
 
 
-def test_local_odd_text_in_a_config_survives_the_saved_run_file(tmp_path: Path) -> None:
+def test_verbs_odd_text_in_a_config_survives_the_saved_run_file(tmp_path: Path) -> None:
     odd = 'a "quoted" \\ back, tab\t, ünïcode 漢, 😀 and \x7f'
     config = Config.of({"run": {"out": "x"}, "fetch": {"user_agent": odd}})
     (tmp_path / "run.toml").write_text(to_toml(config), encoding="utf-8")
     assert Config.load(tmp_path / "run.toml") == config
 
 
-def test_local_another_config_in_the_same_folder_is_refused(finished: Path, source: str) -> None:
+def test_verbs_another_config_in_the_same_folder_is_refused(finished: Path, source: str) -> None:
     with pytest.raises(ConfigError, match=r"'embed'.*fetch\.retries was 0, is 2"):
-        local.curate(config_of(source, finished, "fetch.retries=2"), SILENT)
+        verbs.curate(config_of(source, finished, "fetch.retries=2"), SILENT)
     with pytest.raises(ConfigError, match=r"'build'.*retrieve\.archive_size was 8, is 5"):
-        local.curate(config_of(source, finished, "retrieve.archive_size=5"), SILENT)
+        verbs.curate(config_of(source, finished, "retrieve.archive_size=5"), SILENT)
     with pytest.raises(ConfigError, match=r"categories\.names was"):
-        local.build(config_of(source, finished, 'categories.names=["red"]'), SILENT)
+        verbs.build(config_of(source, finished, 'categories.names=["red"]'), SILENT)
     faster = config_of(source, finished, "fetch.in_flight=64", "run.threads=2")
-    assert local.curate(faster, SILENT)["skipped"]
+    assert verbs.curate(faster, SILENT)["skipped"]
 
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Fresh processes that need not import torch again for each test."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["namedmask.local", "tests.toys"])
+    context.set_forkserver_preload(["namedmask.verbs", "tests.toys"])
     return context
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("cut", ["embeddings/commit-00002.json", "images/commit-00000.json"])
-def test_local_killed_and_run_again_ends_with_equal_rows(
+def test_verbs_killed_and_run_again_ends_with_equal_rows(
     cut: str,
     source: str,
     web: toys.SmallWeb,
@@ -219,7 +219,7 @@ def test_local_killed_and_run_again_ends_with_equal_rows(
     config = config_of(source, tmp_path)
     web.delay_s = 0.1
     try:
-        process = processes.Process(target=local.curate, args=(config, SILENT))
+        process = processes.Process(target=verbs.curate, args=(config, SILENT))
         process.start()
         while not (tmp_path / cut).exists():
             assert process.is_alive(), "ended before it could be killed"
@@ -231,27 +231,27 @@ def test_local_killed_and_run_again_ends_with_equal_rows(
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "archive" / "manifest.json").exists()
     committed = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/commit-*.json")}
-    local.curate(config, SILENT)
+    verbs.curate(config, SILENT)
     assert digests(tmp_path) == digests(finished)
     again = {path: path.stat().st_mtime_ns for path in committed}
     assert again == committed, "committed work was done again"
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_local_results_do_not_depend_on_wave_or_batch_size(
+def test_verbs_results_do_not_depend_on_wave_or_batch_size(
     source: str, finished: Path, tmp_path: Path
 ) -> None:
     sizes = ("run.wave_rows=7", "embed.batch_size=3", "saliency.batch_size=1", "fetch.in_flight=1")
-    local.curate(config_of(source, tmp_path, *sizes), SILENT)
+    verbs.curate(config_of(source, tmp_path, *sizes), SILENT)
     assert digests(tmp_path) == digests(finished)
 
 
-def test_local_build_before_embed_says_what_to_run(source: str, tmp_path: Path) -> None:
+def test_verbs_build_before_embed_says_what_to_run(source: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Run 'namedmask embed'"):
-        local.build(config_of(source, tmp_path), SILENT)
+        verbs.build(config_of(source, tmp_path), SILENT)
 
 
-def test_local_changed_metadata_is_refused_on_resume(
+def test_verbs_changed_metadata_is_refused_on_resume(
     source: str, web: toys.SmallWeb, tmp_path: Path
 ) -> None:
     path = tmp_path / "metadata.parquet"
@@ -261,12 +261,12 @@ def test_local_changed_metadata_is_refused_on_resume(
     embed_two_waves(config)
     pq.write_table(table.slice(1, 40), path)
     with pytest.raises(InputError, match="other rows for wave 00000"):
-        local.embed(config, SILENT)
+        verbs.embed(config, SILENT)
     pq.write_table(table.slice(0, 16), path)
     with pytest.raises(InputError, match="other rows for wave 00001"):
-        local.embed(config, SILENT)
+        verbs.embed(config, SILENT)
     pq.write_table(table.slice(0, 40), path)
-    assert local.embed(config, SILENT)["rows_in"] == 40
+    assert verbs.embed(config, SILENT)["rows_in"] == 40
 
 
 class StopAfter(SilentProgress):
@@ -291,20 +291,20 @@ class StopAfter(SilentProgress):
 
 def embed_two_waves(config: Config) -> None:
     with pytest.raises(KeyboardInterrupt):
-        local.embed(config, StopAfter(2))
+        verbs.embed(config, StopAfter(2))
     assert len(list(config.run.out.glob("embeddings/commit-*.json"))) == 2
 
 
-def test_local_too_many_failures_end_the_run_and_lose_nothing(
+def test_verbs_too_many_failures_end_the_run_and_lose_nothing(
     source: str, web: toys.SmallWeb, finished: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(TooManyFailuresError, match=r"run\.max_failure_share = 0\.05.*http_404"):
-        local.curate(config_of(source, tmp_path, "run.max_failure_share=0.05"), SILENT)
-    local.curate(config_of(source, tmp_path), SILENT)
+        verbs.curate(config_of(source, tmp_path, "run.max_failure_share=0.05"), SILENT)
+    verbs.curate(config_of(source, tmp_path), SILENT)
     assert digests(tmp_path) == digests(finished)
 
 
-def test_local_category_without_an_image_is_told_with_its_counts_and_can_be_dropped(
+def test_verbs_category_without_an_image_is_told_with_its_counts_and_can_be_dropped(
     tmp_path: Path,
 ) -> None:
     with toys.SmallWeb() as web:
@@ -316,21 +316,21 @@ def test_local_category_without_an_image_is_told_with_its_counts_and_can_be_drop
         few = ("retrieve.candidates=5", "retrieve.archive_size=4")
         both = config_of(source, tmp_path / "run", 'categories.names=["red", "blue"]', *few)
         with pytest.raises(InputError, match=r"no image is left for 'blue' \(has_face 5\)"):
-            local.curate(both, SILENT)
+            verbs.curate(both, SILENT)
         assert not (tmp_path / "run" / "archive").exists()
         assert read_json(tmp_path / "run/funnels.json")["by_category"]["blue"] == {"has_face": 5}
         hits = web.hits.total()
         only_red = config_of(source, tmp_path / "run", 'categories.names=["red"]', *few)
-        summary = local.curate(only_red, SILENT)
+        summary = verbs.curate(only_red, SILENT)
         assert web.hits.total() == hits, "an image was fetched again"
     assert summary["images_kept"] == summary["candidates_by_status"]["ok"] > 0
 
 
-def test_local_short_archive_is_recorded_with_its_reasons(
+def test_verbs_short_archive_is_recorded_with_its_reasons(
     source: str, tmp_path: Path, web: toys.SmallWeb
 ) -> None:
     config = config_of(source, tmp_path, "retrieve.archive_size=30", "retrieve.candidates=20")
-    summary = local.curate(config, SILENT)
+    summary = verbs.curate(config, SILENT)
     assert 0 < summary["archive_fill"] < 1
     assert set(summary["short"]) == set(toys.COLORS)
     assert summary["short"]["red"]["has_face"] >= 1
@@ -340,28 +340,28 @@ def test_local_short_archive_is_recorded_with_its_reasons(
         assert category["count"] == summary["short"][category["name"]]["ok"]
 
 
-def test_local_damaged_vectors_are_told_by_file_and_redone_alone(
+def test_verbs_damaged_vectors_are_told_by_file_and_redone_alone(
     source: str, finished: Path, tmp_path: Path
 ) -> None:
     config = config_of(source, tmp_path)
-    local.embed(config, SILENT)
+    verbs.embed(config, SILENT)
     path = tmp_path / "embeddings" / "wave-00001.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"wave-00001\.parquet cannot be read.*record"):
-        local.build(config, SILENT)
+        verbs.build(config, SILENT)
     path.unlink()
     path.with_name("commit-00001.json").unlink()
     others = {one: one.stat().st_mtime_ns for one in path.parent.glob("wave-*.parquet")}
-    assert "skipped" not in local.curate(config, SILENT)
+    assert "skipped" not in verbs.curate(config, SILENT)
     assert {one: one.stat().st_mtime_ns for one in others} == others
     assert digests(tmp_path) == digests(finished)
 
 
-def test_local_vectors_of_another_model_are_refused(source: str, tmp_path: Path) -> None:
+def test_verbs_vectors_of_another_model_are_refused(source: str, tmp_path: Path) -> None:
     config = config_of(source, tmp_path)
-    local.embed(config, SILENT)
+    verbs.embed(config, SILENT)
     path = tmp_path / "embeddings" / "wave-00001.parquet"
     table = ledger.read_parquet(path)
     short = [vector[:-1] for vector in table["embedding"].to_pylist()]
@@ -380,15 +380,15 @@ def test_local_vectors_of_another_model_are_refused(source: str, tmp_path: Path)
             input_digest=record.input_digest,
         )  # fmt: skip
     with pytest.raises((InputError, SchemaError), match="107"):
-        local.build(config, SILENT)
+        verbs.build(config, SILENT)
 
 
-def test_local_bad_parts_are_found_before_the_folder_is_bound(source: str, tmp_path: Path) -> None:
+def test_verbs_bad_parts_are_found_before_the_folder_is_bound(source: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="embedder 'thumbnale'"):
-        local.curate(config_of(source, tmp_path, "embed.model=thumbnale"), SILENT)
+        verbs.curate(config_of(source, tmp_path, "embed.model=thumbnale"), SILENT)
     with pytest.raises(ConfigError, match="saliency detector 'bright'"):
-        local.curate(config_of(source, tmp_path, "saliency.detector=bright"), SILENT)
-    assert "skipped" not in local.curate(config_of(source, tmp_path), SILENT)
+        verbs.curate(config_of(source, tmp_path, "saliency.detector=bright"), SILENT)
+    assert "skipped" not in verbs.curate(config_of(source, tmp_path), SILENT)
 
 
 def judged_on_disks(config: Config, root: Path) -> Config:
@@ -405,29 +405,29 @@ def judged_on_disks(config: Config, root: Path) -> Config:
     return config.model_copy(update={"evaluate": section})
 
 
-def test_local_evaluate_without_a_benchmark_names_those_there_are(
+def test_verbs_evaluate_without_a_benchmark_names_those_there_are(
     source: str, tmp_path: Path
 ) -> None:
     config = config_of(source, tmp_path, "experts.enabled=false", "train.iterations=1")
-    local.curate(config, SILENT)
-    local.train(config, SILENT)
+    verbs.curate(config, SILENT)
+    verbs.train(config, SILENT)
     with pytest.raises(ConfigError, match="voc2012"):
-        local.evaluate(config, SILENT)
+        verbs.evaluate(config, SILENT)
 
 
-def test_local_refine_then_train_use_every_archive_and_repeat_for_free(
+def test_verbs_refine_then_train_use_every_archive_and_repeat_for_free(
     source: str, tmp_path: Path
 ) -> None:
     from namedmask.segmenter import load_checkpoint
 
     config = config_of(source, tmp_path)
-    local.curate(config, SILENT)
+    verbs.curate(config, SILENT)
     with pytest.raises(InputError, match="no finished 'refine'"):
-        local.train(config, SILENT)
-    refined = local.refine(config, SILENT)
+        verbs.train(config, SILENT)
+    refined = verbs.refine(config, SILENT)
     assert sum(refined["masks"].values()) == 3 * SIZE
     assert Archive.open(tmp_path / "archive").entries("red")["refined_mask"].null_count == 0
-    trained = local.train(config, SILENT)
+    trained = verbs.train(config, SILENT)
     assert (trained["images"], trained["labels"], trained["steps"]) == (3 * SIZE, 4, 4)
     _, names = load_checkpoint(tmp_path / "segmenter" / "checkpoint.pt")
     assert names == tuple(toys.COLORS)
@@ -437,48 +437,48 @@ def test_local_refine_then_train_use_every_archive_and_repeat_for_free(
         "fetch", "embed", "retrieve", "faces", "saliency", "bilateral", "archive", "experts",
         "refine", "train",
     }  # fmt: skip
-    judged = local.evaluate(judged_on_disks(config, tmp_path / "disks"), SILENT)
+    judged = verbs.evaluate(judged_on_disks(config, tmp_path / "disks"), SILENT)
     assert 0 <= judged["miou"] <= 1
     evaluation = read_json(tmp_path / "evaluation.json")
     assert set(evaluation["iou"]) == {"background", *toys.COLORS}
     assert (tmp_path / "evaluation" / evaluation["scenes"][0]["prediction"]).exists()
-    assert local.refine(config, SILENT)["skipped"]
-    assert local.train(config, SILENT)["loss"] == trained["loss"]
+    assert verbs.refine(config, SILENT)["skipped"]
+    assert verbs.train(config, SILENT)["loss"] == trained["loss"]
     again = judged_on_disks(config, tmp_path / "disks")
-    assert local.evaluate(again, SILENT) == {"skipped": True} | {
+    assert verbs.evaluate(again, SILENT) == {"skipped": True} | {
         key: value for key, value in judged.items() if key not in ("seconds", "peak_rss_mb")
     }
     changed = config_of(source, tmp_path, "experts.iterations=3")
     with pytest.raises(ConfigError, match=r"experts\.iterations was 2, is 3"):
-        local.train(changed, SILENT)
+        verbs.train(changed, SILENT)
 
 
-def test_local_refine_cut_off_goes_on_with_the_next_category(source: str, tmp_path: Path) -> None:
+def test_verbs_refine_cut_off_goes_on_with_the_next_category(source: str, tmp_path: Path) -> None:
     config = config_of(source, tmp_path)
-    local.curate(config, SILENT)
+    verbs.curate(config, SILENT)
     with pytest.raises(KeyboardInterrupt):
-        local.refine(config, StopAfter(3))
+        verbs.refine(config, StopAfter(3))
     first = tmp_path / "experts" / "00001-red.pt"
     made = first.stat().st_mtime_ns
     assert [path.name for path in (tmp_path / "refined").glob("*.parquet")] == ["00001-red.parquet"]
-    local.refine(config, SILENT)
+    verbs.refine(config, SILENT)
     assert first.stat().st_mtime_ns == made
     assert len(list((tmp_path / "experts").glob("*.pt"))) == 3
 
 
-def test_local_shared_expert_is_trained_once_and_every_expert_starts_there(
+def test_verbs_shared_expert_is_trained_once_and_every_expert_starts_there(
     source: str, tmp_path: Path
 ) -> None:
     shared = ("experts.shared_iterations=2", "experts.snap=true")
     whole, cut = (config_of(source, tmp_path / name, *shared) for name in ("whole", "cut"))
     for config in (whole, cut):
-        local.curate(config, SILENT)
-    local.refine(whole, SILENT)
+        verbs.curate(config, SILENT)
+    verbs.refine(whole, SILENT)
     with pytest.raises(KeyboardInterrupt):
-        local.refine(cut, StopAfter(5))  # 2 shared steps, 2 of the first category, 1 of the next
+        verbs.refine(cut, StopAfter(5))  # 2 shared steps, 2 of the first category, 1 of the next
     start = tmp_path / "cut" / "experts" / "shared.pt"
     made = start.stat().st_mtime_ns
-    local.refine(cut, SILENT)
+    verbs.refine(cut, SILENT)
     assert start.stat().st_mtime_ns == made
     masks = [
         [Archive.open(tmp_path / name / "archive").entries(word)["refined_mask"] for name in
@@ -489,8 +489,8 @@ def test_local_shared_expert_is_trained_once_and_every_expert_starts_there(
     assert "shared expert" in read_json(tmp_path / "whole" / "timings.json")
 
 
-def test_local_experts_switched_off_train_on_the_pseudo_masks(source: str, tmp_path: Path) -> None:
+def test_verbs_experts_switched_off_train_on_the_pseudo_masks(source: str, tmp_path: Path) -> None:
     config = config_of(source, tmp_path, "experts.enabled=false")
-    local.curate(config, SILENT)
-    assert local.refine(config, SILENT)["skipped"]
-    assert local.train(config, SILENT)["images"] == 3 * SIZE
+    verbs.curate(config, SILENT)
+    assert verbs.refine(config, SILENT)["skipped"]
+    assert verbs.train(config, SILENT)["images"] == 3 * SIZE

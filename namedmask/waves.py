@@ -1,0 +1,74 @@
+"""Rows that travel together: a wave is read, passes the stages, and is committed as one unit.
+
+Reading, passing and writing know nothing of where they run: a plain loop calls them one after the
+other, a graph on a cluster calls them in the processes of its pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from namedmask.ledger import digest, row_hashes
+from namedmask.stores import IMAGES, verdicts_of, write_wave
+
+SLICE_BATCHES = 8
+"""Batches taken through a stage at once: the pace at which progress shows."""
+
+
+class Stage(Protocol):
+    """A stage as whoever runs it sees it: a table in, the same rows out."""
+
+    name: str
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return `table` with what the stage adds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wave:
+    """The unit that some rows become, and how to get them; pickles if `read` does."""
+
+    unit: str
+    read: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a wave: its unit, how many rows it tried, how often each status occurs."""
+
+    unit: str
+    tried: int
+    counts: Mapping[str, int]
+    verdicts: Mapping[str, str] = field(default_factory=dict)  # on its images, by sample id
+
+
+def input_digest(table: pa.Table) -> str:
+    """Return one sha256, hex, over the rows of a wave as they were read."""
+    return digest(row_hashes(table, ("sample_id", "status")))
+
+
+def digest_of(wave: Wave) -> str:
+    """Return the input digest of a wave, once it is read again."""
+    return input_digest(wave.read())
+
+
+def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
+    """Yield the rows of a table, whole batches at a time."""
+    rows = SLICE_BATCHES * batch_size
+    for start in range(0, table.num_rows, rows):
+        yield table.slice(start, rows)
+
+
+def write(
+    folder: Path, store: str, unit: str, table: pa.Table, tried: int, digested: str
+) -> Written:
+    """Commit a wave that has passed all stages; return what became of it."""
+    commit = write_wave(folder, store, unit, table, digested)
+    verdicts = verdicts_of(table) if store == IMAGES else {}
+    return Written(unit, tried, commit.counts, verdicts)
