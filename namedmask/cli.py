@@ -38,6 +38,11 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="write the result as JSON, nothing else")]
 
+Local = Annotated[bool, typer.Option("--local", help="without Ray: a plain loop in this process")]
+Address = Annotated[
+    str, typer.Option(help="a running Ray (auto, host:port); else one is started here")
+]
+
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -67,12 +72,13 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="seed of the drawn world and of the run")] = 0,
     out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="more images, longer training")] = False,
+    local: Local = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole road on the mini world and show its numbers beside the bars."""
     ensure_writable(out, "--out")
     run_demo = _function("namedmask.miniworld.demo", "run_demo")
-    summary = run_demo(seed=seed, out=out, full=full, progress=_progress(as_json))
+    summary = run_demo(seed=seed, out=out, full=full, local=local, progress=_progress(as_json))
     if as_json:
         _write_json(summary)
         return
@@ -83,39 +89,75 @@ def demo(
 
 
 @app.command()
-def curate(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def curate(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Make the archives from metadata: embed, then build."""
-    _run_verb("curate", run_file, overrides, as_json)
+    _run_verb("curate", run_file, overrides, local, address, as_json)
 
 
 @app.command()
-def embed(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def embed(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Read the metadata, fetch the images, and store one vector for each."""
-    _run_verb("embed", run_file, overrides, as_json)
+    _run_verb("embed", run_file, overrides, local, address, as_json)
 
 
 @app.command()
-def build(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def build(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Fill each category's archive from the stored vectors: retrieve, check, mask."""
-    _run_verb("build", run_file, overrides, as_json)
+    _run_verb("build", run_file, overrides, local, address, as_json)
 
 
 @app.command()
-def refine(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def refine(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Train one expert a category and let it redraw the masks of its archive."""
-    _run_verb("refine", run_file, overrides, as_json)
+    _run_verb("refine", run_file, overrides, local, address, as_json)
 
 
 @app.command()
-def train(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Train the segmenter on all archives; goes on from the last checkpoint."""
-    _run_verb("train", run_file, overrides, as_json)
+    _run_verb("train", run_file, overrides, local, address, as_json)
 
 
 @app.command()
-def evaluate(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
     """Measure the segmenter on the run's benchmark."""
-    _run_verb("evaluate", run_file, overrides, as_json)
+    _run_verb("evaluate", run_file, overrides, local, address, as_json)
 
 
 @app.command()
@@ -219,18 +261,31 @@ def ensure_writable(folder: Path, way_out: str) -> None:
         ) from error
 
 
-def _run_verb(verb: str, run_file: Path, overrides: list[str] | None, as_json: bool) -> None:
-    config = Config.load(run_file, overrides or ())
+def _run_verb(
+    verb: str,
+    run_file: Path,
+    overrides: list[str] | None,
+    local: bool,
+    address: str,
+    as_json: bool,
+) -> None:
+    config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         _show_settings(config)
-    summary = _function("namedmask.verbs", verb)(config, _progress(as_json))
+    run = _function("namedmask.verbs", verb)
+    with _function("namedmask.verbs", "executor_of")(config, local) as executor:
+        summary = run(config, _progress(as_json), executor)
     if as_json:
         _write_json(summary)
     elif summary.get("skipped"):
         _say_already_done(config.run.out)
     else:
         _show(summary)
+
+
+def _at(address: str) -> list[str]:
+    return [f'ray.address="{address}"'] if address else []
 
 
 def _function(module: str, name: str) -> Any:

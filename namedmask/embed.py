@@ -73,9 +73,9 @@ class TextSide:
     def __init__(self, config: EmbedConfig) -> None:
         self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
 
-    def __call__(self, texts: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
-        """Return the features (C, D) float32 of (queries, templates); see `text_features`."""
-        return text_features(self._embedder, *texts)
+    def __call__(self, texts: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[np.ndarray]:
+        """Return the features (C, D) float32 of each (queries, templates); see `text_features`."""
+        return [text_features(self._embedder, *one) for one in texts]
 
 
 def _in_padded_batches(

@@ -5,7 +5,8 @@
     │   ├── ConfigError        a run file or an override
     │   ├── SchemaError        a table without the columns or types a stage needs
     │   ├── CheckpointError    weights or a checkpoint that do not fit
-    │   └── MissingExtraError  an optional package that this run needs
+    │   ├── MissingExtraError  an optional package that this run needs
+    │   └── ClusterTooSmallError  a Ray cluster that the run would wait on for ever
     └── TooManyFailuresError   more bad rows than `run.max_failure_share` allows
 
 A bad *row* is never an exception: it is a value of its `status` column (see schema.py).
@@ -44,6 +45,10 @@ class CheckpointError(InputError):
 
 class MissingExtraError(InputError):
     """An optional package is needed and not installed."""
+
+
+class ClusterTooSmallError(InputError):
+    """The cluster has not, and will not have, what the run needs at once."""
 
 
 class TooManyFailuresError(NamedMaskError):

@@ -65,9 +65,13 @@ def load_stage(name: str, config: Config) -> Stage:
     Raises:
         InputError: its weights, detector or device are not to be had.
     """
-    stage = getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
-    loaded: Stage = stage(getattr(config, name))
+    loaded: Stage = stage_class(name)(getattr(config, name))
     return loaded
+
+
+def stage_class(name: str) -> Any:
+    """Return the class of a stage, with its `reads` and `adds`; its module is imported now."""
+    return getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
 
 
 def batch_size_of(stages: Sequence[str], config: Config) -> int:

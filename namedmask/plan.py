@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from namedmask import schema
 from namedmask.categories import category_set_of
 from namedmask.config import Config
-from namedmask.jobs import STAGE_CLASSES
+from namedmask.jobs import stage_class
 from namedmask.plugins import resolve
 
 ALIVE_SHARE = 0.5
@@ -122,7 +122,7 @@ def _plain(
 def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> PlannedStage | None:
     if not enabled:
         return None
-    stage = getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
+    stage = stage_class(name)
     return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,18 @@ from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
 from namedmask.waves import Wave, digest_of
 
 PLAIN_LOOP = PlainLoop()
+
+
+@contextmanager
+def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
+    """Yield the plain loop, or an executor on the Ray that the config names."""
+    if local:
+        yield PLAIN_LOOP
+        return
+    from namedmask.on_ray import connect
+
+    with connect(config) as executor:
+        yield executor
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -196,7 +209,9 @@ def _text_side(
     config = job.config
     violence = [config.retrieve.violence_text] if config.retrieve.violence_text else []
     texts = [(category_set.queries, templates_of(config.categories)), (violence, ("{}",))]
-    queries, violent_ones = executor.map(job, "embed", partial(TextSide, config.embed), texts)
+    ((queries, violent_ones),) = executor.map(
+        job, "embed", partial(TextSide, config.embed), [texts]
+    )
     return queries, violent_ones
 
 

@@ -36,9 +36,12 @@ SHOWN, SIDE = 4, 240
 VERBS = (verbs.curate, verbs.refine, verbs.train, verbs.evaluate)
 
 
-def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, Any]:
+def run_demo(
+    seed: int, out: Path, full: bool, progress: Progress, *, local: bool = False
+) -> dict[str, Any]:
     """Return the summary of the demo in `out`, and write it with the report beside the run.
 
+    With `local`, a plain loop does the work, else a Ray begun here.
     The world is drawn once; a finished demo is recognized and left as it is (`skipped`).
     """
     world = out / "world"
@@ -47,7 +50,8 @@ def run_demo(seed: int, out: Path, full: bool, progress: Progress) -> dict[str, 
     port = reserve_port(world / "port")
     config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
     with serve(world / "web", port) as base:
-        results = [verb(config, progress) for verb in VERBS]
+        with verbs.executor_of(config, local) as executor:
+            results = [verb(config, progress, executor) for verb in VERBS]
         done = out / "summary.json"
         if all(result.get("skipped") for result in results) and done.exists():
             return json.loads(done.read_text()) | {"skipped": True}

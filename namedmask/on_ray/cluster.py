@@ -1,0 +1,108 @@
+"""A Ray to work on, and what a run needs against what it has or may grow to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import ray
+
+from namedmask.config import Config
+from namedmask.errors import ClusterTooSmallError, InputError
+from namedmask.on_ray.graphs import Pool
+
+GRAPHS = (("fetch", "embed"), ("fetch", "faces", "saliency", "bilateral"))
+"""Stages that are up at the same time."""
+
+
+QUIET = {
+    "ray.data": logging.WARNING,
+    "ray.train": logging.WARNING,
+    "ray.tune": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # that its bars are off: ours are on
+    "ray._private.authentication": logging.ERROR,  # that a Ray begun here takes tokens
+}
+
+
+@contextmanager
+def session(config: Config) -> Iterator[None]:
+    """Connect to `ray.address`, or to a Ray begun here, for as long as the block lasts.
+
+    Raises:
+        InputError: nothing answers at the address.
+    """
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
+    # Ray Data's own actors make Ray's core write an error to the terminal that means nothing here
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    settings = config.ray
+    try:
+        if settings.address or os.environ.get("RAY_ADDRESS"):
+            ray.init(settings.address or None, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                "local",
+                num_cpus=settings.num_cpus or max(os.cpu_count() or 1, cpus_needed(config)),
+                object_store_memory=settings.object_store_mb << 20 or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, ValueError, ray.exceptions.RaySystemError) as error:
+        raise InputError(
+            f"ray.address '{settings.address}': no Ray can be reached there: {error}. Start one "
+            "with 'ray start --head', correct the address, or leave it empty. A Ray with tokens "
+            "wants RAY_AUTH_MODE=token and its token here too."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_needed(config: Config) -> int:
+    """Return the CPUs that the largest graph of a run needs, one more for its reader."""
+    graphs = [sum(_cpus(config, name) for name in stages) for stages in GRAPHS]
+    training = config.train.num_workers + 1 if hasattr(config.train, "num_workers") else 2
+    return int(-(-max(*graphs, training, 1) // 1)) + 1
+
+
+def _cpus(config: Config, stage: str) -> float:
+    section = getattr(config, stage)
+    cpus: float = section.actors[0] * section.num_cpus
+    return cpus
+
+
+def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
+    """Raise ClusterTooSmallError unless the fewest actors of all pools fit at once.
+
+    On a cluster that grows, what it may grow to counts. A graph that does not fit would wait for
+    ever, and say nothing.
+    """
+    has, may = ray.cluster_resources(), _may_grow_to()
+    wanted = {
+        "CPU": reader_cpus + sum(pool.actors[0] * pool.num_cpus for pool in pools),
+        "GPU": sum(pool.actors[0] * pool.num_gpus for pool in pools),
+    }
+    for kind, number in wanted.items():
+        most = max(has.get(kind, 0.0), may.get(kind, 0.0))
+        if number <= most:
+            continue
+        unit = kind.lower()
+        listed = ", ".join(
+            f"{pool.name} {pool.actors[0]} × {getattr(pool, f'num_{unit}s'):g}" for pool in pools
+        )
+        reads = f", reading {reader_cpus:g}" if kind == "CPU" and reader_cpus else ""
+        raise ClusterTooSmallError(
+            f"the graph needs {number:g} {kind} at once ({listed}{reads}); the cluster has "
+            f"{has.get(kind, 0):g} and may grow to {most:g}. Lower actors or num_{unit}s of these "
+            f"sections, or add nodes. A Ray started by the run itself takes ray.num_cpus."
+        )
+
+
+def _may_grow_to() -> dict[str, float]:
+    """Return what an autoscaling cluster may grow to at most; nothing where it does not grow."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {kind: float(number) for kind, number in most.items()}

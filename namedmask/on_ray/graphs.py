@@ -1,0 +1,105 @@
+"""A streaming graph: numbers in, each through pools of actors, pickled results out, in any order.
+
+One block a number and one number a block, so that a wave stays together and its neighbors do not
+matter. Where a pool waits, a line says which and what for; where nothing moves at all for
+`ray.stall_timeout_s`, the run ends with the same words.
+
+Fixed cost of a graph of five pools: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from namedmask.config import RayConfig
+from namedmask.errors import NamedMaskError
+from namedmask.on_ray.watch import watch_of
+
+IN_FLIGHT = 2
+"""Blocks an actor has in hand: one in work, one waiting with it."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of actors: the class they run, how many of them, what each reserves."""
+
+    name: str
+    worker: type
+    arguments: Mapping[str, Any]
+    actors: tuple[int, int] = (1, 1)
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+
+
+def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig) -> Iterator[Any]:
+    """Yield what comes out for each of the numbers below `count`, unpickled, in any order.
+
+    `reader` makes a table of a number in a task, where there is one; the first pool else gets the
+    number itself in the column `id`.
+
+    Raises:
+        NamedMaskError: as raised in a pool; or nothing moved for `ray.stall_timeout_s`.
+    """
+    if not count:
+        return
+    context = _context(pools, config)
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.range(count, override_num_blocks=count)
+        if reader:
+            dataset = dataset.map_batches(
+                reader.worker(**reader.arguments), batch_size=None, batch_format="pyarrow",
+                num_cpus=reader.num_cpus,
+            )  # fmt: skip
+        for pool in pools:
+            dataset = dataset.map_batches(
+                _named(pool), fn_constructor_kwargs=dict(pool.arguments), batch_size=None,
+                batch_format="pyarrow", num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
+                compute=_compute(pool, count),
+            )  # fmt: skip
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for value in batch["value"].to_pylist():
+                    yield pickle.loads(value)
+        except ray.exceptions.RayError as error:
+            raise own_error(error) or error from error
+
+
+def _named(pool: Pool) -> type:
+    """Return the pool's class under the pool's name, which Ray shows in its plan and dashboard."""
+    return type(pool.name.capitalize(), (pool.worker,), {})
+
+
+def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
+    context = ray.data.DataContext.get_current().copy()
+    context.target_max_block_size = None  # a wave is one block, whatever its size
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # the watch says what waits
+    context.execution_no_progress_timeout_s = -1
+    context.max_consecutive_actor_init_deaths = 3
+    context.custom_execution_callback_classes = [watch_of(pools, config)]
+    return context
+
+
+def own_error(error: BaseException) -> NamedMaskError | None:
+    """Return the package's own error inside one of Ray's, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NamedMaskError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def _compute(pool: Pool, count: int) -> ActorPoolStrategy:
+    fewest, most = (min(number, count) for number in pool.actors)
+    return ActorPoolStrategy(
+        min_size=fewest, max_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT
+    )
