@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+import ray
 import torch
 from torch import nn
 
@@ -18,6 +22,11 @@ from namedmask.segmenter import deeplabv3plus_tiny
 from tests import toys
 
 SIZE = 6
+RAY_WARNINGS = [
+    # Ray Data reads its own deprecated settings when it sets up
+    pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning"),
+]
+
 HARM = "NAMEDMASK_TEST_HARM"
 """Environment variable with a folder: what lies there says what harm to do."""
 
@@ -52,6 +61,7 @@ def curate(out: Path) -> Path:
 def copy(curated: Path, out: Path) -> Path:
     """Return `out`, a copy of the archive of `curated` for another run."""
     shutil.copytree(curated / "archive", out / "archive")
+    shutil.copy(curated / "run.json", out)
     return out
 
 
@@ -76,3 +86,18 @@ def harmed(num_labels: int) -> nn.Module:
 
     model.register_forward_pre_hook(strike)
     return model
+
+
+@contextmanager
+def local_ray(harm: Path) -> Iterator[None]:
+    """A Ray of its own with 4 CPUs on whatever there is; its workers know the folder of `HARM`."""
+    os.environ[HARM] = str(harm)
+    try:
+        ray.init(
+            address="local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+            logging_level="ERROR",
+        )  # fmt: skip
+        yield
+    finally:
+        ray.shutdown()
+        del os.environ[HARM]

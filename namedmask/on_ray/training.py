@@ -31,8 +31,9 @@ from torch import Tensor
 from namedmask.archive import Archive, ArchiveSamples
 from namedmask.augment import make_batch
 from namedmask.config import Config
-from namedmask.errors import ConfigError, NamedMaskError
+from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
+from namedmask.on_ray.workers import refuse_to_stall, with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
 from namedmask.train import Feed, Group, train_from
 
@@ -53,12 +54,13 @@ def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], N
         ConfigError: the batch cannot be shared out, or this Ray would wait for CPUs for ever.
         NamedMaskError: more processes were lost than `train.max_failures`; or as `train`.
     """
-    folder = folder.resolve()  # the processes have working directories of their own
+    config, folder = with_absolute_paths(config), folder.resolve()
     archive = Archive.open(folder / "archive")
     archive.samples(refined=config.experts.enabled)  # what is missing should show before it starts
-    _refuse_to_stall(config)
+    refuse_to_stall("the training", _resources(config), "Lower train.num_workers or workers.")
     here = ray.get_runtime_context().get_node_id()
-    inbox = Inbox.options(label_selector={"ray.io/node-id": here}).remote()
+    actor: Any = ray.remote(Inbox)
+    inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
     scratch = (folder / TRAINING).with_name("ray")
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
@@ -75,7 +77,7 @@ def _trainer(config: Config, folder: Path, scratch: Path, inbox: Any) -> TorchTr
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.num_workers, use_gpu=config.train.device == "cuda"
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name="train",
             storage_path=str(scratch),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
@@ -124,9 +126,8 @@ def _hand_on(inbox: Any, highest: int, on_step: Callable[[int, float], None]) ->
     return highest
 
 
-@ray.remote(num_cpus=0)
 class Inbox:
-    """What the processes have to say to the driver, and whether they should go on."""
+    """An actor: what the processes have to say to the driver, and whether they should go on."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, float]] = []
@@ -178,9 +179,7 @@ def _train(config: Config, folder: Path, inbox: Any) -> None:
     if config.train.device == "cuda":
         torch.cuda.set_device(get_device())
     context = ray.train.get_context()
-    group = Group(
-        context.get_world_rank(), context.get_world_size(), config.train.sync_batch_norm
-    )
+    group = Group(context.get_world_rank(), context.get_world_size(), config.train.sync_batch_norm)
     archive = Archive.open(folder / "archive")
     count = sum(category.count for category in archive.categories)
 
@@ -212,7 +211,7 @@ def _batches(
     slots = group.slots(config.train.batch_size)
     _set_up_stream()
     # not `ray.data.range`: its reading tasks want a CPU beside those of the actors, and wait for it
-    tasks = ray.data.from_items(steps, override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
+    tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
         Shares,
         fn_constructor_args=(config, folder, slots),
@@ -236,7 +235,9 @@ class Shares:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of one step."""
         config = self._config
-        if self._samples is None:  # here and not at the start: an error of ours stays one on its way
+        if (
+            self._samples is None
+        ):  # here and not at the start: an error of ours stays one on its way
             archive = Archive.open(self._folder / "archive")
             self._samples = archive.samples(refined=config.experts.enabled)
         step = int(rows["item"][0])
@@ -259,23 +260,10 @@ def _makers(config: Config) -> int:
     return max(1, config.train.workers)
 
 
-def _refuse_to_stall(config: Config) -> None:
-    """Raise ConfigError when this Ray has too little, for which it would wait without a word.
-
-    A cluster of several machines, or one whose head lends no CPU, may grow and is let through.
-    """
-    processes, makers = config.train.num_workers, _makers(config)
-    wanted = {"CPU": processes * (1 + makers)}
+def _resources(config: Config) -> dict[str, float]:
+    """Return what runs at once: the processes, and beside each of them those that feed it."""
+    processes = config.train.num_workers
+    resources: dict[str, float] = {"CPU": processes * (1 + _makers(config))}
     if config.train.device == "cuda":
-        wanted["GPU"] = processes
-    found = {kind: int(ray.cluster_resources().get(kind, 0)) for kind in wanted}
-    if len(ray.nodes()) > 1 or not found["CPU"]:
-        return
-    for kind, count in wanted.items():
-        if found[kind] < count:
-            raise ConfigError(
-                f"the training needs {count} {kind}s of Ray, and this one has {found[kind]}: each "
-                f"of {processes} processes (train.num_workers) takes 1, and a CPU more for each of "
-                f"the {makers} that make its samples (train.workers). Lower these, or give Ray "
-                "more: it may be told of more CPUs than the machine has."
-            )
+        resources["GPU"] = processes
+    return resources
