@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -60,17 +58,6 @@ def refined(folder: Path) -> dict[str, bytes]:
     }
 
 
-def damage(folder: Path, word: str) -> Path:
-    """Write the archive of one category again with its first image cut short."""
-    (path,) = (folder / "archive").glob(f"*-{word}.parquet")
-    table = pq.read_table(path)
-    images = table["image"].to_pylist()
-    images[0] = images[0][:100]
-    place = table.schema.get_field_index("image")
-    pq.write_table(table.set_column(place, "image", pa.array(images, pa.binary())), path)
-    return path
-
-
 def test_experts_on_ray_equal_the_plain_loop_to_the_byte(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
@@ -94,9 +81,9 @@ def test_experts_one_that_fails_leaves_the_others_and_is_tried_again_alone(
     no_shared = "experts.shared_iterations=0"
     path = next((folder / "archive").glob("*-green.parquet"))
     whole = path.read_bytes()
-    damage(folder, "green")
+    toy_runs.damage(folder, "green")
     with pytest.raises(
-        NamedMaskError, match=r"1 of 3 experts failed.*green.*row 0.*same command"
+        NamedMaskError, match=r"(?s)1 of 3 experts failed.*green.*row 0.*same command"
     ) as error:
         refine(folder, no_shared)
     assert type(error.value) is NamedMaskError
@@ -120,9 +107,9 @@ def test_experts_process_that_dies_is_tried_once_more(
     (harm / "always").touch()
     try:
         folder = toy_runs.copy(curated, tmp_path / "again")
-        with pytest.raises(NamedMaskError, match=r"3 of 3 experts failed.*red: .*lost 2 times"):
+        with pytest.raises(NamedMaskError, match=r"(?s)3 of 3 experts failed.*red: .*lost 2 times"):
             refine(folder, *options)
-        with pytest.raises(NamedMaskError, match=r"shared expert.*failed.*lost 2 times"):
+        with pytest.raises(NamedMaskError, match=r"(?s)shared expert.*failed.*lost 2 times"):
             refine(folder, options[0], "experts.shared_iterations=1")
     finally:
         (harm / "always").unlink()

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from namedmask.config import AugmentConfig, OptimConfig, SegmenterConfig, TrainConfig
 from namedmask.errors import ConfigError, InputError
 from namedmask.schema import IGNORE
 from namedmask.segmenter import build_segmenter, read_tree, write_tree
 from namedmask.train import Group, train
+from tests.groups import run_group
 
 AUGMENT = AugmentConfig(crop=24, scale=(0.5, 1.0))
 
@@ -89,39 +87,12 @@ def other_checkpoints(folder: Path, group: Group) -> None:
         train(Bare(), Squares(), optim, AUGMENT, seed=0, group=group, checkpoint=mine)
 
 
-def in_group(rank: int, size: int, meeting: Path, work: Callable[..., None], *args: Any) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=size
-    )
-    work(*args[:1], Group(rank, size), *args[1:])
-    distributed.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Fresh processes that need not import torch again for each test."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["namedmask.train", "tests.test_train_group"])
     return context
-
-
-def run_group(
-    processes: ForkServerContext, size: int, work: Callable[..., None], folder: Path, *args: Any
-) -> list[int | None]:
-    """Return the exit codes of `size` processes that ran `work` as one group."""
-    folder.mkdir(exist_ok=True)
-    meeting = folder / "meeting"
-    meeting.unlink(missing_ok=True)
-    started: list[BaseProcess] = [
-        processes.Process(target=in_group, args=(rank, size, meeting, work, folder, *args))
-        for rank in range(size)
-    ]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    return [process.exitcode for process in started]
 
 
 def test_slots_of_all_ranks_are_the_batch_in_order() -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -63,6 +65,17 @@ def copy(curated: Path, out: Path) -> Path:
     shutil.copytree(curated / "archive", out / "archive")
     shutil.copy(curated / "run.json", out)
     return out
+
+
+def damage(folder: Path, word: str) -> Path:
+    """Write the archive of one category again with its first image cut short."""
+    (path,) = (folder / "archive").glob(f"*-{word}.parquet")
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    images[0] = images[0][:100]
+    place = table.schema.get_field_index("image")
+    pq.write_table(table.set_column(place, "image", pa.array(images, pa.binary())), path)
+    return path
 
 
 def harmed(num_labels: int) -> nn.Module:
