@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import ray
 
-from namedmask.errors import ConfigError, NamedMaskError
+from namedmask.errors import ClusterTooSmallError, NamedMaskError
 from namedmask.jobs import Job
 from namedmask.ledger import open_run
 from namedmask.local import PlainLoop
-from namedmask.on_ray.experts import refine_on_ray
+from namedmask.on_ray.experts import refine_archive
 from namedmask.progress import SilentProgress
 from tests import toy_runs
 
@@ -47,7 +47,7 @@ class Steps(SilentProgress):
 def refine(folder: Path, *overrides: str, progress: SilentProgress | None = None) -> dict[str, Any]:
     with open_run(folder) as ledger:
         config = toy_runs.config_of(folder, *overrides)
-        return refine_on_ray(Job(config, ledger, progress or SilentProgress()))
+        return refine_archive(Job(config, ledger, progress or SilentProgress()))
 
 
 def refined(folder: Path) -> dict[str, bytes]:
@@ -119,6 +119,8 @@ def test_experts_that_ray_has_no_room_for_are_refused(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
     folder = toy_runs.copy(curated, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"an expert needs 64 CPUs.*experts\.num_cpus"):
+    with pytest.raises(
+        ClusterTooSmallError, match=r"an expert needs 64 CPU at once.*experts\.num_cpus"
+    ):
         refine(folder, "experts.num_cpus=64")
     assert ray.is_initialized()

@@ -11,7 +11,7 @@ import torch
 
 from namedmask.archive import Archive
 from namedmask.config import Config
-from namedmask.errors import ConfigError, InputError, NamedMaskError
+from namedmask.errors import ClusterTooSmallError, InputError, NamedMaskError
 from namedmask.on_ray.training import train_on_ray
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, read_tree
 from namedmask.train import Group, train
@@ -153,7 +153,9 @@ def test_training_that_cannot_start_is_refused_before_it_waits(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
     folder = toy_runs.copy(curated, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"the training needs 6 CPUs.*has 4.*train\.num_workers"):
+    with pytest.raises(
+        ClusterTooSmallError, match=r"the training needs 6 CPU at once.*has 4.*train\.num_workers"
+    ):
         train_on_ray(config_of(folder, "train.num_workers=3"), folder, lambda *_: None)
     with pytest.raises(InputError, match="no refined masks"):
         train_on_ray(toy_runs.config_of(folder), folder, lambda *_: None)

@@ -36,18 +36,18 @@ TRIES = 2
 """A process that dies is given one more; an error of the work itself is not tried again."""
 
 
-def refine_on_ray(job: Job) -> dict[str, Any]:
+def refine_archive(job: Job) -> dict[str, Any]:
     """Return how many masks were redrawn and kept; archives refined before are left as they are.
 
     Raises:
-        ConfigError: an expert needs more than this Ray has, which would wait for ever.
+        ClusterTooSmallError: an expert needs more than this Ray has, which would wait for ever.
         NamedMaskError: experts failed, each with its reason; all others are done and kept.
     """
     config, folder = with_absolute_paths(job.config), job.ledger.folder.resolve()
     work = open_work(job)
     commits, failed = list(work.done), {}
     if work.left:
-        refuse_to_stall("an expert", _resources(config), "Lower experts.num_cpus or num_gpus.")
+        refuse_to_stall("an expert", _resources(config), "Lower experts.num_cpus or num_gpus")
         job.start("refine")
     with job.clock("experts"), job.progress.step("experts", total_steps(work, config)) as step:
         step.advance(steps_done(work, config))

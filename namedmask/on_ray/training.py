@@ -51,13 +51,13 @@ def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], N
     of it stops the training.
 
     Raises:
-        ConfigError: the batch cannot be shared out, or this Ray would wait for CPUs for ever.
+        ClusterTooSmallError: Ray would wait for more than it has for ever.
         NamedMaskError: more processes were lost than `train.max_failures`; or as `train`.
     """
     config, folder = with_absolute_paths(config), folder.resolve()
     archive = Archive.open(folder / "archive")
     archive.samples(refined=config.experts.enabled)  # what is missing should show before it starts
-    refuse_to_stall("the training", _resources(config), "Lower train.num_workers or workers.")
+    refuse_to_stall("the training", _resources(config), "Lower train.num_workers or workers")
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(Inbox)
     inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()

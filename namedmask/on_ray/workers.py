@@ -8,7 +8,8 @@ from pathlib import Path
 import ray
 
 from namedmask.config import Config
-from namedmask.errors import ConfigError
+from namedmask.errors import ClusterTooSmallError
+from namedmask.on_ray.cluster import may_grow_to
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -23,17 +24,16 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def refuse_to_stall(what: str, wanted: Mapping[str, float], way_out: str) -> None:
-    """Raise ConfigError when this Ray has less than is `wanted`: it would wait without a word.
+    """Raise ClusterTooSmallError when Ray has, and may grow to, less than is `wanted` at once.
 
-    A cluster of several machines, or one whose head lends no CPU, may grow and is let through.
+    It would wait for ever, and say nothing.
     """
-    found = ray.cluster_resources()
-    if len(ray.nodes()) > 1 or not found.get("CPU"):
-        return
-    for kind, count in wanted.items():
-        if found.get(kind, 0) < count:
-            raise ConfigError(
-                f"{what} needs {count:g} {kind}s of Ray at once, and this one has "
-                f"{found.get(kind, 0):g}. {way_out} Or start Ray with more: it may be told of more "
-                "CPUs than the machine has."
+    has, may = ray.cluster_resources(), may_grow_to()
+    for kind, number in wanted.items():
+        most = max(has.get(kind, 0.0), may.get(kind, 0.0))
+        if number > most:
+            raise ClusterTooSmallError(
+                f"{what} needs {number:g} {kind} at once; the cluster has {has.get(kind, 0):g} and "
+                f"may grow to {most:g}. {way_out}, or add nodes. A Ray started by the run itself "
+                "takes ray.num_cpus."
             )
