@@ -46,6 +46,11 @@ MODULES = {
 ROAD = ("curate", "refine", "train", "evaluate")
 """The verbs of a whole run."""
 
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
 MOST_BYTES = 100_000_000
 ANSWER_S = 10.0
@@ -175,8 +180,8 @@ def connect(address: str) -> JobSubmissionClient:
             f"--address '{address}' is not that of a Ray dashboard; expected something like "
             "http://head:8265."
         )
-    logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     with _explained(address), _preferred(address):
         # the client itself would wait for minutes on a machine that does not answer
@@ -207,7 +212,7 @@ def _explained(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the cluster at {address} refuses this token. {reason} Set RAY_AUTH_MODE=token, and "
+            f"the cluster at {address} wants its token ({reason}). Set RAY_AUTH_MODE=token, and "
             "RAY_AUTH_TOKEN to the cluster's token, or put it into ~/.ray/auth_token; on its head "
             "'ray get-auth-token' shows it."
         ) from error
@@ -218,7 +223,14 @@ def _explained(address: str) -> Iterator[None]:
             "or 'kubectl port-forward service/HEAD 8265'."
         ) from error
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, aiohttp.ClientError) as error:
-        raise InputError(f"what answers at {address} does not take the job: {error}") from error
+        raise InputError(
+            f"what answers at {address} does not do its part: {_last_line(str(error))}"
+        ) from error
+
+
+def _last_line(text: str) -> str:
+    """Return the last line with words: a server's error brings its traceback along."""
+    return [line for line in text.splitlines() if line.strip(" .")][-1] if text else "no reason"
 
 
 def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> None:
