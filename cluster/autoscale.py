@@ -1,6 +1,6 @@
 """Whether a run's pools grow with a cluster, and the cluster shrinks after it: a plot and JSON.
 
-    python -m cluster.autoscale [--out autoscale.png] [--images 600] [--max-workers 3]
+    python -m cluster.autoscale [--out autoscale.png] [--images 800] [--max-workers 3]
 
 Starts the local cluster with a small head, and the job `ray_jobs.embed` on a folder of drawn
 pictures with `embed.actors = [1, 3]`. The embedder of the test takes a second for ten pictures,
@@ -78,7 +78,7 @@ def write_run(folder: Path, images: int) -> Path:
 def measure(images: int, max_workers: int) -> dict[str, Any]:
     """Return samples of a run, `[seconds, nodes, embed actors]`, and what they come to."""
     shape = Shape(
-        head_cpus=2, max_workers=max_workers, worker_cpus=1, idle_s=10.0, port=6399,
+        head_cpus=1, max_workers=max_workers, worker_cpus=1, idle_s=10.0, port=6399,
         dashboard_port=8299, client_port=9399, object_store_mb=100,
     )  # fmt: skip
     python_path = {"PYTHONPATH": str(ROOT)}
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, draw, and write one line of JSON to stdout."""
     parser = argparse.ArgumentParser(prog="python -m cluster.autoscale")
     parser.add_argument("--out", type=Path, default=Path("autoscale.png"))
-    parser.add_argument("--images", type=int, default=600)
+    parser.add_argument("--images", type=int, default=800)
     parser.add_argument("--max-workers", type=int, default=3)
     given = parser.parse_args(arguments)
     found = measure(given.images, given.max_workers)
