@@ -33,7 +33,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def head() -> Iterator[Head]:
     """A head with tokens on ports of its own, whose processes know the package and not the toys."""
     shape = Shape(
-        head_cpus=4, max_workers=0, port=6399, dashboard_port=8299, client_port=9399,
+        head_cpus=6, max_workers=0, port=6399, dashboard_port=8299, client_port=9399,
         object_store_mb=150,
     )  # fmt: skip
     with cluster(shape, {"PYTHONPATH": ""}) as head:
@@ -50,7 +50,7 @@ def run(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Run:
         environment = os.environ | head.variables | {"PYTHONPATH": str(ROOT)} | variables
         return subprocess.run(
             [sys.executable, "-m", "namedmask", "submit", *map(str, arguments)],
-            cwd=away, env=environment, capture_output=True, text=True, timeout=280,
+            cwd=away, env=environment, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
 
     return run
@@ -64,7 +64,7 @@ def run_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_submit_whole_road_has_the_bytes_of_the_plain_loop(
     head: Head, run: Run, tmp_path: Path
 ) -> None:
@@ -103,7 +103,7 @@ def test_submit_whole_road_has_the_bytes_of_the_plain_loop(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_submit_job_that_fails_hands_its_exit_code_through(
     head: Head, run: Run, run_file: Path
 ) -> None:
@@ -131,7 +131,7 @@ STOP = 'assert client.get_job_status("sleeper") == "RUNNING"; client.stop_job("s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_submit_left_by_ctrl_c_lets_the_job_go_on_and_a_stopped_one_exits_130(head: Head) -> None:
     def follow(before: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", FOLLOW.format(before=before), head.dashboard]
@@ -156,7 +156,7 @@ def test_submit_left_by_ctrl_c_lets_the_job_go_on_and_a_stopped_one_exits_130(he
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [

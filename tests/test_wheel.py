@@ -30,7 +30,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a wheel built from a copy, so that the working tree stays clean."""
     source = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "namedmask", source / "namedmask", ignore=ignore)
+    for package in ("namedmask", "ray_jobs"):
+        shutil.copytree(ROOT / package, source / package, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     out = tmp_path_factory.mktemp("wheel")
@@ -57,7 +58,7 @@ def test_wheel_holds_every_data_file_and_the_license(wheel: Path) -> None:
     files = [file for folder in TRAVEL for file in (ROOT / folder).rglob("*") if file.is_file()]
     wanted = {str(file.relative_to(ROOT)) for file in files if not file.name.startswith(".")}
     assert wanted <= packed
-    assert "namedmask/py.typed" in packed
+    assert {"namedmask/py.typed", "ray_jobs/build_archive.py"} <= packed
     assert any(name.endswith("licenses/LICENSE") for name in packed)
     assert not any(name.startswith("tests") for name in packed)
 
