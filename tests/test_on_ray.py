@@ -98,7 +98,7 @@ def test_on_ray_scan_finds_the_rows_of_the_plain_loop_over_many_files(
         expected = list(metadata.waves(metadata.read_metadata(config.metadata), 64))
         with open_run(config.run.out) as ledger:
             found = [wave.read() for wave in scanned_waves(Job(config, ledger, SILENT))]
-        assert len(found) == len(expected) == (10 if not max_rows else 6)
+        assert len(found) == len(expected) == (6 if max_rows else 11)
         for one, other in zip(found, expected, strict=True):
             assert one.equals(other)
     assert "duplicate_url" in pa.concat_tables(expected)["status"].to_pylist()
