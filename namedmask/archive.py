@@ -243,8 +243,14 @@ class ArchiveSamples:
         shard = self._shards[number]
         row = index - (self._ends[number - 1] if number else 0)
         height, width = (int(side) for side in shard.sizes[row])
-        image = images.decode(_image_bytes(shard.path, row), max_pixels=height * width)
-        mask = images.decode_mask(shard.masks[row], height, width)
+        try:
+            image = images.decode(_image_bytes(shard.path, row), max_pixels=height * width)
+            mask = images.decode_mask(shard.masks[row], height, width)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise InputError(
+                f"{shard.path}: row {row} holds no sample: {error}. The file is not as 'build' "
+                "left it: copy it back, or run 'build' into another run.out."
+            ) from error
         return image, mask.astype(schema.LABEL_DTYPE) * schema.LABEL_DTYPE(shard.label)
 
 

@@ -1,8 +1,8 @@
 """Training samples: random scale, crop, flip, color, blur and copy-paste; all pure.
 
-Every random number comes from a generator passed in, nothing given is written to. The geometry is
-done picture by picture on arrays, color and blur on whole batches of tensors with parameters of
-their own for each picture, on whatever device the tensors are.
+Every random number comes from a generator passed in, nothing given is written to. A sample is made
+alone: the same generator gives it the same bits, whatever it shares a batch with, and however many
+threads torch has. The geometry is done on arrays, color and blur on tensors.
 
 Method: section 3.3, its steps in their order. Differs: it pasted objects without their last row
 and column, and none with a label id of 255 or more; it placed small pictures in the bottom right
@@ -46,28 +46,40 @@ class Samples(Protocol):
 
 
 def make_batch(
-    samples: Samples, batch_size: int, config: AugmentConfig, rng: np.random.Generator
+    samples: Samples, slots: range, config: AugmentConfig, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return images (B, 3, S, S) float32, ImageNet-normalised, and labels (B, S, S) int64.
 
-    S is `config.crop`; labels are 0, a label id or `schema.IGNORE`. Each sample is made of 1 to
-    `config.n_max` pictures, equally likely, drawn with replacement. Method: steps 1 to 8.
+    S is `config.crop`; labels are 0, a label id or `schema.IGNORE`. `slots` are B places in the
+    batch of `step`: what lies in a place depends on the seed, the step and the place, and on no
+    other place, so that processes may share a batch out and together make the same one.
     """
-    counts = rng.integers(1, config.n_max, size=batch_size, endpoint=True)
+    pairs = [
+        make_sample(samples, config, np.random.default_rng((seed, step, slot))) for slot in slots
+    ]
+    return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
+
+
+def make_sample(
+    samples: Samples, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return one image (3, S, S) float32, ImageNet-normalised, and its labels (S, S) int64.
+
+    It is made of 1 to `config.n_max` pictures, equally likely, drawn with replacement. Method:
+    steps 1 to 8.
+    """
+    count = rng.integers(1, config.n_max, endpoint=True)
     views = [
         random_view(*samples[int(index)], config, rng)
-        for index in rng.integers(len(samples), size=counts.sum())
+        for index in rng.integers(len(samples), size=count)
     ]
     pixels = torch.from_numpy(np.stack([image for image, _ in views])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([label for _, label in views]).astype(np.int64))
     images = normalize(photometric(pixels.float() / 255, config, rng))
-    firsts = np.cumsum(counts) - counts
-    for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
-        for other in range(first + 1, first + count):
-            images[first], labels[first] = copy_paste(
-                images[first], labels[first], images[other], labels[other], rng
-            )
-    return images[firsts], labels[firsts]
+    image, label = images[0], labels[0]
+    for other_image, other_label in zip(images[1:], labels[1:], strict=True):
+        image, label = copy_paste(image, label, other_image, other_label, rng)
+    return image, label
 
 
 def random_view(
@@ -140,12 +152,14 @@ def jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
         for change, middle, strength in JITTER
     ]
     order = rng.permuted(np.tile(np.arange(len(draws)), (count, 1)), axis=1)
-    images = images.clone()
-    for turn in order.T:
-        for number, (change, factors) in enumerate(draws):
-            rows = _rows(turn == number)
-            images[rows] = change(images[rows], _like(factors[rows.numpy()], images))
-    return images
+    changed = []
+    for row, numbers in enumerate(order):
+        image = images[row : row + 1]
+        for number in numbers:
+            change, factors = draws[number]
+            image = change(image, _like(factors[row : row + 1], image))
+        changed.append(image)
+    return torch.cat(changed) if changed else images
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
@@ -155,7 +169,7 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Return `images` drawn away from their mean gray by `factors` (N,), clamped to [0, 1]."""
-    return _blend(images, gray(images).mean((1, 2, 3), keepdim=True), factors)
+    return _blend(images, gray(images).mean(3, keepdim=True).mean(2, keepdim=True), factors)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:

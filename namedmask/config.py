@@ -206,7 +206,9 @@ class OptimConfig(Section):
     lr_floor: float = Field(1e-6, ge=0)
     power: float = Field(0.9, gt=0)
     weight_decay: float = Field(2e-4, ge=0)
-    workers: int = Field(0, ge=0, description="sample loading processes; 0: a thread of this one")
+    workers: int = Field(
+        0, ge=0, description="sample making processes of each; 0: a thread; on Ray 0 is as 1"
+    )
 
 
 class ExpertsConfig(OptimConfig):
@@ -223,12 +225,21 @@ class ExpertsConfig(OptimConfig):
     mirror: bool = Field(False, description="average with the mirror image's. Method: no")
     snap: bool = Field(False, description="the solver after the expert as well. Method: no")
     batch_size: Count = Field(8, description="Method: 8")
+    num_cpus: float = Field(1.0, gt=0, description="cores that Ray keeps for each expert")
+    num_gpus: float = Field(
+        1.0, gt=0, description="GPUs that Ray keeps for each expert on 'cuda'; 0.25: four share one"
+    )
 
 
 class TrainConfig(OptimConfig):
     """The segmenter over all archives."""
 
     checkpoint_every: Count = 1000
+    num_workers: Count = Field(1, description="processes that share a step, on Ray")
+    sync_batch_norm: bool = Field(
+        False, description="statistics over the whole batch, not each process's share; GPUs only"
+    )
+    max_failures: int = Field(3, ge=0, description="lost processes that are replaced, on Ray")
 
 
 class EvaluateConfig(ModelSection):

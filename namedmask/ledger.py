@@ -37,9 +37,13 @@ STORES = ("embeddings", "images", "refined", "experts")
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "workers", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "num_workers",
+    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures",
 )  # fmt: skip
-"""Keys of any section that change how fast a verb is, not what it computes (up to rounding)."""
+"""Keys of any section that change how fast a verb is, not what it computes, up to rounding.
+
+With several `num_workers`, batch norm and dropout are of each one's share: more than rounding, less
+than another training.
+"""
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
 """Columns that make a row equal to another run's."""

@@ -1,14 +1,17 @@
 """Archives → better masks: one expert a category, committed one by one.
 
 An expert and the masks it drew are one unit of the run folder's ledger: a category that is done is
-not done again while its archive stays as it is, and adding categories trains only theirs.
+not done again while its archive stays as it is, and adding categories trains only theirs. A
+category needs no other, so they may be refined one after the other, as here, or many at once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,84 +19,178 @@ from torch.nn import Module
 
 from namedmask import images, schema
 from namedmask.archive import REFINED, Archive, ArchivedCategory, stem
+from namedmask.config import Config
 from namedmask.experts import redraw, train_expert, train_shared_expert
 from namedmask.jobs import Job
-from namedmask.ledger import Commit
-from namedmask.progress import Step
+from namedmask.ledger import Commit, write_unit
 from namedmask.segmenter import load_checkpoint, save_checkpoint
 
 EXPERTS = "experts"
 SHARED = "shared"
-"""The unit, and the file, of the expert where all others start."""
+SHARED_FILE = f"{EXPERTS}/{SHARED}.pt"
+"""The expert where all others start; its unit is `SHARED`."""
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to refine in a run folder."""
+
+    archive: Archive
+    done: list[Commit]
+    left: list[ArchivedCategory]
+    needs_shared: bool  # whether the shared expert is still to be trained
+    start: Path | None  # where the shared expert lies, or will; None: experts start without it
+
+
+def open_work(job: Job) -> Work:
+    """Return what is done and what is left, once the leftovers of a killed run are gone."""
+    archive = Archive.open(job.ledger.folder / "archive")
+    committed = job.ledger.commits(REFINED)
+    job.ledger.sweep(REFINED, EXPERTS)
+    done, left = [], []
+    for category in archive.categories:
+        commit = committed.get(stem(category.label_id, category.name))
+        if commit is not None and commit.input_digest == category.sha256:
+            done.append(commit)
+        else:
+            left.append(category)
+    shared = bool(left) and job.config.experts.shared_iterations > 0
+    return Work(
+        archive, done, left,
+        needs_shared=shared and SHARED not in job.ledger.commits(EXPERTS),
+        start=job.ledger.folder / SHARED_FILE if shared else None,
+    )  # fmt: skip
+
+
+def total_steps(work: Work, config: Config) -> int:
+    """Return the steps of all experts, those that are done included."""
+    experts = config.experts
+    shared = experts.shared_iterations if work.start else 0
+    return shared + experts.iterations * len(work.archive.categories)
+
+
+def steps_done(work: Work, config: Config) -> int:
+    """Return how many of `total_steps` were taken before."""
+    experts = config.experts
+    shared = experts.shared_iterations if work.start and not work.needs_shared else 0
+    return shared + experts.iterations * len(work.done)
+
+
+def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
+    """Return what the verb ends with: how many categories, masks redrawn and masks kept."""
+    counts: Counter[str] = Counter()
+    categories = 0
+    for commit in commits:
+        counts.update(commit.counts)
+        categories += 1
+    return {"categories": categories, "masks": dict(counts)}
 
 
 def refine_archive(job: Job) -> dict[str, Any]:
     """Return how many masks were redrawn and kept; archives refined before are left as they are."""
-    config, archive = job.config.experts, Archive.open(job.ledger.folder / "archive")
-    committed = job.ledger.commits(REFINED)
-    job.ledger.sweep(REFINED, EXPERTS)
-    todo = [one for one in archive.categories if not _is_refined(one, committed)]
-    counts: Counter[str] = Counter()
-    total = config.shared_iterations * bool(todo) + config.iterations * len(archive.categories)
-    with job.progress.step("experts", total) as step:
-        start = _shared_expert(job, archive, step) if todo and config.shared_iterations else None
-        for category in archive.categories:
-            if category in todo:
-                commit = _refine_category(job, archive, category, start, step)
-            else:
-                commit = committed[stem(category.label_id, category.name)]
-                step.advance(config.iterations)
-            counts.update(commit.counts)
-    return {"categories": len(archive.categories), "masks": dict(counts)}
+    config, folder = job.config, job.ledger.folder
+    work = open_work(job)
+    commits = list(work.done)
+    with job.progress.step("experts", total_steps(work, config)) as step:
+        step.advance(steps_done(work, config))
+
+        def on_step(done: int, loss: float) -> None:
+            step.advance()
+
+        if work.needs_shared:
+            with job.clock("shared expert"):
+                shared = shared_expert(config, folder, on_step)
+            job.start("refine")
+            commit_shared(config, folder, shared)
+        for category in work.left:
+            with job.clock("experts"):
+                expert = category_expert(config, folder, category, work.start, on_step)
+            with job.clock("refine"):
+                table, kept = redraw_category(config, folder, category, expert)
+            job.start("refine")
+            commits.append(commit_category(config, folder, category, expert, table, kept))
+    return sum_up(commits)
 
 
-def _is_refined(category: ArchivedCategory, committed: Mapping[str, Commit]) -> bool:
-    commit = committed.get(stem(category.label_id, category.name))
-    return commit is not None and commit.input_digest == category.sha256
-
-
-def _shared_expert(job: Job, archive: Archive, step: Step) -> Module:
-    """Return the expert of all categories, trained once in the life of a run folder."""
-    config, file = job.config, f"{EXPERTS}/{SHARED}.pt"
-    if SHARED in job.ledger.commits(EXPERTS):
-        step.advance(config.experts.shared_iterations)
-        return load_checkpoint(job.ledger.folder / file, config.segmenter)[0]
-    with job.clock("shared expert"):
-        expert = train_shared_expert(
-            archive.samples(refined=False), config, on_step=lambda *_: step.advance()
-        )
-    save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
-    job.start("refine")
-    job.ledger.commit(EXPERTS, SHARED, {file: save}, rows=0, counts={})
-    return expert
-
-
-def _refine_category(
-    job: Job, archive: Archive, category: ArchivedCategory, start: Module | None, step: Step
+def refine_category(
+    config: Config, folder: Path, category: ArchivedCategory, start: Path | None
 ) -> Commit:
-    """Train one expert, redraw its category's masks, and commit both."""
-    config = job.config
-    samples = archive.one_category_samples(category.name)
+    """Return the record of one category, refined and committed to the run folder `folder`.
+
+    Needs no lock of its own: whoever holds the folder's may have many refined at once. `start` is
+    the checkpoint of the expert to start from. Raises as `experts.train_expert`.
+    """
+    expert = category_expert(config, folder, category, start)
+    table, kept = redraw_category(config, folder, category, expert)
+    return commit_category(config, folder, category, expert, table, kept)
+
+
+def refine_shared(config: Config, folder: Path) -> Commit:
+    """Return the record of the expert of all categories, trained and committed to `folder`."""
+    return commit_shared(config, folder, shared_expert(config, folder))
+
+
+def shared_expert(config: Config, folder: Path, on_step: OnStep | None = None) -> Module:
+    """Return the expert of all categories."""
+    samples = Archive.open(folder / "archive").samples(refined=False)
+    return train_shared_expert(samples, config, on_step=on_step)
+
+
+def commit_shared(config: Config, folder: Path, expert: Module) -> Commit:
+    """Return the record of the expert of all categories, once it is written."""
+    save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
+    return write_unit(folder, EXPERTS, SHARED, {SHARED_FILE: save}, rows=0, counts={})
+
+
+def category_expert(
+    config: Config,
+    folder: Path,
+    category: ArchivedCategory,
+    start: Path | None,
+    on_step: OnStep | None = None,
+) -> Module:
+    """Return the expert of one category, begun at the checkpoint `start` if there is one."""
+    samples = Archive.open(folder / "archive").one_category_samples(category.name)
+    model = load_checkpoint(start, config.segmenter)[0] if start else None
     seed = config.run.seed + category.label_id
-    with job.clock("experts"):
-        expert = train_expert(samples, config, seed, start, on_step=lambda *_: step.advance())
-    with job.clock("refine"):
-        solver = config.bilateral if config.experts.snap else None
-        masks, kept = redraw(expert, samples, config.experts, solver)
-        table = archive.entries(category.name).select(schema.REFINED.names)
-        encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
-        table = table.set_column(table.schema.get_field_index("mask"), "mask", encoded)
+    return train_expert(samples, config, seed, model, on_step=on_step)
+
+
+def redraw_category(
+    config: Config, folder: Path, category: ArchivedCategory, expert: Module
+) -> tuple[pa.Table, int]:
+    """Return a category's entries with new masks (schema.REFINED), and how many are as before."""
+    archive = Archive.open(folder / "archive")
+    samples = archive.one_category_samples(category.name)
+    solver = config.bilateral if config.experts.snap else None
+    masks, kept = redraw(expert, samples, config.experts, solver)
+    table = archive.entries(category.name).select(schema.REFINED.names)
+    encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
+    return table.set_column(table.schema.get_field_index("mask"), "mask", encoded), kept
+
+
+def commit_category(
+    config: Config,
+    folder: Path,
+    category: ArchivedCategory,
+    expert: Module,
+    table: pa.Table,
+    kept: int,
+) -> Commit:
+    """Return the record of one category, once its masks and its expert are written."""
     name = stem(category.label_id, category.name)
     save = partial(
         save_checkpoint, model=expert, name=config.segmenter.name, names=[category.name],
         step=config.experts.iterations,
     )  # fmt: skip
-    job.start("refine")
-    return job.ledger.commit(
+    return write_unit(
+        folder,
         REFINED,
         name,
         {f"{REFINED}/{name}.parquet": table, f"{EXPERTS}/{name}.pt": save},
-        rows=len(masks),
-        counts={"redrawn": len(masks) - kept, "kept": kept},
+        rows=table.num_rows,
+        counts={"redrawn": table.num_rows - kept, "kept": kept},
         input_digest=category.sha256,
     )

@@ -3,6 +3,10 @@
 Everything random in step t is a function of (seed, t), so a training that was killed goes on from
 its checkpoint to the same bits on a CPU, however many processes prepare the samples.
 
+Several processes may share a step: each takes its places of the batch, and the gradients are those
+of the whole batch's loss. What each draws for dropout, and with plain batch norm the statistics it
+normalises by, are its own; so another number of processes ends near the same weights, not at them.
+
 Method: section 3.2. Differs: the optimizer's state is kept, so training resumes; no confusion
 matrix is counted along the way; a batch without a labeled pixel gives a loss of 0 instead of NaN.
 
@@ -12,7 +16,8 @@ Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny`, 16 samples of 96 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from namedmask.ahead import one_ahead
@@ -30,7 +37,35 @@ from namedmask.plugins import torch_device
 from namedmask.schema import FORMAT_VERSION, IGNORE
 from namedmask.segmenter import load_strict, read_tree, write_tree
 
-__all__ = ["Samples", "train"]
+__all__ = ["Feed", "Group", "Samples", "train", "train_from"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that share each step, and which of them this one is; alone by default.
+
+    With more than one, torch.distributed must be initialised for just these ranks.
+    """
+
+    rank: int = 0
+    size: int = 1
+    sync_batch_norm: bool = False
+
+    def slots(self, batch_size: int) -> range:
+        """Return this process's places in a batch; all processes together have each place once."""
+        share = batch_size // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+ALONE = Group()
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where a process gets its share of every batch."""
+
+    count: int  # samples to draw from
+    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # as `Batches`, from a step on
 
 
 def train(
@@ -40,6 +75,7 @@ def train(
     augment: AugmentConfig,
     *,
     seed: int,
+    group: Group = ALONE,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     on_step: Callable[[int, float], None] | None = None,
@@ -50,32 +86,58 @@ def train(
     when it exists; a finished one trains no further. `on_step(done, loss)` follows each step.
 
     Raises:
-        InputError: no samples, or a label id that the model has no logit for.
+        InputError: no samples, or a label id that the model has no logit for; the processes of
+            `group` found different checkpoints.
+        ConfigError: the batch cannot be shared out to `group`.
         CheckpointError: `checkpoint` was begun with other settings, or is damaged.
         NamedMaskError: the loss is no longer a number.
     """
+    batches = Batches(samples, group.slots(optim.batch_size), augment, seed)
+    feed = Feed(len(samples), lambda start: one_ahead(iter(_load(batches, start, optim))))
+    return train_from(
+        model, feed, optim, augment, seed=seed, group=group, checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every, on_step=on_step,
+    )  # fmt: skip
+
+
+def train_from(
+    model: nn.Module,
+    feed: Feed,
+    optim: OptimConfig,
+    augment: AugmentConfig,
+    *,
+    seed: int,
+    group: Group = ALONE,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> nn.Module:
+    """Return `model` as `train` does, on batches that somebody else makes of the samples."""
     section = type(optim).__name__.removesuffix("Config").lower()
-    _check(samples, optim, section)
+    _check(feed.count, optim, section, group)
     device = torch_device(optim.device, section)
+    if group.size > 1 and group.sync_batch_norm:
+        _refuse_cpu(device, section)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, optim)
-    settings = _settings(samples, optim, augment, seed)
+    settings = _settings(feed.count, optim, augment, seed)
     start = _resume(checkpoint, model, optimizer, settings) if checkpoint else 0
+    shared = _share(model, group, start, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for done, (images, labels) in enumerate(
-            one_ahead(iter(_load(Batches(samples, optim.batch_size, augment, seed), start, optim))),
-            start + 1,
-        ):
+        for done, (images, labels) in enumerate(feed.batches(start), start + 1):
             set_rates(optimizer, optim, done - 1)
-            torch.manual_seed(_dropout_seed(seed, done - 1))
-            loss = step(model, optimizer, images, labels, device)
+            torch.manual_seed(_dropout_seed(seed, done - 1, group.rank))
+            loss = step(shared, optimizer, images, labels, device, group)
             if not math.isfinite(loss):
                 raise NamedMaskError(
                     f"the loss is {loss} at step {done} of {optim.iterations}. Lower "
                     f"{section}.lr_head and {section}.lr_backbone, or check the backbone's weights."
                 )
             if checkpoint and (done == optim.iterations or _is_due(done, checkpoint_every)):
-                _write(checkpoint, model, optimizer, settings, done)
+                if group.rank == 0:
+                    _write(checkpoint, model, optimizer, settings, done)
+                _wait(group, device)
             if on_step:
                 on_step(done, loss)
     return model.eval()
@@ -87,19 +149,37 @@ def step(
     images: Tensor,
     labels: Tensor,
     device: torch.device,
+    group: Group = ALONE,
 ) -> float:
     """Return the loss of one batch, after one step of the optimizer.
 
     `images` (B, 3, S, S) float32 normalised; `labels` (B, S, S) int64, ignored: `schema.IGNORE`.
+    In a group these are its process's share, and the loss is the whole batch's.
     """
     images = images.to(device, memory_format=torch.channels_last)
     logits = model(images)
     _check_labels(labels, logits.shape[1])
-    loss = pixel_loss(logits, labels.to(device))
+    loss, whole = _losses(logits, labels.to(device), group)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return loss.item()
+    return whole.item()
+
+
+def _losses(logits: Tensor, labels: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Return the loss to go back from, and the loss of the whole batch, () both.
+
+    Labeled pixels are not shared out evenly: each process divides by those of the whole batch. Its
+    loss is times the group's size, since the gradients are averaged over the group.
+    """
+    if group.size == 1:
+        loss = pixel_loss(logits, labels)
+        return loss, loss
+    total, labeled = _loss_sum(logits, labels)
+    both = torch.stack([total.detach().double(), labeled.double()])
+    dist.all_reduce(both)
+    whole, labeled = both[0], both[1].clamp(min=1)
+    return total * (group.size / labeled).float(), whole / labeled
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,8 +187,13 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     `logits` (B, K, H, W) float32; `labels` (B, H, W) int64 in 0…K-1 or `schema.IGNORE`.
     """
+    total, labeled = _loss_sum(logits, labels)
+    return total / labeled.clamp(min=1)
+
+
+def _loss_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total, (labels != IGNORE).sum()
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
@@ -133,20 +218,17 @@ def poly_rate(base: float, done: int, optim: OptimConfig) -> float:
 
 
 class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Item t is the batch of step t, whichever process asks for it."""
+    """Item t is what lies in some places of step t's batch, whichever process asks for it."""
 
-    def __init__(
-        self, samples: Samples, batch_size: int, augment: AugmentConfig, seed: int
-    ) -> None:
+    def __init__(self, samples: Samples, slots: range, augment: AugmentConfig, seed: int) -> None:
         self._samples = samples
-        self._batch_size = batch_size
+        self._slots = slots
         self._augment = augment
         self._seed = seed
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """Return images and labels as `augment.make_batch` does."""
-        rng = np.random.default_rng((self._seed, step))
-        return make_batch(self._samples, self._batch_size, self._augment, rng)
+        return make_batch(self._samples, self._slots, self._augment, self._seed, step)
 
 
 def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -160,24 +242,71 @@ def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[tuple[
     )
 
 
-def _dropout_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> 1)
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    sequence = np.random.SeedSequence((seed, step, rank))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-def _check(samples: Samples, optim: OptimConfig, section: str) -> None:
-    if not len(samples):
+def _check(count: int, optim: OptimConfig, section: str, group: Group) -> None:
+    if not count:
         raise InputError(
             "there are no samples to train on: every archive is empty. Look at the funnel of "
             "'build' (candidates.parquet), and loosen its filters or give more metadata."
         )
-    if optim.batch_size < 2:
+    batch_size, share = optim.batch_size, optim.batch_size // group.size
+    if batch_size < 2:
         raise ConfigError(
             f"{section}.batch_size is 1; the segmenter's batch norm needs at least 2 samples."
         )
+    if batch_size % group.size:
+        raise ConfigError(
+            f"{section}.batch_size is {batch_size}, which {group.size} processes cannot share "
+            f"evenly. Give a multiple of {section}.num_workers."
+        )
+    if share < 2 and not group.sync_batch_norm:
+        raise ConfigError(
+            f"{section}.batch_size is {batch_size}, which leaves each of {group.size} processes "
+            f"{share} sample; batch norm needs 2. Raise it to {2 * group.size}, lower "
+            f"{section}.num_workers, or set {section}.sync_batch_norm (GPUs only)."
+        )
+
+
+def _refuse_cpu(device: torch.device, section: str) -> None:
+    if device.type == "cpu":
+        raise ConfigError(
+            f"{section}.sync_batch_norm is true, but torch has no batch norm that several "
+            f"processes share on a CPU. Set it to false, {section}.num_workers to 1, or "
+            f"{section}.device to 'cuda'."
+        )
+
+
+def _share(model: nn.Module, group: Group, start: int, device: torch.device) -> nn.Module:
+    """Return what the step calls: `model` itself, or one that averages gradients over a group."""
+    if group.size == 1:
+        return model
+    starts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.size)]
+    dist.all_gather(starts, torch.tensor([start], device=device))
+    found = [int(one) for one in starts]
+    if len(set(found)) > 1:
+        raise InputError(
+            f"the {group.size} processes of this training found checkpoints after {found} steps; "
+            "expected the same file. Put run.out on storage that all machines of the cluster see."
+        )
+    # looking for unused parameters keeps it from regrouping gradients after its first step: three
+    # and more processes add up in an order of the groups, and a resumed training would differ
+    return DistributedDataParallel(model, find_unused_parameters=device.type == "cpu")
+
+
+def _wait(group: Group, device: torch.device) -> None:
+    """Wait until the whole group is here: a barrier that need not be told which GPU is whose."""
+    if group.size > 1:
+        token = torch.zeros(1, device=device)
+        dist.all_reduce(token)
+        token.item()
 
 
 def _check_labels(labels: Tensor, num_labels: int) -> None:
@@ -190,14 +319,12 @@ def _check_labels(labels: Tensor, num_labels: int) -> None:
         )
 
 
-def _settings(
-    samples: Samples, optim: OptimConfig, augment: AugmentConfig, seed: int
-) -> dict[str, Any]:
+def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int) -> dict[str, Any]:
     """Return what the weights depend on, as plain values."""
     fields = set(OptimConfig.model_fields) - {"device", "workers"}
     return {
         "seed": seed,
-        "samples": len(samples),
+        "samples": count,
         **optim.model_dump(mode="json", include=fields),
         **augment.model_dump(mode="json"),
     }

@@ -54,44 +54,72 @@ def paste(thing: torch.Tensor, side: int, seed: int = 0) -> tuple[torch.Tensor, 
 
 def test_batch_has_the_promised_shapes_types_and_range() -> None:
     config = AugmentConfig(crop=24)
-    images, labels = make_batch(Squares(9, 32), 5, config, np.random.default_rng(0))
+    images, labels = make_batch(Squares(9, 32), range(5), config, seed=0, step=0)
     assert (images.shape, images.dtype) == ((5, 3, 24, 24), torch.float32)
     assert (labels.shape, labels.dtype) == ((5, 24, 24), torch.int64)
     assert things(labels) <= set(range(1, 10))
     assert torch.isfinite(images).all() and images.abs().max() < 3
 
 
-def test_batch_same_generator_gives_the_same_batch() -> None:
+def test_batch_same_seed_and_step_give_the_same_batch_and_no_others_do() -> None:
     samples, config = Squares(50), AugmentConfig(crop=16)
-    first, again, other = (
-        make_batch(samples, 8, config, np.random.default_rng(seed)) for seed in (4, 4, 5)
+    first, again, other_seed, other_step = (
+        make_batch(samples, range(8), config, seed, step)
+        for seed, step in ((4, 7), (4, 7), (5, 7), (4, 8))
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], other_seed[0])
+    assert not torch.equal(first[0], other_step[0])
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 6])
+def test_batch_made_in_shares_is_the_same_to_the_bit(shares: int) -> None:
+    samples, config = Squares(50, side=40), AugmentConfig(crop=32, scale=(0.5, 1.0), n_max=3)
+    whole = make_batch(samples, range(6), config, seed=1, step=2)
+    size = 6 // shares
+    parts = [
+        make_batch(samples, range(start, start + size), config, seed=1, step=2)
+        for start in range(0, 6, size)
+    ]
+    for values, split in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(values, torch.cat(split))
+
+
+def test_batch_is_the_same_to_the_bit_whatever_threads_torch_has() -> None:
+    config = AugmentConfig(crop=256, scale=(0.9, 1.0), jitter=1.0, grayscale=0.0, blur=1.0)
+    samples, before = Squares(9, side=300), torch.get_num_threads()
+    batches = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            batches.append(make_batch(samples, range(3), config, seed=0, step=0)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*batches)
 
 
 def test_batch_n_max_two_pastes_on_half_of_the_samples() -> None:
-    _, labels = make_batch(Squares(1000), 600, with_options(n_max=2), np.random.default_rng(0))
+    _, labels = make_batch(Squares(1000), range(600), with_options(n_max=2), seed=0, step=0)
     pasted = sum(len(things(label)) == 2 for label in labels)
     assert all(1 <= len(things(label)) <= 2 for label in labels)
     assert 255 <= pasted <= 345
 
 
 def test_batch_n_max_one_never_pastes() -> None:
-    _, labels = make_batch(Squares(1000), 300, PLAIN, np.random.default_rng(0))
+    _, labels = make_batch(Squares(1000), range(300), PLAIN, seed=0, step=0)
     assert all(len(things(label)) == 1 for label in labels)
 
 
 def test_batch_n_max_four_draws_each_count_equally_often() -> None:
     samples = Squares(5000, side=32, square=1)
     config = with_options(n_max=4, crop=32)
-    _, labels = make_batch(samples, 400, config, np.random.default_rng(0))
+    _, labels = make_batch(samples, range(400), config, seed=0, step=0)
     counts = np.bincount([len(things(label)) for label in labels], minlength=5)[1:]
     assert (np.abs(counts - 100) < 35).all()
 
 
 def test_batch_pixels_are_normalized_with_the_mean_of_imagenet() -> None:
-    images, labels = make_batch(Squares(1), 2, PLAIN, np.random.default_rng(0))
+    images, labels = make_batch(Squares(1), range(2), PLAIN, seed=0, step=0)
     background = images.permute(0, 2, 3, 1)[labels == 0]
     expected = (100 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]

@@ -65,8 +65,8 @@ def session(config: Config) -> Iterator[None]:
 def cpus_needed(config: Config) -> int:
     """Return the CPUs that the largest graph of a run needs, one more for its reader."""
     graphs = [sum(_cpus(config, name) for name in stages) for stages in GRAPHS]
-    training = config.train.num_workers + 1 if hasattr(config.train, "num_workers") else 2
-    return int(-(-max(*graphs, training, 1) // 1)) + 1
+    training = config.train.num_workers * (1 + max(1, config.train.workers))
+    return int(-(-max(*graphs, training, config.experts.num_cpus, 1) // 1)) + 1
 
 
 def _cpus(config: Config, stage: str) -> float:
@@ -81,7 +81,7 @@ def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
     On a cluster that grows, what it may grow to counts. A graph that does not fit would wait for
     ever, and say nothing.
     """
-    has, may = ray.cluster_resources(), _may_grow_to()
+    has, may = ray.cluster_resources(), may_grow_to()
     wanted = {
         "CPU": reader_cpus + sum(pool.actors[0] * pool.num_cpus for pool in pools),
         "GPU": sum(pool.actors[0] * pool.num_gpus for pool in pools),
@@ -102,7 +102,7 @@ def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
         )
 
 
-def _may_grow_to() -> dict[str, float]:
+def may_grow_to() -> dict[str, float]:
     """Return what an autoscaling cluster may grow to at most; nothing where it does not grow."""
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return {kind: float(number) for kind, number in most.items()}
