@@ -20,7 +20,9 @@ from namedmask.errors import ClusterTooSmallError, ConfigError, NamedMaskError, 
 from namedmask.jobs import Job
 from namedmask.ledger import open_run
 from namedmask.on_ray import connect
-from namedmask.on_ray.executor import RayExecutor
+from namedmask.on_ray.actors import Mapper
+from namedmask.on_ray.executor import RayExecutor, _pool
+from namedmask.on_ray.graphs import stream
 from namedmask.on_ray.scan import scanned_waves
 from namedmask.progress import SilentProgress
 from tests import toys
@@ -144,15 +146,19 @@ def test_on_ray_waiting_stage_is_named_and_the_run_ends(
     source: str, executor: RayExecutor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor._connect()
+    config = config_of(source, tmp_path, "ray.heartbeat_s=2", "ray.stall_timeout_s=6")
+    pools = [_pool(config, "fetch", Mapper, make=_refuse, clerk=None)]
     occupant = Occupant.remote()
     ray.get(occupant.ready.remote())
-    config = config_of(source, tmp_path, "ray.heartbeat_s=2", "ray.stall_timeout_s=6")
     try:
         with pytest.raises(NamedMaskError, match=r"nothing moved.*fetch waits for its first actor"):
+            list(stream(2, None, pools, config.ray))
+        with pytest.raises(NamedMaskError, match=r"nothing moved.*reading the metadata waits"):
             verbs.embed(config, SILENT, executor)
     finally:
         ray.kill(occupant)
     assert "fetch waits for its first actor, which needs 1 CPU" in caplog.text
+    assert "reading the metadata waits for CPUs; 1 tasks are left, 0 CPU is free" in caplog.text
 
 
 def square(by: int, number: int) -> int:

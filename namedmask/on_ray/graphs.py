@@ -52,9 +52,9 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
         return
     problem = None
     try:
-        for batch in _dataset(count, reader, pools, config).iter_batches(
-            batch_size=None, batch_format="pyarrow"
-        ):
+        dataset = _dataset(count, reader, pools, config)
+        batch: Any
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for value in batch["value"].to_pylist():
                 yield pickle.loads(value)
     except ray.exceptions.RayError as error:
