@@ -158,7 +158,6 @@ def test_on_ray_waiting_stage_is_named_and_the_run_ends(
     finally:
         ray.kill(occupant)
     assert "fetch waits for its first actor, which needs 1 CPU" in caplog.text
-    assert "reading the metadata waits for CPUs; 1 tasks are left, 0 CPU is free" in caplog.text
 
 
 def square(by: int, number: int) -> int:
