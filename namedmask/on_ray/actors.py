@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -141,9 +142,9 @@ class Mapper:
     ) -> None:
         self._clerk = clerk
         self._broken: NamedMaskError | None = None
-        use_threads(config)
         try:
             self._function = make()
+            use_threads(config)
         except NamedMaskError as error:
             self._broken = error
 
@@ -177,15 +178,15 @@ def run_alone(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
 
 def load_stage_here(name: str, config: Config) -> Any:
     """Return a stage in this process, with the threads the config allows."""
+    stage = load_stage(name, config)
     use_threads(config)
-    return load_stage(name, config)
+    return stage
 
 
 def use_threads(config: Config) -> None:
-    """Let torch use as many threads as the config says; only where torch is used at all."""
-    import torch
-
-    torch.set_num_threads(threads_of(config))
+    """Let torch use as many threads as the config says, where it is loaded: that takes seconds."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def memory_limit(config: Config) -> int:
