@@ -151,6 +151,7 @@ def _environment(shape: Shape, token: str) -> dict[str, str]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        "RAY_raylet_start_wait_time_s": str(int(START_S)),  # a busy machine needs more than 30
         # jobs are started as `python -m ...`, which should be this one
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
     }
