@@ -55,7 +55,7 @@ def client_of(process: int) -> Any:
             "Run: pip install 'namedmask[s3]'"
         ) from None
     settings = Config(
-        retries={"mode": "standard", "max_attempts": TRIES}, connect_timeout=10, read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": TRIES}, connect_timeout=10, read_timeout=60,
         max_pool_connections=32,
     )  # fmt: skip
     try:

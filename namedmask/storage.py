@@ -211,14 +211,12 @@ def prove_writable(folder: Place) -> None:
 def _matches(parts: list[str], patterns: list[str]) -> bool:
     if not patterns:
         return not parts
-    if patterns[0] == "**":
-        return any(_matches(parts[first:], patterns[1:]) for first in range(len(parts) + 1))
-    return (
-        bool(parts)
-        and fnmatch.fnmatchcase(parts[0], patterns[0])
-        and (not parts[0].startswith(".") or patterns[0].startswith("."))
-        and _matches(parts[1:], patterns[1:])
-    )
+    part, pattern = (parts or [""])[0], patterns[0]
+    if part.startswith(".") and not pattern.startswith("."):  # hidden, as on a disk
+        return False
+    if pattern == "**":
+        return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
+    return bool(parts) and fnmatch.fnmatchcase(part, pattern) and _matches(parts[1:], patterns[1:])
 
 
 def _cache() -> Path:

@@ -64,7 +64,7 @@ def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
     candidates = read_parquet(run / "candidates.parquet")
     embedded = [
         row
-        for path in sorted((run / "embeddings").glob("wave-*.parquet"))
+        for path in (run / "embeddings").glob("wave-*.parquet")
         for row in read_parquet(path, ["sample_id", "caption"]).to_pylist()
     ]
     entries = {name: archive.entries(name).to_pylist() for name in archive.names}
@@ -198,7 +198,7 @@ def _masks(
 
 def _saliency_masks(run: Place) -> dict[str, np.ndarray]:
     masks = {}
-    for path in sorted((run / "images").glob("wave-*.parquet")):
+    for path in (run / "images").glob("wave-*.parquet"):
         for row in read_parquet(path, ["sample_id", "saliency"]).to_pylist():
             masks[row["sample_id"]] = imagelib.decode_gray(row["saliency"]) > 127
     return masks
