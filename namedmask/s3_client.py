@@ -55,9 +55,11 @@ def client_of(process: int) -> Any:
             "Run: pip install 'namedmask[s3]'"
         ) from None
     settings = Config(
-        retries={"mode": "standard", "total_max_attempts": TRIES}, connect_timeout=10, read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": TRIES},
+        connect_timeout=10,
+        read_timeout=60,
         max_pool_connections=32,
-    )  # fmt: skip
+    )
     try:
         return boto3.session.Session().client("s3", config=settings)
     except (BotoCoreError, ValueError) as error:

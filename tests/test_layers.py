@@ -117,6 +117,15 @@ def test_light_modules_loaded_bring_neither_torch_nor_ray() -> None:
     assert done.stderr.strip() == "set()"
 
 
+def test_processes_of_a_graph_load_torch_only_for_stages_that_need_it() -> None:
+    code = (
+        "import sys, namedmask.on_ray.actors, namedmask.on_ray.careful, namedmask.fetch, "
+        "namedmask.faces, namedmask.bilateral; sys.exit(str('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "False", "each would begin seconds later"
+
+
 def test_public_names_are_all_importable_and_sorted() -> None:
     import namedmask
 

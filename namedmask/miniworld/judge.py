@@ -14,17 +14,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from namedmask import images as imagelib
 from namedmask.archive import REFINED, Archive, stem
 from namedmask.benchmarks import folder as open_folder
 from namedmask.config import Config
 from namedmask.faces import Faces
-from namedmask.ledger import read_parquet
 from namedmask.metrics import ConfusionMatrix
 from namedmask.miniworld import captions, pictures
 from namedmask.schema import OK
-from namedmask.storage import Place
 from namedmask.urls import sample_id
 
 ACCEPTED = ("ok", "surplus")
@@ -57,15 +56,15 @@ class Truth:
 
 def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
     """Return the summary of a finished demo run: plain values, as listed in docs/guide.md."""
-    run, truth = config.run.out, Truth.load(world, base)
+    run, truth = Path(str(config.run.out)), Truth.load(world, base)
     funnels = json.loads((run / "funnels.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())
     archive = Archive.open(run / "archive")
-    candidates = read_parquet(run / "candidates.parquet")
+    candidates = pq.read_table(run / "candidates.parquet")
     embedded = [
         row
-        for path in (run / "embeddings").glob("wave-*.parquet")
-        for row in read_parquet(path, ["sample_id", "caption"]).to_pylist()
+        for path in sorted((run / "embeddings").glob("wave-*.parquet"))
+        for row in pq.read_table(path, columns=["sample_id", "caption"]).to_pylist()
     ]
     entries = {name: archive.entries(name).to_pylist() for name in archive.names}
     kept = [entry for rows in entries.values() for entry in rows]
@@ -163,7 +162,7 @@ def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, flo
 
 
 def _masks(
-    truth: Truth, run: Place, archive: Archive, entries: dict[str, list[dict[str, Any]]]
+    truth: Truth, run: Path, archive: Archive, entries: dict[str, list[dict[str, Any]]]
 ) -> dict[str, float]:
     """Return mean IoU with the true object over the archive, a mask kind each and two rivals."""
     saliency = _saliency_masks(run)
@@ -172,7 +171,7 @@ def _masks(
     rider = horse = 0
     for category in archive.categories:
         path = run / REFINED / f"{stem(category.label_id, category.name)}.parquet"
-        refined = read_parquet(path).to_pylist()
+        refined = pq.read_table(path).to_pylist()
         for entry, better in zip(entries[category.name], refined, strict=True):
             label = truth.label(truth.by_id[entry["sample_id"]])
             wanted = label == pictures.NAMES.index(category.name) + 1
@@ -196,10 +195,10 @@ def _masks(
     return means | {"horse_rider_leak": rider / max(horse, 1)}
 
 
-def _saliency_masks(run: Place) -> dict[str, np.ndarray]:
+def _saliency_masks(run: Path) -> dict[str, np.ndarray]:
     masks = {}
-    for path in (run / "images").glob("wave-*.parquet"):
-        for row in read_parquet(path, ["sample_id", "saliency"]).to_pylist():
+    for path in sorted((run / "images").glob("wave-*.parquet")):
+        for row in pq.read_table(path, columns=["sample_id", "saliency"]).to_pylist():
             masks[row["sample_id"]] = imagelib.decode_gray(row["saliency"]) > 127
     return masks
 

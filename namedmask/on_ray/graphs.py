@@ -9,6 +9,7 @@ Fixed cost of a graph of five pools: see docs/results.md.
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,8 +50,25 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
     """
     if not count:
         return
-    context = _context(pools, config)
-    with ray.data.DataContext.current(context):
+    problem = None
+    try:
+        dataset = _dataset(count, reader, pools, config)
+        batch: Any
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for value in batch["value"].to_pylist():
+                yield pickle.loads(value)
+    except ray.exceptions.RayError as error:
+        problem = own_error(error) or error.with_traceback(None)
+    if problem:
+        # what a traceback can reach keeps its actors, and they their CPUs: so none from above
+        gc.collect()
+        raise problem
+
+
+def _dataset(
+    count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
+) -> ray.data.Dataset:
+    with ray.data.DataContext.current(_context(pools, config)):
         dataset = ray.data.range(count, override_num_blocks=count)
         if reader:
             dataset = dataset.map_batches(
@@ -63,12 +81,7 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
                 batch_format="pyarrow", num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
                 compute=_compute(pool, count),
             )  # fmt: skip
-        try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for value in batch["value"].to_pylist():
-                    yield pickle.loads(value)
-        except ray.exceptions.RayError as error:
-            raise own_error(error) or error from error
+        return dataset
 
 
 def _named(pool: Pool) -> type:
@@ -81,6 +94,7 @@ def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else ours is lost in one of Ray's
     context.issue_detectors_config.detectors = []  # the watch says what waits
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
@@ -89,13 +103,12 @@ def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
 
 
 def own_error(error: BaseException) -> NamedMaskError | None:
-    """Return the package's own error inside one of Ray's, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, NamedMaskError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    """Return the package's own error inside one of Ray's, as it was raised, if there is one."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    found = own_error(inner) if isinstance(inner, BaseException) else None
+    if found or not isinstance(error, NamedMaskError):
+        return found
+    return error
 
 
 def _compute(pool: Pool, count: int) -> ActorPoolStrategy:

@@ -26,7 +26,9 @@ import ray
 from namedmask import metadata, schema
 from namedmask.config import MetadataConfig
 from namedmask.jobs import Job
+from namedmask.on_ray.actors import Clerk
 from namedmask.on_ray.graphs import own_error
+from namedmask.on_ray.watch import gather
 from namedmask.storage import Place, readable, remove_tree, replaced
 from namedmask.waves import Wave
 
@@ -57,14 +59,15 @@ def scanned_waves(job: Job) -> list[Wave]:
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
     scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=hands + 1)(_scan)
     counted, dealt = [], []
+    clerk = ray.remote(num_cpus=0)(Clerk).remote(places)
     for place, path in zip(places, paths, strict=True):
-        count, *digests = scan.remote(place, path, config, hands)
+        count, *digests = scan.remote(place, path, config, hands, clerk)
         counted.append(count)
         dealt.append(digests)
     find: Any = ray.remote(num_cpus=config.num_cpus)(_repeated)
     found = [find.remote(*of_one_hand) for of_one_hand in zip(*dealt, strict=True)]
     try:
-        counts: list[int] = ray.get(counted)
+        counts: list[int] = gather(counted, clerk, "reading the metadata", job.config.ray)
         repeated = np.concatenate(ray.get(found))
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from error
@@ -76,11 +79,14 @@ def discard_scan(job: Job) -> None:
     remove_tree(job.ledger.folder / FOLDER)
 
 
-def _scan(place: str, path: Place, config: MetadataConfig, hands: int) -> tuple[Any, ...]:
+def _scan(
+    place: str, path: Place, config: MetadataConfig, hands: int, clerk: Any
+) -> tuple[Any, ...]:
     """Write the clean rows of a table; return their number, then the digests for each hand.
 
     The digests of a hand are (rows (N,) int64, digests (N,) S10).
     """
+    ray.get(clerk.begin.remote("scan", place))
     count, rows, digests = 0, [np.empty(0, np.int64)], [np.empty(0, "S10")]
     with replaced(path) as part, pq.ParquetWriter(part, schema.METADATA) as writer:
         for table in metadata.clean_place(place, config):
@@ -93,6 +99,7 @@ def _scan(place: str, path: Place, config: MetadataConfig, hands: int) -> tuple[
             count += table.num_rows
             if config.max_rows and count >= config.max_rows:
                 break
+    clerk.end.remote("scan", place)
     all_rows, all_digests = np.concatenate(rows), np.concatenate(digests)
     hand = all_digests.view(np.uint8).reshape(-1, 10)[:, 0].astype(np.int64) * hands // 256
     return count, *((all_rows[hand == one], all_digests[hand == one]) for one in range(hands))

@@ -36,8 +36,12 @@ from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_chec
 from namedmask.storage import Place, remove_tree
 from namedmask.train import Feed, Group, train_from
 
-STEPS_PER_TASK = 8
-"""Batches asked of an actor at once: fewer cost overhead, more are lost when a process is."""
+STEPS_PER_TASK = 4
+TASKS_IN_FLIGHT = 2
+"""Batches asked of an actor at once, and how many such tasks wait at it.
+
+8 batches of 16 × 384 × 384 are 0.26 GB of the object store.
+"""
 
 POLL_S = 0.2
 """Between two looks of the driver at what the processes have done."""
@@ -159,7 +163,8 @@ def _work(task: dict[str, Any]) -> None:
     """Train as one process of the group.
 
     Ray Train replaces a process that raises, whatever it raised. So what would fail again is told
-    to the inbox first, and those that come after find it there and leave.
+    to the inbox, and those that come after find it there and leave. In a group it must be raised
+    all the same: the others wait for this one.
     """
     inbox = task["inbox"]
     if ray.get(inbox.error.remote()) is not None:
@@ -170,7 +175,11 @@ def _work(task: dict[str, Any]) -> None:
         # one that crossed processes is wrapped, and is both an error of Ray and one of ours
         cause = error.cause if isinstance(error, RayTaskError) else error
         ray.get(inbox.end.remote(cause))
-        raise
+        if ray.train.get_context().get_world_size() > 1:
+            raise
+    except Ended:
+        if ray.train.get_context().get_world_size() > 1:
+            raise
 
 
 def _train(config: Config, folder: Place, inbox: Any) -> None:
@@ -208,7 +217,7 @@ def _batches(
     if not steps:
         return
     slots = group.slots(config.train.batch_size)
-    _set_up_stream()
+    _set_up_stream(group)
     # not `ray.data.range`: its reading tasks want a CPU beside those of the actors, and wait for it
     tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
@@ -216,7 +225,9 @@ def _batches(
         fn_constructor_args=(config, folder, slots),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=_makers(config)),
+        compute=ray.data.ActorPoolStrategy(
+            size=_makers(config), max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+        ),
         num_cpus=1,
     )
     for share in shares.iter_torch_batches(batch_size=len(slots), prefetch_batches=2, device="cpu"):
@@ -246,8 +257,10 @@ class Shares:
         return {"images": images.numpy(), "labels": labels.numpy().astype(np.uint16)}
 
 
-def _set_up_stream() -> None:
+def _set_up_stream(group: Group) -> None:
     context = ray.data.DataContext.get_current()
+    # each process has a stream of its own, and each stream would take half of what there is
+    context.override_object_store_memory_limit_fraction = 0.5 / group.size
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
     context.enable_progress_bars = False

@@ -51,11 +51,7 @@ class Watch(ExecutionCallback):
             return
         quiet = now - self._moved
         if quiet >= self.config.stall_timeout_s:
-            raise NamedMaskError(
-                f"nothing moved for {quiet:.0f} s (ray.stall_timeout_s): "
-                f"{'; '.join(self._waiting(executor))}. What is committed is kept; run the same "
-                "command again once the cluster has what is missing, or raise ray.stall_timeout_s."
-            )
+            raise _stalled(quiet, "; ".join(self._waiting(executor)))
         if min(quiet, now - self._spoke) >= self.config.heartbeat_s:
             self._spoke = now
             _log.warning("no progress for %.0f s: %s", quiet, "; ".join(self._waiting(executor)))
@@ -81,6 +77,38 @@ class Watch(ExecutionCallback):
                     f"{operator.num_active_tasks()} at work, {queued} waves before them"
                 )
         return said or ["the reader of the waves has not ended"]
+
+
+def gather(references: Sequence[Any], clerk: Any, what: str, config: RayConfig) -> list[Any]:
+    """Return the values of tasks, in order, saying now and then that they wait for CPUs.
+
+    A task tells the `clerk` when it begins and when it ends.
+
+    Raises:
+        NamedMaskError: none has begun for `stall_timeout_s`.
+    """
+    left, moved = list(references), time.monotonic()
+    while left:
+        done, left = ray.wait(left, timeout=min(config.heartbeat_s, config.stall_timeout_s))
+        if done or ray.get(clerk.active.remote()):
+            moved = time.monotonic()
+            continue
+        quiet, free = time.monotonic() - moved, ray.available_resources().get("CPU", 0)
+        said = f"{what} waits for CPUs; {len(left)} tasks are left, {free:g} CPU is free"
+        if quiet >= config.stall_timeout_s:
+            for reference in left:
+                ray.cancel(reference, force=True)
+            raise _stalled(quiet, said)
+        _log.warning("no progress for %.0f s: %s", quiet, said)
+    return list(ray.get(list(references)))
+
+
+def _stalled(quiet: float, said: str) -> NamedMaskError:
+    return NamedMaskError(
+        f"nothing moved for {quiet:.0f} s (ray.stall_timeout_s): {said}. What is committed is "
+        "kept; run the same command again once the cluster has what is missing, or raise "
+        "ray.stall_timeout_s."
+    )
 
 
 def watch_of(pools: Sequence[Pool], config: RayConfig) -> type[Watch]:
