@@ -384,14 +384,16 @@ def test_storage_archive_on_s3_is_fetched_once_for_training(
             for one, other in zip(samples[index], plain[index], strict=True):
                 assert (one == other).all()
     assert proxy.requests == [], "the second time all of it is here"
-    name = archive.categories[0].file
-    (folder / "archive" / name).write_bytes(b"x" * (folder / "archive" / name).stat().st_size)
-    for copy in tmp_path.glob("namedmask-*/*"):
+    copies = list(tmp_path.glob("namedmask-*/*"))
+    assert len(copies) == len(toys.COLORS)
+    for copy in copies:
         copy.unlink()
-    with pytest.raises(InputError, match=rf"{name} has sha256"):
-        archive.samples  # noqa: B018
-        plain_again = Archive(folder / "archive", archive.categories)
-        storage.kept_copy(plain_again.folder / name, archive.categories[0].sha256)
+    red = folder / "archive" / archive.categories[0].file
+    red.write_bytes(b"x" * red.stat().st_size)
+    with pytest.raises(InputError, match=r"00001-red\.parquet has sha256"):
+        samples[0]
+    with pytest.raises(InputError, match=r"00001-red\.parquet.* has sha256"):
+        Archive.open(folder / "archive", verify=True)
 
 
 @pytest.mark.slow
@@ -422,8 +424,9 @@ def test_storage_run_killed_on_s3_goes_on_to_the_same_rows(
     proxy.reset()
     verbs.curate(Config.of(tree), SILENT)
     assert digests(folder) == digests(tmp_path)  # type: ignore[arg-type]
-    again = {path.rpartition("/")[2] for method, path in proxy.requests if method == "PUT"}
-    assert not again & {path.name for path in committed if path.parent.name == "embeddings"}
+    written = {path for method, path in proxy.requests if method == "PUT"}
+    assert f"/{BUCKET}/{folder.key}/run.json" in written
+    assert not written & {f"/{BUCKET}/{path.key}" for path in committed}, "done again"
 
 
 @pytest.mark.slow
