@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "config", "progress", "ahead"),
+    ("errors", "schema", "s3_client", "s3", "storage", "locks", "config", "progress", "ahead"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
      "selfmask", "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
@@ -27,7 +27,7 @@ LAYERS = (
 )  # fmt: skip
 STAGES = LAYERS[2]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-LIGHT = ("__init__", "config", "errors", "schema", "progress")
+LIGHT = ("__init__", "config", "errors", "schema", "progress", "storage")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import batch_size_of, load_stage, stage_class, threads_of
 from namedmask.on_ray.careful import carefully, limit_memory
+from namedmask.storage import Place
 from namedmask.waves import Wave, input_digest, write
 
 NOTE = "_wave"
@@ -122,7 +122,7 @@ class StageWorker:
 class Sink:
     """A wave that has passed all stages → what became of it, once it is committed."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, folder: Place, store: str) -> None:
         self._folder, self._store = folder, store
 
     def __call__(self, table: pa.Table) -> pa.Table:

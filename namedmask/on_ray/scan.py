@@ -13,11 +13,9 @@ Memory: 18 bytes a url over all hands, 8 bytes a repeated row in the driver.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from namedmask.jobs import Job
 from namedmask.on_ray.actors import Clerk
 from namedmask.on_ray.graphs import own_error
 from namedmask.on_ray.watch import gather
+from namedmask.storage import Place, readable, remove_tree, replaced
 from namedmask.waves import Wave
 
 FOLDER = "metadata"
@@ -41,7 +40,7 @@ ROWS_PER_GROUP = 2048
 class Piece:
     """Rows `start` to `stop` of a file of clean metadata."""
 
-    path: Path
+    path: Place
     start: int
     stop: int
 
@@ -54,8 +53,7 @@ def scanned_waves(job: Job) -> list[Wave]:
     """
     config = job.config.metadata
     folder = job.ledger.folder.absolute() / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    remove_tree(folder)
     places = metadata.places_of(config)
     hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
@@ -78,11 +76,11 @@ def scanned_waves(job: Job) -> list[Wave]:
 
 def discard_scan(job: Job) -> None:
     """Remove the clean rows, once every wave is committed."""
-    shutil.rmtree(job.ledger.folder / FOLDER, ignore_errors=True)
+    remove_tree(job.ledger.folder / FOLDER)
 
 
 def _scan(
-    place: str, path: Path, config: MetadataConfig, hands: int, clerk: Any
+    place: str, path: Place, config: MetadataConfig, hands: int, clerk: Any
 ) -> tuple[Any, ...]:
     """Write the clean rows of a table; return their number, then the digests for each hand.
 
@@ -90,7 +88,7 @@ def _scan(
     """
     ray.get(clerk.begin.remote("scan", place))
     count, rows, digests = 0, [np.empty(0, np.int64)], [np.empty(0, "S10")]
-    with pq.ParquetWriter(path, schema.METADATA) as writer:
+    with replaced(path) as part, pq.ParquetWriter(part, schema.METADATA) as writer:
         for table in metadata.clean_place(place, config):
             if config.max_rows:
                 table = table.slice(0, config.max_rows - count)
@@ -121,7 +119,7 @@ def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 def _cut(
-    paths: list[Path], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
+    paths: list[Place], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
 ) -> list[Wave]:
     """Return the waves: rows cut every `wave_rows`, across the borders of files."""
     firsts = np.array([0, *accumulate(counts)])
@@ -147,7 +145,7 @@ def _read(pieces: list[Piece], repeated: np.ndarray) -> pa.Table:
 
 
 def _rows(piece: Piece) -> pa.Table:
-    with pq.ParquetFile(piece.path) as file:
+    with pq.ParquetFile(readable(piece.path)) as file:
         groups, first = [], 0
         start = None
         for number in range(file.num_row_groups):

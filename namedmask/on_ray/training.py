@@ -12,11 +12,9 @@ machines it must be storage that all of them see.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
 from namedmask.on_ray.workers import refuse_to_stall, with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
+from namedmask.storage import Place, remove_tree
 from namedmask.train import Feed, Group, train_from
 
 STEPS_PER_TASK = 4
@@ -48,7 +47,7 @@ POLL_S = 0.2
 """Between two looks of the driver at what the processes have done."""
 
 
-def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], None]) -> None:
+def train_on_ray(config: Config, folder: Place, on_step: Callable[[int, float], None]) -> None:
     """Train the segmenter in the run folder `folder` on Ray, and leave it at `CHECKPOINT`.
 
     `on_step(done, loss)` follows each step, in this thread, never twice for the same; an exception
@@ -66,15 +65,15 @@ def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], N
     actor: Any = ray.remote(Inbox)
     inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
     scratch = (folder / TRAINING).with_name("ray")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    remove_tree(scratch)  # of a run that was killed
     try:
         _fit(_trainer(config, folder, scratch, inbox), inbox, on_step)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(scratch)
     (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _trainer(config: Config, folder: Path, scratch: Path, inbox: Any) -> TorchTrainer:
+def _trainer(config: Config, folder: Place, scratch: Place, inbox: Any) -> TorchTrainer:
     return TorchTrainer(
         _work,
         train_loop_config={"config": config, "folder": folder, "inbox": inbox},
@@ -183,7 +182,7 @@ def _work(task: dict[str, Any]) -> None:
             raise
 
 
-def _train(config: Config, folder: Path, inbox: Any) -> None:
+def _train(config: Config, folder: Place, inbox: Any) -> None:
     torch.set_num_threads(threads_of(config))
     if config.train.device == "cuda":
         torch.cuda.set_device(get_device())
@@ -211,7 +210,7 @@ def _train(config: Config, folder: Path, inbox: Any) -> None:
 
 
 def _batches(
-    config: Config, folder: Path, group: Group, start: int
+    config: Config, folder: Place, group: Group, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a process's share of each batch from step `start` on, as `train.Batches` makes it."""
     steps = range(start, config.train.iterations)
@@ -238,7 +237,7 @@ def _batches(
 class Shares:
     """Rows of step numbers in, the share of those steps' batches out."""
 
-    def __init__(self, config: Config, folder: Path, slots: range) -> None:
+    def __init__(self, config: Config, folder: Place, slots: range) -> None:
         torch.set_num_threads(1)
         self._config, self._folder, self._slots = config, folder, slots
         self._samples: ArchiveSamples | None = None
