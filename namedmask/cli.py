@@ -6,12 +6,11 @@ go to stdout (`--json`: one JSON document), progress and errors to stderr.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ import namedmask
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
+from namedmask.screen import complain, explain, show, show_plan, show_scorecard, write, write_json
 from namedmask.storage import Place, place_of, prove_writable
 
 app = typer.Typer(
@@ -43,10 +43,6 @@ Address = Annotated[
     str, typer.Option(help="a running Ray (auto, host:port); else one is started here")
 ]
 
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; no error of the user's ends in a traceback."""
@@ -57,13 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(args=arguments, prog_name="namedmask")
     except SystemExit as leave:
         if leave.code == 130:
-            _complain("interrupted; what is finished is kept. Run the same command to go on.")
+            complain("interrupted; what is finished is kept. Run the same command to go on.")
         return leave.code if isinstance(leave.code, int) else 0
-    except NamedMaskError as error:
-        _complain(str(error))
-        return error.exit_code
-    except OSError as error:
-        return _complain_about_files(error)
+    except (NamedMaskError, OSError) as error:
+        return explain(error)
     return 0
 
 
@@ -80,12 +73,12 @@ def demo(
     run_demo = _function("namedmask.miniworld.demo", "run_demo")
     summary = run_demo(seed=seed, out=out, full=full, local=local, progress=_progress(as_json))
     if as_json:
-        _write_json(summary)
+        write_json(summary)
         return
     if summary.get("skipped"):
         _say_already_done(out)
-    _show_scorecard(summary, full)
-    _write(f"report: {out / 'report.html'}")
+    show_scorecard(summary, full)
+    write(f"report: {out / 'report.html'}")
 
 
 @app.command()
@@ -161,6 +154,46 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    run_file: RunFile,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+    verbs: Annotated[
+        list[str] | None,
+        typer.Option("--verb", help="may be repeated; else curate, refine, train, evaluate"),
+    ] = None,
+    overrides: Overrides = None,
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(help="modules and small files that the run file names, sent along"),
+    ] = None,
+    ship_package: Annotated[
+        bool,
+        typer.Option("--ship-package", help="send this namedmask; else the cluster's own runs"),
+    ] = False,
+    submission_id: Annotated[str, typer.Option(help="name of the job; else Ray gives one")] = "",
+    wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
+) -> None:
+    """Run verbs as one job on a Ray cluster: results to stdout, its log to stderr."""
+    on_ray = importlib.import_module("namedmask.on_ray.submit")
+    submission = on_ray.Submission(
+        run_file, verbs or (), overrides or (), working_dir, ship_package, submission_id
+    )
+    job = on_ray.submit(submission, address)
+    if not wait:
+        write(job)
+        return
+    sys.stderr.write(f"job {job} at {address}\n")
+    on_ray.follow(on_ray.connect(address), job, _show_job_line)
+
+
+def _show_job_line(line: str) -> None:
+    """Write a line of a job's log: the results of verbs (see ray_jobs) to stdout."""
+    stream = sys.stdout if line.startswith('{"verb": ') else sys.stderr
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+@app.command()
 def predict(
     checkpoint: Annotated[
         Path,
@@ -178,10 +211,10 @@ def predict(
     ensure_writable(out, "--out")
     found = _function("namedmask.predict", "predict_files")(checkpoint, images, out, device)
     if as_json:
-        _write_json(found)
+        write_json(found)
         return
     for entry in found:
-        _show(entry)
+        show(entry)
 
 
 @app.command()
@@ -194,7 +227,7 @@ def report(
         raise InputError(f"run folder {run} does not exist. Run 'curate' first.")
     ensure_writable(run, "another folder")
     path = _function("namedmask.report", "write_report")(run)
-    _write_json({"report": str(path)}) if as_json else _write(f"report: {path}")
+    write_json({"report": str(path)}) if as_json else write(f"report: {path}")
 
 
 @app.command()
@@ -202,7 +235,7 @@ def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False
     """Show the stages and how many images a run needs; starts nothing."""
     config = Config.load(run_file, overrides or ())
     planned = _function("namedmask.plan", "plan_of")(config)
-    _write_json(planned) if as_json else _show_plan(planned)
+    write_json(planned) if as_json else show_plan(planned)
 
 
 @app.command()
@@ -217,21 +250,21 @@ def inspect(
 ) -> None:
     """Tell what a path is and holds."""
     found = _function("namedmask.inspection", "inspect_path")(path)
-    _write_json(found) if as_json else _show(found)
+    write_json(found) if as_json else show(found)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""
     found = _function("namedmask.doctor", "diagnose")()
-    _write_json(found) if as_json else _show(found)
+    write_json(found) if as_json else show(found)
     if found["problems"]:
         raise typer.Exit(1)
 
 
 def _show_version(asked: bool) -> None:
     if asked:
-        _write(namedmask.__version__)
+        write(namedmask.__version__)
         raise typer.Exit
 
 
@@ -281,11 +314,11 @@ def _run_verb(
     with _function("namedmask.verbs", "executor_of")(config, local) as executor:
         summary = run(config, _progress(as_json), executor)
     if as_json:
-        _write_json(summary)
+        write_json(summary)
     elif summary.get("skipped"):
         _say_already_done(config.run.out)
     else:
-        _show(summary)
+        show(summary)
 
 
 def _at(address: str) -> list[str]:
@@ -301,7 +334,7 @@ def _progress(as_json: bool) -> Progress:
 
 
 def _say_already_done(out: Place) -> None:
-    _write(f"already done: {out}; nothing to do")
+    write(f"already done: {out}; nothing to do")
 
 
 def _show_settings(config: Config) -> None:
@@ -311,105 +344,3 @@ def _show_settings(config: Config) -> None:
         for key, value in values.items():
             if value != defaults[section][key]:
                 sys.stderr.write(f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}\n")
-
-
-def _show(tree: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, text in _rows(tree):
-        table.add_row(key, text)
-    Console(soft_wrap=True).print(table)
-
-
-def _show_plan(planned: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("verb", "stage", "reads", "adds", "with", box=None, pad_edge=False)
-    for stage in planned["stages"]:
-        reads, adds = ", ".join(stage["reads"]), ", ".join(stage["adds"])
-        table.add_row(stage["verb"], stage["name"], reads, adds, stage["choice"])
-    categories = dict(planned["categories"], names=", ".join(planned["categories"]["names"][:8]))
-    _show({"run": planned["run"], "categories": categories})
-    Console().print(table)
-    _show(planned["images"])
-    for note in planned["notes"]:
-        _write(f"note: {note}")
-    _write("nothing was started")
-
-
-def _show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from namedmask.scorecard import scorecard
-
-    table = Table("measured", "value", "bar", "", "seed paper", box=None, pad_edge=False)
-    words = {True: "[green]met[/green]", False: "[red]missed[/red]", None: ""}
-    lines = scorecard(summary, full)
-    for line in lines:
-        seed = _text(line.seed) if line.seed is not None else ""
-        table.add_row(line.key, _text(line.value), line.bars, words[line.met], seed)
-    Console().print(table)
-    missed = [line.key for line in lines if line.met is False]
-    if missed:
-        _write(f"missed: {', '.join(missed)}")
-
-
-def _rows(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for each value of a nested tree, safe from rich's markup."""
-    from rich.markup import escape
-
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _rows(value, f"{prefix}{key}.")
-        else:
-            yield escape(f"{prefix}{key}"), escape(_text(value))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "\n".join(_text(item) for item in value) or "none"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return str(value)
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
-def _write_json(value: Any) -> None:
-    _write(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _complain(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    line = Text.assemble(("error: ", "bold red"), message)
-    Console(stderr=True, soft_wrap=True).print(line)
-
-
-def _complain_about_files(error: OSError) -> int:
-    """Say what is wrong with a file or a disk; return 2 where the user can mend it, else 1."""
-    place = f"{error.filename}: " if error.filename else ""
-    reason = error.strerror or str(error)
-    ways_out = {
-        READ_ONLY: "Choose a place you may write with --out or run.out.",
-        DISK_FULL: "Free some space, or choose another disk with --out or run.out; "
-        "what is finished is kept.",
-        WRONG_PATH: "Check the path.",
-    }
-    for numbers, way_out in ways_out.items():
-        if error.errno in numbers:
-            _complain(f"{place}{reason}. {way_out}")
-            return 2
-    _complain(f"{place}{reason}.")
-    return 1

@@ -7,7 +7,8 @@
     │   ├── CheckpointError    weights or a checkpoint that do not fit
     │   ├── MissingExtraError  an optional package that this run needs
     │   └── ClusterTooSmallError  a Ray cluster that the run would wait on for ever
-    └── TooManyFailuresError   more bad rows than `run.max_failure_share` allows
+    ├── TooManyFailuresError   more bad rows than `run.max_failure_share` allows
+    └── JobError               a submitted job that did not end well; its own exit code
 
 A bad *row* is never an exception: it is a value of its `status` column (see schema.py).
 Every message names the place, what was expected, what was found, and the way out.
@@ -53,6 +54,14 @@ class ClusterTooSmallError(InputError):
 
 class TooManyFailuresError(NamedMaskError):
     """So many rows failed that going on would waste the run."""
+
+
+class JobError(NamedMaskError):
+    """A job on a cluster did not end well, or is followed no longer."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from namedmask.errors import SchemaError, TooManyFailuresError
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "namedmask" / "data" / "runs"
 VERBS = (
-    "demo", "curate", "embed", "build", "refine", "train", "evaluate", "predict", "report", "plan",
-    "inspect", "doctor",
+    "demo", "curate", "embed", "build", "refine", "train", "evaluate", "submit", "predict",
+    "report", "plan", "inspect", "doctor",
 )  # fmt: skip
 
 
@@ -48,19 +48,18 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Put a stand-in in place of the loop, so that a verb's outcome can be chosen."""
+    """Put a stand-in in place of the verb, so that a verb's outcome can be chosen."""
 
     def install(outcome: Any) -> None:
-        def verb(config: Any, progress: Any) -> dict[str, Any]:
+        def verb(config: Any, progress: Any, executor: Any) -> dict[str, Any]:
             with progress.step("fetch", 2) as step:
                 step.advance(2, {"ok": 2})
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
 
-        module = types.ModuleType("namedmask.local")
-        module.embed = verb  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "namedmask.local", module)
+        monkeypatch.setattr("namedmask.verbs.embed", verb)
+        monkeypatch.setattr("namedmask.verbs.executor_of", lambda *_: nullcontext())
 
     return install
 

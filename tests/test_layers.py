@@ -21,7 +21,7 @@ LAYERS = (
      "evaluate", "predict", "report", "plan", "inspection", "doctor", "scorecard"),
     ("local", "on_ray"),
     ("verbs",),
-    ("miniworld",),
+    ("miniworld", "screen"),
     ("cli",),
     ("__main__",),
 )  # fmt: skip
@@ -142,7 +142,7 @@ def test_third_party_imports_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     lines = project["dependencies"] + [line for extra in extras for line in extra]
-    declared = {line.split("==")[0].lower().replace("-", "_") for line in lines}
+    declared = {line.split("==")[0].partition("[")[0].lower().replace("-", "_") for line in lines}
     other_names = {"cv2": "opencv_python", "PIL": "pillow", "open_clip": "open_clip_torch",
                    "faiss": "faiss_cpu"}  # fmt: skip
     for path in MODULES:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
@@ -103,6 +105,12 @@ def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
 
 
 def may_grow_to() -> dict[str, float]:
-    """Return what an autoscaling cluster may grow to at most; nothing where it does not grow."""
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return {kind: float(number) for kind, number in most.items()}
+    """Return what an autoscaling cluster may grow to at most; nothing where it does not grow.
+
+    Ray knows that only on some platforms. Clusters of `ray up` and KubeRay grow to what their files
+    say, which they do not tell: there nothing is refused, and what waits is said while it waits.
+    """
+    most = ray._private.state.state.get_max_resources_from_cluster_config()
+    if most is None and is_autoscaler_v2(fetch_from_server=True):
+        return {"CPU": math.inf, "GPU": math.inf}
+    return {kind: float(number) for kind, number in (most or {}).items()}

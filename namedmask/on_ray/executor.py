@@ -16,6 +16,7 @@ from namedmask.on_ray.actors import Clerk, Mapper, Read, Sink, StageWorker, run_
 from namedmask.on_ray.cluster import refuse_too_small, session
 from namedmask.on_ray.graphs import Pool, stream
 from namedmask.on_ray.scan import discard_scan, scanned_waves
+from namedmask.on_ray.watch import Seen
 from namedmask.progress import Step
 from namedmask.waves import Wave, Written, input_digest, write
 
@@ -75,10 +76,11 @@ class RayExecutor:
         cpus = config.metadata.num_cpus
         reader = Pool("read", Read, {"clerk": clerk}, num_cpus=cpus)
         refuse_too_small(pools, cpus)
-        for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray):
+        seen = Seen()
+        for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray, seen):
             for name, spent in seconds.items():
                 job.seconds[name] += spent
-            step.advance(sum(written.counts.values()), written.counts)
+            step.advance(sum(written.counts.values()), written.counts, seen.slowest)
             yield written
         discard_scan(job)
 

@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from namedmask.config import RayConfig
 from namedmask.errors import NamedMaskError
-from namedmask.on_ray.watch import watch_of
+from namedmask.on_ray.watch import Seen, watch_of
 
 IN_FLIGHT = 2
 """Blocks an actor has in hand: one in work, one waiting with it."""
@@ -39,11 +39,17 @@ class Pool:
     num_gpus: float = 0.0
 
 
-def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig) -> Iterator[Any]:
+def stream(
+    count: int,
+    reader: Pool | None,
+    pools: list[Pool],
+    config: RayConfig,
+    seen: Seen | None = None,
+) -> Iterator[Any]:
     """Yield what comes out for each of the numbers below `count`, unpickled, in any order.
 
     `reader` makes a table of a number in a task, where there is one; the first pool else gets the
-    number itself in the column `id`.
+    number itself in the column `id`. `seen` is kept true while the graph runs.
 
     Raises:
         NamedMaskError: as raised in a pool; or nothing moved for `ray.stall_timeout_s`.
@@ -52,7 +58,7 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
         return
     problem = None
     try:
-        dataset = _dataset(count, reader, pools, config)
+        dataset = _dataset(count, reader, pools, _context(pools, config, seen or Seen()))
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for value in batch["value"].to_pylist():
@@ -66,9 +72,9 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
 
 
 def _dataset(
-    count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
+    count: int, reader: Pool | None, pools: list[Pool], context: ray.data.DataContext
 ) -> ray.data.Dataset:
-    with ray.data.DataContext.current(_context(pools, config)):
+    with ray.data.DataContext.current(context):
         dataset = ray.data.range(count, override_num_blocks=count)
         if reader:
             dataset = dataset.map_batches(
@@ -89,7 +95,7 @@ def _named(pool: Pool) -> type:
     return type(pool.name.capitalize(), (pool.worker,), {})
 
 
-def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
+def _context(pools: list[Pool], config: RayConfig, seen: Seen) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False
@@ -98,7 +104,7 @@ def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
     context.issue_detectors_config.detectors = []  # the watch says what waits
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
-    context.custom_execution_callback_classes = [watch_of(pools, config)]
+    context.custom_execution_callback_classes = [watch_of(pools, config, seen)]
     return context
 
 

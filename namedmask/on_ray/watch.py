@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
@@ -25,10 +26,18 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 
 
+@dataclass
+class Seen:
+    """What a watch saw last: the pool with the longest queue, where there is one."""
+
+    slowest: str = ""
+
+
 class Watch(ExecutionCallback):
     """Looks at a graph once a second."""
 
     pools: ClassVar[dict[str, Pool]]
+    seen: ClassVar[Seen]
     config: ClassVar[RayConfig]
 
     def __init__(self) -> None:
@@ -45,6 +54,7 @@ class Watch(ExecutionCallback):
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
+        self.seen.slowest = self._slowest(executor)
         state = _state_of(executor)
         if state != self._state:
             self._state, self._moved = state, now
@@ -55,6 +65,15 @@ class Watch(ExecutionCallback):
         if min(quiet, now - self._spoke) >= self.config.heartbeat_s:
             self._spoke = now
             _log.warning("no progress for %.0f s: %s", quiet, "; ".join(self._waiting(executor)))
+
+    def _slowest(self, executor: Any) -> str:
+        queues = {
+            _stage_of(operator.name): state.total_enqueued_input_blocks()
+            for operator, state in executor._topology.items()
+            if _stage_of(operator.name) in self.pools
+        }
+        longest = max(queues, key=lambda name: queues[name], default="")
+        return longest if longest and queues[longest] else ""
 
     def _waiting(self, executor: Any) -> list[str]:
         """Return a sentence for each pool that is not done."""
@@ -111,9 +130,10 @@ def _stalled(quiet: float, said: str) -> NamedMaskError:
     )
 
 
-def watch_of(pools: Sequence[Pool], config: RayConfig) -> type[Watch]:
+def watch_of(pools: Sequence[Pool], config: RayConfig, seen: Seen) -> type[Watch]:
     """Return the class that watches a graph of these pools; Ray makes the instance."""
-    return type("Watch", (Watch,), {"pools": {pool.name: pool for pool in pools}, "config": config})
+    by_name = {pool.name: pool for pool in pools}
+    return type("Watch", (Watch,), {"pools": by_name, "config": config, "seen": seen})
 
 
 def _state_of(executor: Any) -> object:

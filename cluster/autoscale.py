@@ -1,0 +1,181 @@
+"""Whether a run's pools grow with a cluster, and the cluster shrinks after it: a plot and JSON.
+
+    python -m cluster.autoscale [--out autoscale.png] [--images 800] [--max-workers 3]
+
+Starts the local cluster with a small head, and the job `ray_jobs.embed` on a folder of drawn
+pictures with `embed.actors = [1, 3]`. The embedder of the test takes a second for ten pictures,
+most of it asleep, so that more actors are faster even on one core, as they are on many machines.
+Every half second the nodes and the actors of the embed pool are counted, until the cluster is back
+to its head alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from cluster.local import Shape, cluster
+
+ROOT = Path(__file__).parents[1]
+EVERY_S = 0.5
+BATCH = 10
+SECONDS_A_BATCH = 1.0
+GIVE_UP_S = 300.0
+
+
+class SlowEmbedder:
+    """Vectors of the mean color; slow, as a large network is, without needing the core for it."""
+
+    dim = 3
+
+    def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return (B, 3) float32 after a second."""
+        time.sleep(SECONDS_A_BATCH)
+        means = np.array([image.mean((0, 1)) for image in images], np.float32) + 1
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """Return (T, 3) float32, all equal."""
+        return np.full((len(texts), 3), 3**-0.5, np.float32)
+
+
+def slow_embedder(config: Any) -> SlowEmbedder:
+    """Return the embedder that the run file names."""
+    return SlowEmbedder()
+
+
+def write_run(folder: Path, images: int) -> Path:
+    """Write pictures and a run file below `folder`; return the run file."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(images):
+        pixels = np.tile(rng.integers(0, 256, 3, np.uint8), (32, 32, 1))
+        Image.fromarray(pixels).save(pictures / f"{number:05d}.png")
+    run_file = folder / "run.toml"
+    run_file.write_text(
+        f'[run]\nout = "{folder / "out"}"\nwave_rows = {BATCH}\nthreads = 1\n'
+        f'[metadata]\nsource = ["{pictures}"]\nnum_cpus = 0.5\n'
+        f'[fetch]\nfile_root = "{pictures}"\nnum_cpus = 0.5\n'
+        f'[embed]\nmodel = "cluster.autoscale:slow_embedder"\nbatch_size = {BATCH}\n'
+        "actors = [1, 3]\n"
+    )
+    return run_file
+
+
+def measure(images: int, max_workers: int) -> dict[str, Any]:
+    """Return samples of a run, `[seconds, nodes, embed actors]`, and what they come to."""
+    shape = Shape(
+        head_cpus=1, max_workers=max_workers, worker_cpus=1, idle_s=10.0, port=6399,
+        dashboard_port=8299, client_port=9399, object_store_mb=100,
+    )  # fmt: skip
+    python_path = {"PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory() as name, cluster(shape, python_path) as head:
+        run_file = write_run(Path(name), images)
+        os.environ.update(head.variables)  # before ray is imported: it reads the token then
+        import ray
+
+        ray.init(head.address, log_to_driver=False, logging_level=logging.WARNING)
+        try:
+            command = [sys.executable, "-m", "ray_jobs.embed", "--config", str(run_file)]
+            job = subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=os.environ | python_path
+            )
+            samples, ended = _watch(job)
+            result = json.loads(job.communicate()[0] or "{}")
+        finally:
+            ray.shutdown()
+    nodes, actors = ([row[column] for row in samples] for column in (1, 2))
+    return {
+        "exit_code": job.returncode,
+        "rows": result.get("rows_by_status"),
+        "run_s": ended,
+        "most_nodes": max(nodes),
+        "most_actors": max(actors),
+        "second_actor_at_s": next((row[0] for row in samples if row[2] >= 2), None),
+        "head_alone_again_after_s": round(samples[-1][0] - ended, 1),
+        "samples": samples,
+    }
+
+
+def _watch(job: subprocess.Popen[str]) -> tuple[list[list[float]], float]:
+    """Return the samples until the cluster is its head alone again, and when the job ended."""
+    began, samples, ended = time.monotonic(), [], 0.0
+    while (now := round(time.monotonic() - began, 1)) < GIVE_UP_S:
+        samples.append([now, *_count()])
+        if job.poll() is not None:
+            ended = ended or now
+            if samples[-1][1] == 1:
+                break
+        time.sleep(EVERY_S)
+    return samples, ended
+
+
+def _count() -> tuple[int, int]:
+    """Return how many nodes there are, and how many actors of the embed pool are up."""
+    import ray
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return (
+        sum(node["Alive"] for node in ray.nodes()),
+        sum("(Embed)" in actor.class_name for actor in alive),
+    )
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw nodes and actors over time, one step line each, and where the run ended."""
+    width, height, left, top, right, bottom = 900, 360, 50, 40, 20, 40
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    last = max(found["samples"][-1][0], 1.0)
+    most = max(found["most_nodes"], found["most_actors"])
+
+    def place(seconds: float, count: float) -> tuple[float, float]:
+        x = left + seconds / last * (width - left - right)
+        return x, height - bottom - count / (most + 0.5) * (height - top - bottom)
+
+    for count in range(most + 1):
+        pen.line([place(0, count), place(last, count)], "#dddddd")
+        pen.text((left - 20, place(0, count)[1] - 6), str(count), "black")
+    for seconds in range(0, int(last) + 1, 10):
+        pen.text((place(seconds, 0)[0] - 6, height - bottom + 8), f"{seconds} s", "black")
+    pen.line([place(found["run_s"], 0), place(found["run_s"], most + 0.5)], "#888888")
+    pen.text((place(found["run_s"], 0)[0] + 4, top - 6), "run ended", "#888888")
+    for column, color, word in ((1, "#1f77b4", "nodes"), (2, "#d62728", "actors of embed")):
+        shift = (column - 1) * 3  # so that equal counts stay two lines
+        steps: list[tuple[float, float]] = []
+        for sample in found["samples"]:
+            x, y = place(sample[0], sample[column])
+            steps += [(x, steps[-1][1] if steps else y - shift), (x, y - shift)]
+        pen.line(steps, color, 3)
+        pen.text((left + 10 + 90 * (column - 1), 10), word, color)
+    picture.save(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, draw, and write one line of JSON to stdout."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.autoscale")
+    parser.add_argument("--out", type=Path, default=Path("autoscale.png"))
+    parser.add_argument("--images", type=int, default=800)
+    parser.add_argument("--max-workers", type=int, default=3)
+    given = parser.parse_args(arguments)
+    found = measure(given.images, given.max_workers)
+    draw(found, given.out)
+    sys.stdout.write(json.dumps(found | {"plot": str(given.out)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""A cluster on this machine that grows and shrinks as one in a cloud does, with one command.
+
+    python -m cluster.local --max-workers 3
+
+It runs until Ctrl-C, and writes to stdout what to set in another terminal to use it. Its nodes are
+processes of this machine, begun and ended by Ray's own autoscaler through its test provider: a run
+sees nodes join when it asks for more than there is, and leave when idle. It is for trying out and
+for tests; all nodes share the cores there are, so nothing gets faster.
+
+`ray.cluster_utils.AutoscalingCluster` would do the same, but wants a file that Ray's wheel does not
+hold, and ends every other Ray of this machine when it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+"""The id under which the provider knows the head."""
+
+START_S = 120.0
+STOP_S = 20.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a local cluster is made of. A head of 0 CPUs runs nothing but what leads a run."""
+
+    head_cpus: int = 0
+    max_workers: int = 3
+    worker_cpus: int = 2
+    idle_s: float = 20.0
+    object_store_mb: int = 200
+    port: int = 6379
+    dashboard_port: int = 8265
+    client_port: int = 10001
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that is up."""
+
+    address: str
+    dashboard: str
+    token: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables of a program that uses the cluster."""
+        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+
+@contextmanager
+def cluster(shape: Shape, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Yield the head of a cluster of that shape, which ends with the block.
+
+    `environment` is added to that of all its processes. Only processes of this cluster are ended.
+
+    Raises:
+        RuntimeError: it does not start; the message holds what Ray said.
+    """
+    token = secrets.token_hex(32)
+    # short, since the paths of its sockets are at most 107 characters long
+    with tempfile.TemporaryDirectory(prefix="nm-", dir="/tmp") as folder:
+        log = Path(folder, "log")
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                _command(shape, Path(folder)),
+                env=_environment(shape, token) | dict(environment or {}),
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
+        try:
+            dashboard = f"http://127.0.0.1:{shape.dashboard_port}"
+            _wait_for(dashboard, token, process, log)
+            yield Head(_address(shape), dashboard, token)
+        finally:
+            _end(process)
+
+
+def _command(shape: Shape, folder: Path) -> list[str]:
+    words = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+        "--disable-usage-stats",
+        f"--port={shape.port}", f"--dashboard-port={shape.dashboard_port}",
+        f"--ray-client-server-port={shape.client_port}", "--dashboard-agent-listen-port=0",
+        f"--num-cpus={shape.head_cpus}", f"--object-store-memory={shape.object_store_mb << 20}",
+        f"--temp-dir={folder / 'ray'}",
+    ]  # fmt: skip
+    if shape.max_workers:
+        path = folder / "cluster.yaml"
+        path.write_text(json.dumps(_autoscaling(shape)))  # JSON is YAML
+        words.append(f"--autoscaling-config={path}")
+    return words
+
+
+def _address(shape: Shape) -> str:
+    """Return where the head listens, as Ray finds it; ray must not be imported yet."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("8.8.8.8", 80))  # sends nothing
+        return f"{probe.getsockname()[0]}:{shape.port}"
+
+
+def _autoscaling(shape: Shape) -> dict[str, Any]:
+    worker = {"CPU": shape.worker_cpus, "object_store_memory": shape.object_store_mb << 20}
+    return {
+        "cluster_name": "local",
+        "max_workers": shape.max_workers,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": shape.idle_s / 60,
+        "provider": {
+            # by its module: under its name `fake_multinode` it wants that missing file too
+            "type": "external", "module": PROVIDER, "launch_multiple": True,
+            "head_node_id": HEAD_ID, "gcs_address": _address(shape),
+            "disable_node_updaters": True, "disable_launch_config_check": True,
+        },
+        "available_node_types": {
+            "ray.head.default": {
+                "resources": {"CPU": shape.head_cpus}, "node_config": {}, "max_workers": 0,
+            },
+            "worker": {
+                "resources": worker, "node_config": {}, "min_workers": 0,
+                "max_workers": shape.max_workers,
+            },
+        },
+        "head_node_type": "ray.head.default",
+        "auth": {}, "file_mounts": {}, "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
+        "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
+        "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],
+    }  # fmt: skip
+
+
+def _environment(shape: Shape, token: str) -> dict[str, str]:
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_raylet_start_wait_time_s": str(int(START_S)),  # a busy machine needs more than 30
+        # jobs are started as `python -m ...`, which should be this one
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    if shape.max_workers:
+        environment |= {
+            "RAY_FAKE_CLUSTER": "1",
+            "RAY_enable_autoscaler_v2": "1",  # what `ray up` and KubeRay use
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        }
+    return environment
+
+
+def _wait_for(dashboard: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    request = urllib.request.Request(
+        f"{dashboard}/api/version", headers={"Authorization": f"Bearer {token}"}
+    )
+    give_up = time.monotonic() + START_S
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"another program answers at {dashboard}: {error}") from error
+        except OSError:
+            time.sleep(0.2)
+    said = log.read_text(errors="replace")[-2000:]
+    raise RuntimeError(f"no Ray answers at {dashboard} after {START_S:.0f} s; it said:\n{said}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the head, which ends its own, and then whatever of its group is left."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Keep a cluster up until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.local")
+    for name, default in vars(Shape()).items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
+    shape = Shape(**vars(parser.parse_args(arguments)))
+    with cluster(shape) as head:
+        lines = [f"export {name}={value}" for name, value in head.variables.items()]
+        sys.stdout.write(
+            "\n".join(lines) + f"\n# namedmask submit RUN.toml --address {head.dashboard}\n"
+        )
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()

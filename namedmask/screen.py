@@ -1,0 +1,131 @@
+"""What a command shows: values as tables and JSON on stdout, complaints on stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from namedmask.errors import NamedMaskError
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def show(tree: Mapping[str, Any]) -> None:
+    """Write a nested tree of values as a table of two columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, text in _rows(tree):
+        table.add_row(key, text)
+    Console(soft_wrap=True).print(table)
+
+
+def show_plan(planned: Mapping[str, Any]) -> None:
+    """Write what a run will do and how many images it needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("verb", "stage", "reads", "adds", "with", box=None, pad_edge=False)
+    for stage in planned["stages"]:
+        reads, adds = ", ".join(stage["reads"]), ", ".join(stage["adds"])
+        table.add_row(stage["verb"], stage["name"], reads, adds, stage["choice"])
+    categories = dict(planned["categories"], names=", ".join(planned["categories"]["names"][:8]))
+    show({"run": planned["run"], "categories": categories})
+    Console().print(table)
+    show(planned["images"])
+    for note in planned["notes"]:
+        write(f"note: {note}")
+    write("nothing was started")
+
+
+def show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
+    """Write the numbers of a demo beside its bars."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from namedmask.scorecard import scorecard
+
+    table = Table("measured", "value", "bar", "", "seed paper", box=None, pad_edge=False)
+    words = {True: "[green]met[/green]", False: "[red]missed[/red]", None: ""}
+    lines = scorecard(summary, full)
+    for line in lines:
+        seed = _text(line.seed) if line.seed is not None else ""
+        table.add_row(line.key, _text(line.value), line.bars, words[line.met], seed)
+    Console().print(table)
+    missed = [line.key for line in lines if line.met is False]
+    if missed:
+        write(f"missed: {', '.join(missed)}")
+
+
+def _rows(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) for each value of a nested tree, safe from rich's markup."""
+    from rich.markup import escape
+
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield escape(f"{prefix}{key}"), escape(_text(value))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "\n".join(_text(item) for item in value) or "none"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def write(line: str) -> None:
+    """Write a line to stdout."""
+    sys.stdout.write(f"{line}\n")
+
+
+def write_json(value: Any) -> None:
+    """Write a JSON document to stdout."""
+    write(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def explain(error: NamedMaskError | OSError) -> int:
+    """Say on stderr what ended a verb; return the exit code."""
+    if isinstance(error, NamedMaskError):
+        complain(str(error))
+        return error.exit_code
+    return _explain_file(error)
+
+
+def complain(message: str) -> None:
+    """Write an error to stderr, in one line however long."""
+    from rich.console import Console
+    from rich.text import Text
+
+    line = Text.assemble(("error: ", "bold red"), message)
+    Console(stderr=True, soft_wrap=True).print(line)
+
+
+def _explain_file(error: OSError) -> int:
+    """Say what is wrong with a file or a disk; return 2 where the user can mend it, else 1."""
+    place = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    ways_out = {
+        READ_ONLY: "Choose a place you may write with --out or run.out.",
+        DISK_FULL: "Free some space, or choose another disk with --out or run.out; "
+        "what is finished is kept.",
+        WRONG_PATH: "Check the path.",
+    }
+    for numbers, way_out in ways_out.items():
+        if error.errno in numbers:
+            complain(f"{place}{reason}. {way_out}")
+            return 2
+    complain(f"{place}{reason}.")
+    return 1

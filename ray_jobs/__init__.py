@@ -1,0 +1,38 @@
+"""Entry points for `ray job submit`, one verb each; `namedmask submit` strings them together.
+
+They find the cluster that they run in by themselves. The result is one line of JSON on stdout,
+`{"verb": ..., ...}`; progress and errors go to stderr, which Ray keeps in the same log. Exit codes
+are those of the command `namedmask`: 0 done, 1 the run failed, 2 something given was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from namedmask.config import Config
+from namedmask.errors import NamedMaskError
+from namedmask.progress import LineProgress
+from namedmask.screen import explain
+
+
+def main(verb: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one verb of `namedmask.verbs` on Ray and return the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see cli.main
+    parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{verb}")
+    parser.add_argument("--config", required=True, metavar="RUN.toml", help="the run file")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    given = parser.parse_args(arguments)
+    try:
+        config = Config.load(given.config, given.set)
+        from namedmask import verbs
+
+        with verbs.executor_of(config) as executor:
+            result = getattr(verbs, verb)(config, LineProgress(), executor)
+    except (NamedMaskError, OSError) as error:
+        return explain(error)
+    sys.stdout.write(json.dumps({"verb": verb, **result}, ensure_ascii=False) + "\n")
+    return 0
