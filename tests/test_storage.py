@@ -443,7 +443,7 @@ def test_storage_curate_on_ray_to_s3_has_the_bytes_of_a_disk(
     tree = config_of(uploaded(source, folder), Path("x"), *settings).tree()
     tree["run"]["out"] = f"{folder}/run"
     config = Config.of(tree)
-    proxy.reset(every=11)
+    proxy.reset(every=19)
     with verbs.executor_of(config) as executor:
         verbs.curate(config, SILENT, executor)
         assert verbs.curate(config, SILENT, executor)["skipped"]
