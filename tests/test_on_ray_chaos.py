@@ -37,6 +37,8 @@ PAIRS = tuple(
     for stage in ("fetch", "embed", "retrieve", "faces", "saliency", "bilateral")
 )
 WAVE = 16
+IN_HAND = 6
+"""Waves that three workers have in work or waiting with them, two each."""
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +159,20 @@ def test_on_ray_killed_driver_goes_on_where_it_was(
     config = config_of(source, tmp_path / "run", *ON_RAY)
     (tmp_path / "run.toml").write_text(to_toml(config))
     web.hits.clear()
-    for commits in (1, 5, 9):
+    moments = (1, 5, 9)
+    for commits in moments:
         driver = Driver(tmp_path / "run.toml")
         _wait_for(tmp_path / "run", commits, driver)
         driver.stop()
     kept = {path: path.stat().st_mtime_ns
             for path in (tmp_path / "run" / "embeddings").glob("wave-*.parquet")}  # fmt: skip
     committed = {path.name[7:-5] for path in (tmp_path / "run/embeddings").glob("commit-*.json")}
+    waves = -(-len(web.rows) // WAVE)
+    begun = sum(web.hits.values()) / WAVE
+    assert begun - len(committed) <= len(moments) * IN_HAND, "more was lost than was in hand"
     driver = Driver(tmp_path / "run.toml")
     assert driver.process.wait(600) == 0, driver.process.stderr.read()
+    assert len(committed) < waves, "the run was over before it was killed"
     for path, written in kept.items():
         if path.name[5:10] in committed:
             assert path.stat().st_mtime_ns == written, "a committed wave was done again"
