@@ -33,6 +33,7 @@ from namedmask.ledger import (
     write_json,
     write_parquet,
 )
+from namedmask.storage import Place, fetched, kept_copy
 
 MANIFEST = "manifest.json"
 REFINED = "refined"
@@ -63,7 +64,7 @@ def stem(label_id: int, name: str) -> str:
 
 
 def write_archive(
-    folder: Path, category_set: CategorySet, tables: Iterable[pa.Table], wanted: int
+    folder: Place, category_set: CategorySet, tables: Iterable[pa.Table], wanted: int
 ) -> Archive:
     """Write one table (schema.ARCHIVE, ascending rank) a category, then the manifest; return it.
 
@@ -95,12 +96,12 @@ def write_archive(
 class Archive:
     """An archive on disk; get it from `Archive.open`."""
 
-    def __init__(self, folder: Path, categories: Sequence[ArchivedCategory]) -> None:
+    def __init__(self, folder: Place, categories: Sequence[ArchivedCategory]) -> None:
         self.folder = folder
         self.categories = tuple(categories)
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = False) -> Archive:
+    def open(cls, folder: Place, *, verify: bool = False) -> Archive:
         """Return the archive in a folder; with `verify`, after hashing every file of it.
 
         Raises:
@@ -159,7 +160,7 @@ class Archive:
             table = table.append_column("refined_mask", pa.array(self._refined_masks(table, name)))
         return table
 
-    def refined_path(self, name: str) -> Path:
+    def refined_path(self, name: str) -> Place:
         """Return where the refined masks of a category lie, once there are any."""
         return self.folder.parent / REFINED / self.category(name).file
 
@@ -181,7 +182,7 @@ class Archive:
         table = read_parquet(path, ["sample_id", "image_height", "image_width", "mask"])
         masks = self._refined_masks(table, category.name) if refined else table["mask"].to_pylist()
         sizes = np.stack([table["image_height"].to_numpy(), table["image_width"].to_numpy()], 1)
-        return Shard(path, label, masks, sizes)
+        return Shard(path, label, masks, sizes, category.sha256)
 
     def _refined_masks(self, entries: pa.Table, name: str) -> list[bytes]:
         path = self.refined_path(name)
@@ -203,10 +204,11 @@ class Archive:
 class Shard:
     """One file of images, the label its objects get, and their masks."""
 
-    path: Path
+    path: Place
     label: int
     masks: list[bytes]
     sizes: np.ndarray  # (N, 2) int32: height, width
+    sha256: str
 
 
 class ArchiveSamples:
@@ -244,7 +246,8 @@ class ArchiveSamples:
         row = index - (self._ends[number - 1] if number else 0)
         height, width = (int(side) for side in shard.sizes[row])
         try:
-            image = images.decode(_image_bytes(shard.path, row), max_pixels=height * width)
+            path = kept_copy(shard.path, shard.sha256)
+            image = images.decode(_image_bytes(path, row), max_pixels=height * width)
             mask = images.decode_mask(shard.masks[row], height, width)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InputError(
@@ -267,14 +270,14 @@ def _write_shard(table: pa.Table, path: Path) -> None:
     write_parquet(table, path, row_group_size=ROWS_PER_GROUP)
 
 
-def _check_shard(path: Path, category: ArchivedCategory, manifest: Path, verify: bool) -> None:
+def _check_shard(path: Place, category: ArchivedCategory, manifest: Place, verify: bool) -> None:
     if not path.exists():
         raise InputError(
             f"{path}, the archive of '{category.name}', is missing though {manifest} names it. "
             "Copy it back, or run 'build' into another run.out."
         )
     if verify:
-        with path.open("rb") as file:
+        with fetched(path) as local, local.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != category.sha256:
             raise InputError(

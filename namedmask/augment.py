@@ -8,7 +8,8 @@ Method: section 3.3, its steps in their order. Differs: it pasted objects withou
 and column, and none with a label id of 255 or more; it placed small pictures in the bottom right
 corner less often than in the others; it could scale a picture to nothing.
 
-Cost on one core: 128 pixel photos to crops of 96 with `n_max` 2, 400 samples a second.
+Cost on one core beside other load: 128 pixel photos to crops of 96 with `n_max` 2, 230 samples a
+second; 500 pixel photos to crops of 384, 26.
 """
 
 from __future__ import annotations

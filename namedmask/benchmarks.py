@@ -24,6 +24,7 @@ from namedmask.errors import ConfigError, InputError, unknown_name
 from namedmask.metrics import Absent
 from namedmask.plugins import resolve
 from namedmask.schema import IGNORE, LABEL_DTYPE
+from namedmask.storage import Place
 
 VOC_IGNORE = 255
 
@@ -171,7 +172,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     return make(Path(config.root), config.split)
 
 
-def read_label_map(path: Path) -> np.ndarray:
+def read_label_map(path: Place) -> np.ndarray:
     """Return the label ids in a PNG of 8 or 16 bit or with a palette, (H, W) uint16.
 
     Raises:
@@ -218,7 +219,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
     return tuple(names), ignore_id, absent or "skip"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Place) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
 from namedmask.screen import complain, explain, show, show_plan, show_scorecard, write, write_json
+from namedmask.storage import Place, place_of, prove_writable
 
 app = typer.Typer(
     help="Category names in, semantic segmenter out.",
@@ -196,7 +196,8 @@ def _show_job_line(line: str) -> None:
 @app.command()
 def predict(
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="segmenter/checkpoint.pt")
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="segmenter/checkpoint.pt", parser=place_of),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
     out: Annotated[Path, typer.Option(help="folder for the overlays")] = Path("predictions"),
@@ -218,7 +219,8 @@ def predict(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")], as_json: AsJson = False
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder", parser=place_of)],
+    as_json: AsJson = False,
 ) -> None:
     """Write the run's report.html again."""
     if not run.is_dir():
@@ -238,7 +240,12 @@ def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="run or archive folder, .parquet, .pt or .toml")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="run or archive folder, .parquet, .pt or .toml", parser=place_of
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Tell what a path is and holds."""
@@ -276,17 +283,14 @@ def options(
     """Category names in, semantic segmenter out."""
 
 
-def ensure_writable(folder: Path, way_out: str) -> None:
+def ensure_writable(folder: Place, way_out: str) -> None:
     """Make `folder` when missing, and prove that a file can be written there.
 
     Raises:
-        InputError: it cannot be made or written; asked by writing, since permission bits tell
-            neither of a read-only disk nor of what an administrator may do.
+        InputError: it cannot be made or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        prove_writable(folder)
     except OSError as error:
         raise InputError(
             f"output folder {folder} cannot be written: {error.strerror or error}. "
@@ -329,7 +333,7 @@ def _progress(as_json: bool) -> Progress:
     return SilentProgress() if as_json else progress_for(sys.stderr)
 
 
-def _say_already_done(out: Path) -> None:
+def _say_already_done(out: Place) -> None:
     write(f"already done: {out}; nothing to do")
 
 

@@ -10,18 +10,36 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
 
 from namedmask.errors import ConfigError
+from namedmask.s3 import S3Path
+from namedmask.storage import Place, place_of
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _place(value: object) -> Place:
+    if isinstance(value, str | Path | S3Path):
+        return place_of(value)
+    raise ValueError("expected the path of a folder, or s3://bucket/prefix")
+
+
+def _source(text: str) -> str:
+    place_of(text)  # refuses an s3:// url that names no bucket, or a secret beside it
+    return text
+
+
+Folder = Annotated[Place, PlainValidator(_place), PlainSerializer(str, return_type=str)]
+Source = Annotated[str, AfterValidator(_source)]
 
 
 class Section(pydantic.BaseModel):
@@ -47,7 +65,7 @@ class ModelSection(PoolSection):
 class RunConfig(Section):
     """Where the run lives and what holds for all of it."""
 
-    out: Path = Field(description="run folder; made when missing")
+    out: Folder = Field(description="run folder, or s3://bucket/prefix; made when missing")
     seed: int = Field(0, ge=0, description="seed of every random choice. Method: 0")
     threads: int = Field(0, ge=0, description="torch threads; 0: one for each core")
     wave_rows: Count = Field(2000, description="rows of metadata committed at a time")
@@ -84,8 +102,10 @@ class CategoriesConfig(Section):
 class MetadataConfig(PoolSection):
     """Which images there are, and which the metadata alone rules out."""
 
-    source: tuple[str, ...] = Field(
-        (), description="parquet or CSV files, globs, http(s) urls of tables, or one image folder"
+    source: tuple[Source, ...] = Field(
+        (),
+        description="parquet or CSV files, also on s3://, globs, http(s) urls of tables, or one "
+        "image folder",
     )
     max_punsafe: Share = Field(0.5, description="rows above are `unsafe`. Method: safe mode, 0.5")
     unknown_punsafe: Literal["keep", "drop"] = Field(
@@ -271,7 +291,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @classmethod
-    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    def load(cls, path: Place | str, overrides: Sequence[str] = ()) -> Config:
         """Return the config of a run file with dotted overrides applied.
 
         `overrides` are `section.key=value`, the value in TOML (`a.b="text"`, `a.b=3`); a bare word
@@ -280,7 +300,7 @@ class Config(Section):
         Raises:
             ConfigError: no such file, not TOML, an unknown key, a value out of range.
         """
-        path = Path(path)
+        path = place_of(path)
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -341,8 +361,13 @@ def _explain(error: pydantic.ValidationError, place: str) -> str:
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
             lines.append(f"{place}: unknown key '{where}'; {hint}")
         else:
-            lines.append(f"{place}: {where}: {problem['msg']}; got {problem['input']!r}.")
+            lines.append(f"{place}: {where}: {problem['msg']}; got {_shown(problem['input'])}.")
     return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, without the credentials in a url."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "…@", repr(value))
 
 
 def _known_keys(section: tuple[int | str, ...]) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from namedmask.metrics import ConfusionMatrix, mean_iou
 from namedmask.plugins import torch_device
 from namedmask.schema import BACKGROUND, IGNORE, LABEL_DTYPE
 from namedmask.segmenter import load_checkpoint
+from namedmask.storage import Place
 
 SHOWN_SCENES = 6
 """Best and worst scenes, this many each, whose predicted label maps are kept for the report."""
@@ -42,7 +42,7 @@ def evaluate(
     benchmark: Benchmark,
     config: EvaluateConfig,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     on_scene: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the segmenter's scores on the benchmark as plain values; None stands for no number.
@@ -105,7 +105,7 @@ class Scorer:
         return Part(total, scenes, {index: predictions[index] for index in sorted(shown)})
 
 
-def open_scorer(checkpoint: Path, config: Config) -> Scorer:
+def open_scorer(checkpoint: Place, config: Config) -> Scorer:
     """Return the scorer of a run's segmenter on its benchmark."""
     model, names = load_checkpoint(checkpoint, config.segmenter)
     return Scorer(model, names, open_benchmark(config.evaluate), config.evaluate)
@@ -121,7 +121,7 @@ def sum_up(
     names: Sequence[str],
     benchmark: Benchmark,
     config: EvaluateConfig,
-    out: Path | None,
+    out: Place | None,
 ) -> dict[str, Any]:
     """Return what all scenes together came to, as `evaluate` does."""
     total, scenes = ConfusionMatrix(len(names) + 1), []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +11,10 @@ import pyarrow.parquet as pq
 from namedmask.config import Config
 from namedmask.errors import CheckpointError, InputError, SchemaError
 from namedmask.schema import counts_by_status
+from namedmask.storage import Place, fetched, readable, sizes_below
 
 
-def inspect_path(path: Path) -> dict[str, Any]:
+def inspect_path(path: Place) -> dict[str, Any]:
     """Return `kind` and what is known about `path`, as plain values.
 
     Raises:
@@ -35,7 +35,7 @@ def inspect_path(path: Path) -> dict[str, Any]:
     )
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run(path: Place) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "run folder", "path": str(path)}
     if (path / "run.json").is_file():
         found["finished"] = _json(path / "run.json")
@@ -49,13 +49,13 @@ def _run(path: Path) -> dict[str, Any]:
         found["evaluation"] = {
             k: v for k, v in evaluation.items() if isinstance(v, int | float | str)
         }
-    files = [file for file in path.rglob("*") if file.is_file()]
-    found["files"] = len(files)
-    found["bytes"] = sum(file.stat().st_size for file in files)
+    sizes = sizes_below(path)
+    found["files"] = len(sizes)
+    found["bytes"] = sum(sizes)
     return found
 
 
-def _archive(path: Path) -> dict[str, Any]:
+def _archive(path: Place) -> dict[str, Any]:
     manifest = _json(path / "manifest.json")
     try:
         categories = {
@@ -74,9 +74,9 @@ def _archive(path: Path) -> dict[str, Any]:
     }
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _table(path: Place) -> dict[str, Any]:
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(readable(path))
         found: dict[str, Any] = {
             "kind": "table",
             "path": str(path),
@@ -92,13 +92,14 @@ def _table(path: Path) -> dict[str, Any]:
     return found
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _checkpoint(path: Place) -> dict[str, Any]:
     from pickle import UnpicklingError
 
     import torch
 
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        with fetched(path) as file:
+            tree = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = (str(error) or "it is empty").splitlines()[0]
         raise CheckpointError(
@@ -134,11 +135,11 @@ def _walk(tree: Any) -> tuple[list[Any], dict[str, Any]]:
     return tensors, plain
 
 
-def _run_file(path: Path) -> dict[str, Any]:
+def _run_file(path: Place) -> dict[str, Any]:
     return {"kind": "run file", "path": str(path), "config": Config.load(path).tree()}
 
 
-def _json(path: Path) -> Any:
+def _json(path: Place) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -13,22 +13,23 @@ No file carries a time, a path or a run id: equal input and settings give equal 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from namedmask import schema
+from namedmask import schema, storage
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
+from namedmask.locks import locked
+from namedmask.storage import Place
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -52,7 +53,7 @@ PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
 """Columns that neither dictionaries, statistics nor compression would make smaller."""
 
 Content: TypeAlias = "pa.Table | bytes | Callable[[Path], None]"
-"""What a file is made from: a table (parquet), bytes, or a function that writes to a path."""
+"""What a file is made from: a table (parquet), bytes, or a function that writes to a local path."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Commit:
 class Ledger:
     """The record keeper of one run folder; get it from `open_run`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self._run = _read_run(folder)
 
@@ -138,11 +139,11 @@ class Ledger:
         }  # fmt: skip
         orphans = []
         for store in stores:
-            records = set(_records(self.folder / store))
-            for path in sorted((self.folder / store).glob("*")):
-                name = f"{store}/{path.name}"
-                if name not in kept and path not in records and path.is_file():
-                    path.unlink()
+            records = {path.name for path in _records(self.folder / store)}
+            for file in sorted(storage.sizes_in(self.folder / store)):
+                name = f"{store}/{file}"
+                if name not in kept and file not in records:
+                    (self.folder / name).unlink()
                     orphans.append(name)
         return orphans
 
@@ -173,7 +174,7 @@ class Ledger:
 
 
 def write_unit(
-    folder: Path,
+    folder: Place,
     store: str,
     unit: str,
     files: Mapping[str, Content],
@@ -184,42 +185,36 @@ def write_unit(
 ) -> Commit:
     """Write the files of a unit (by name below the run folder), then its record; return it.
 
-    Needs no lock: whoever holds the folder's may let others write, a unit each.
+    Needs no lock: whoever holds the folder's may let others write, a unit each. A unit with a
+    record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
     """
+    path = folder / store / f"commit-{unit}.json"
+    if input_digest and path.is_file():
+        done = _commit_of(read_json(path), path)
+        if done.input_digest == input_digest:
+            return done
     written = {name: write_file(folder / name, what) for name, what in files.items()}
     commit = Commit(unit, written, rows, dict(counts), input_digest)
-    record = {"format_version": schema.FORMAT_VERSION} | asdict(commit)
-    write_json(folder / store / f"commit-{unit}.json", record)
+    storage.create(path, _json({"format_version": schema.FORMAT_VERSION} | asdict(commit)))
     return commit
 
 
 @contextmanager
-def open_run(folder: Path) -> Iterator[Ledger]:
+def open_run(folder: Place) -> Iterator[Ledger]:
     """Yield the ledger of a run folder, made when missing, locked against a second writer.
 
     Raises:
         ConfigError: the folder cannot be written, or holds something that is no run.
         InputError: another process writes to it, or its format is newer than this package.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise ConfigError(
-            f"run.out: folder {folder} cannot be written: {error.strerror}. Give another run.out."
-        ) from error
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise InputError(
-                f"run folder {folder} is in use by process {lock.read().strip() or 'unknown'}. "
-                "Wait until it ends, or give another run.out."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            stack.enter_context(locked(folder / LOCK_FILE))
+        except OSError as error:
+            raise ConfigError(
+                f"run.out: folder {folder} cannot be written: {error.strerror}. Give another "
+                "run.out."
+            ) from error
         yield Ledger(folder)
 
 
@@ -243,15 +238,16 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def read_commits(folder: Path, store: str) -> dict[str, Commit]:
+def read_commits(folder: Place, store: str) -> dict[str, Commit]:
     """Return the committed units of a store of a run folder, as `Ledger.commits` does."""
+    sizes = cache(lambda store: storage.sizes_in(folder / store))
+    paths = _records(folder / store)
     commits = {}
-    for path in _records(folder / store):
-        record = read_json(path)
-        refuse_newer(record, path)
-        commit = Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
+    for path, data in zip(paths, storage.read_many(paths), strict=True):
+        commit = _commit_of(_parsed(data, path), path)
         for name, file in commit.files.items():
-            found = (folder / name).stat().st_size if (folder / name).is_file() else None
+            place, _, base = name.rpartition("/")
+            found = sizes(place).get(base)
             if found != file["size"]:
                 raise InputError(
                     f"{folder / name} should have {file['size']} bytes as {path} says, and has "
@@ -262,7 +258,12 @@ def read_commits(folder: Path, store: str) -> dict[str, Commit]:
     return commits
 
 
-def refuse_newer(record: Mapping[str, Any], path: Path) -> None:
+def _commit_of(record: Mapping[str, Any], path: Place) -> Commit:
+    refuse_newer(record, path)
+    return Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
+
+
+def refuse_newer(record: Mapping[str, Any], path: Place) -> None:
     """Raise InputError when a record was written by a newer version of the store layout."""
     version = record.get("format_version")
     if version != schema.FORMAT_VERSION:
@@ -272,22 +273,18 @@ def refuse_newer(record: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def write_file(path: Path, content: Content) -> dict[str, Any]:
+def write_file(path: Place, content: Content) -> dict[str, Any]:
     """Write a file whole or not at all; return its {sha256, size}."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    if isinstance(content, pa.Table):
-        write_parquet(content, part)
-    elif isinstance(content, bytes):
-        part.write_bytes(content)
-    else:
-        content(part)
-    with part.open("rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-        os.fsync(file.fileno())
-    part.replace(path)
-    _flush_folder(path.parent)
+    with storage.replaced(path) as part:
+        if isinstance(content, pa.Table):
+            write_parquet(content, part)
+        elif isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            content(part)
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
     return {"sha256": digest, "size": size}
 
 
@@ -305,34 +302,47 @@ def write_parquet(table: pa.Table, path: Path, row_group_size: int = 1 << 16) ->
     )
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """Write plain values as a JSON file with sorted keys, whole or not at all."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    write_file(path, (text + "\n").encode())
+    write_file(path, _json(value))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
         InputError: the file is missing or not JSON.
     """
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return _parsed(data, path)
+
+
+def _json(value: Any) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def _parsed(data: bytes, path: Place) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(data)
+    except ValueError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return value
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a table of the store, checked page by page against its checksums.
 
     Raises:
         InputError: the file is missing or corrupt.
     """
     try:
+        source = storage.readable(path)
         return pq.read_table(
-            path, columns=columns, partitioning=None, page_checksum_verification=True
+            source, columns=columns, partitioning=None, page_checksum_verification=True
         )
     except (OSError, pa.ArrowException) as error:
         raise InputError(
@@ -363,7 +373,7 @@ def _framed(value: object) -> bytes:
     return f"{len(data)}:".encode() + data
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
+def _read_run(folder: Place) -> dict[str, Any]:
     path = folder / RUN_FILE
     if path.exists():
         run = read_json(path)
@@ -380,16 +390,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def _records(folder: Path) -> list[Path]:
+def _records(folder: Place) -> Sequence[Place]:
     return sorted(folder.glob("commit-*.json"))
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _short(value: object) -> str:

@@ -18,7 +18,6 @@ Cost per million rows on one busy cloud core: 20 s, and about 100 MB of digests.
 
 from __future__ import annotations
 
-import glob
 import re
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +38,7 @@ import pyarrow.parquet as pq
 from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
 from namedmask.schema import METADATA, OK
+from namedmask.storage import expand, fetched, is_s3, place_of
 from namedmask.urls import normalize_url, url_digest
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -144,9 +145,9 @@ def _limited(tables: Iterator[pa.Table], max_rows: int) -> Iterator[pa.Table]:
 def _expand(source: str) -> list[str]:
     if source.startswith(("http://", "https://")) or Path(source).exists():
         return [source]
-    if not glob.has_magic(source):
+    if not has_magic(source) and not is_s3(source):
         raise ConfigError(f"metadata.source '{source}' does not exist.")
-    found = sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
+    found = expand(source)
     if not found:
         raise ConfigError(f"metadata.source '{source}' matches no file.")
     return found
@@ -160,7 +161,7 @@ def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
 
 
 def _read(place: str) -> Iterator[pa.Table]:
-    if Path(place).is_dir():
+    if not is_s3(place) and Path(place).is_dir():
         yield from _read_folder(Path(place))
         return
     try:
@@ -174,7 +175,8 @@ def _read(place: str) -> Iterator[pa.Table]:
 @contextmanager
 def _local(place: str) -> Iterator[Path]:
     if not place.startswith(("http://", "https://")):
-        yield Path(place)
+        with fetched(place_of(place)) as path:
+            yield path
         return
     with tempfile.TemporaryDirectory(prefix="namedmask-") as folder:
         path = Path(folder) / (Path(urlsplit(place).path).name or "table")

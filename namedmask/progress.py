@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 class Step(AbstractContextManager["Step"], Protocol):
     """One step under way, left when its `with` block ends."""
 
-    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
-        """Say that `n` more units are done, with the statuses of just these units."""
+    def advance(
+        self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
+    ) -> None:
+        """Say that `n` more units are done, with the statuses of just these units.
+
+        `slowest` is what the others wait for now, where many stages work at once.
+        """
 
 
 class Progress(Protocol):
@@ -104,6 +109,7 @@ class _Step:
         self.total = total
         self.done = 0
         self.counts: Counter[str] = Counter()
+        self.slowest = ""
 
     def __enter__(self) -> Self:
         return self
@@ -116,9 +122,17 @@ class _Step:
     ) -> None:
         return None
 
-    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
+    def advance(
+        self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
+    ) -> None:
         self.done += n
         self.counts.update(counts_by_status or {})
+        self.slowest = slowest
+
+    def _tail(self) -> str:
+        """Return the counts, and what the others wait for."""
+        waits = f"slowest: {self.slowest}" if self.slowest else ""
+        return "; ".join(part for part in (format_counts(self.counts), waits) if part)
 
 
 class _LineStep(_Step):
@@ -146,8 +160,10 @@ class _LineStep(_Step):
     ) -> None:
         self._say("stopped" if kind else "done")
 
-    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
-        super().advance(n, counts_by_status)
+    def advance(
+        self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
+    ) -> None:
+        super().advance(n, counts_by_status, slowest)
         if self._clock() - self._spoke >= self._every_s:
             self._say("at")
 
@@ -155,10 +171,13 @@ class _LineStep(_Step):
         self._spoke = self._clock()
         seconds = self._spoke - self._began
         of_total = f" of {self.total:,}" if self.total is not None else ""
-        rate = f" ({self.done / seconds:,.1f}/s)" if seconds > 0 else ""
-        counts = f"; {format_counts(self.counts)}" if self.counts else ""
-        line = f"{self.name}: {word} {self.done:,}{of_total} in {seconds:.1f} s{rate}{counts}\n"
-        self._stream.write(line)
+        count = f" {self.done:,}{of_total}" if self.done or self.total is not None else ""
+        rate = f" ({self.done / seconds:,.1f}/s)" if seconds > 0 and count else ""
+        left = ""
+        if self.total and 0 < self.done < self.total:
+            left = f", {seconds * (self.total / self.done - 1):,.0f} s left"
+        tail = f"; {self._tail()}" if self._tail() else ""
+        self._stream.write(f"{self.name}: {word}{count} in {seconds:.1f} s{rate}{left}{tail}\n")
         self._stream.flush()
 
 
@@ -184,11 +203,14 @@ class _LiveStep(_Step):
         self._bars.stop_task(self._task)
         self._live.leave()
 
-    def advance(self, n: int = 1, counts_by_status: Mapping[str, int] | None = None) -> None:
-        super().advance(n, counts_by_status)
+    def advance(
+        self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
+    ) -> None:
+        super().advance(n, counts_by_status, slowest)
         rate = self.done / max(time.monotonic() - self._began, 1e-6)
-        counts = format_counts(self.counts)
-        self._bars.update(self._task, completed=self.done, rate=f"{rate:,.1f}/s", counts=counts)
+        self._bars.update(
+            self._task, completed=self.done, rate=f"{rate:,.1f}/s", counts=self._tail()
+        )
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
@@ -199,7 +221,13 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 def _rich_bars(stream: TextIO) -> RichBars:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichBars
 
     return RichBars(
@@ -208,6 +236,7 @@ def _rich_bars(stream: TextIO) -> RichBars:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[counts]}"),
         console=Console(file=stream),
     )

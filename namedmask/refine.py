@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from namedmask.experts import redraw, train_expert, train_shared_expert
 from namedmask.jobs import Job
 from namedmask.ledger import Commit, write_unit
 from namedmask.segmenter import load_checkpoint, save_checkpoint
+from namedmask.storage import Place
 
 EXPERTS = "experts"
 SHARED = "shared"
@@ -41,7 +41,7 @@ class Work:
     done: list[Commit]
     left: list[ArchivedCategory]
     needs_shared: bool  # whether the shared expert is still to be trained
-    start: Path | None  # where the shared expert lies, or will; None: experts start without it
+    start: Place | None  # where the shared expert lies, or will; None: experts start without it
 
 
 def open_work(job: Job) -> Work:
@@ -56,6 +56,8 @@ def open_work(job: Job) -> Work:
             done.append(commit)
         else:
             left.append(category)
+            if commit is not None:  # of another archive
+                (job.ledger.folder / REFINED / f"commit-{commit.unit}.json").unlink()
     shared = bool(left) and job.config.experts.shared_iterations > 0
     return Work(
         archive, done, left,
@@ -115,7 +117,7 @@ def refine_archive(job: Job) -> dict[str, Any]:
 
 
 def refine_category(
-    config: Config, folder: Path, category: ArchivedCategory, start: Path | None
+    config: Config, folder: Place, category: ArchivedCategory, start: Place | None
 ) -> Commit:
     """Return the record of one category, refined and committed to the run folder `folder`.
 
@@ -127,18 +129,18 @@ def refine_category(
     return commit_category(config, folder, category, expert, table, kept)
 
 
-def refine_shared(config: Config, folder: Path) -> Commit:
+def refine_shared(config: Config, folder: Place) -> Commit:
     """Return the record of the expert of all categories, trained and committed to `folder`."""
     return commit_shared(config, folder, shared_expert(config, folder))
 
 
-def shared_expert(config: Config, folder: Path, on_step: OnStep | None = None) -> Module:
+def shared_expert(config: Config, folder: Place, on_step: OnStep | None = None) -> Module:
     """Return the expert of all categories."""
     samples = Archive.open(folder / "archive").samples(refined=False)
     return train_shared_expert(samples, config, on_step=on_step)
 
 
-def commit_shared(config: Config, folder: Path, expert: Module) -> Commit:
+def commit_shared(config: Config, folder: Place, expert: Module) -> Commit:
     """Return the record of the expert of all categories, once it is written."""
     save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
     return write_unit(folder, EXPERTS, SHARED, {SHARED_FILE: save}, rows=0, counts={})
@@ -146,9 +148,9 @@ def commit_shared(config: Config, folder: Path, expert: Module) -> Commit:
 
 def category_expert(
     config: Config,
-    folder: Path,
+    folder: Place,
     category: ArchivedCategory,
-    start: Path | None,
+    start: Place | None,
     on_step: OnStep | None = None,
 ) -> Module:
     """Return the expert of one category, begun at the checkpoint `start` if there is one."""
@@ -159,7 +161,7 @@ def category_expert(
 
 
 def redraw_category(
-    config: Config, folder: Path, category: ArchivedCategory, expert: Module
+    config: Config, folder: Place, category: ArchivedCategory, expert: Module
 ) -> tuple[pa.Table, int]:
     """Return a category's entries with new masks (schema.REFINED), and how many are as before."""
     archive = Archive.open(folder / "archive")
@@ -173,7 +175,7 @@ def redraw_category(
 
 def commit_category(
     config: Config,
-    folder: Path,
+    folder: Place,
     category: ArchivedCategory,
     expert: Module,
     table: pa.Table,

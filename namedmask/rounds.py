@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from namedmask.retrieve import (
     next_to_try,
     pick_archive,
 )
+from namedmask.storage import Place
 from namedmask.stores import EmbeddingStore, read_vectors
 
 UNTRIED = "untried"
@@ -81,7 +81,7 @@ class Offers:
 class FilePart:
     """Files of vectors that follow one another, and the number of their first row."""
 
-    paths: Sequence[Path]
+    paths: Sequence[Place]
     first: int
 
 

@@ -8,7 +8,6 @@ code from it, and either fits exactly or is refused with what does not fit.
 
 from __future__ import annotations
 
-import os
 import pickle
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from namedmask.config import SegmenterConfig
 from namedmask.errors import CheckpointError, NamedMaskError
 from namedmask.plugins import resolve
 from namedmask.schema import FORMAT_VERSION, IGNORE
+from namedmask.storage import Place, fetched, replaced
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 TRAINING = Path("segmenter") / "training.pt"
@@ -171,7 +171,7 @@ def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> 
 
 
 def save_checkpoint(
-    path: Path,
+    path: Place,
     model: nn.Module,
     *,
     name: str,
@@ -199,7 +199,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, config: SegmenterConfig | None = None
+    path: Place, config: SegmenterConfig | None = None
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
@@ -237,7 +237,7 @@ def load_checkpoint(
 
 
 def load_strict(
-    module: nn.Module, state: Mapping[str, Any], path: Path | str, network: str
+    module: nn.Module, state: Mapping[str, Any], path: Place | str, network: str
 ) -> None:
     """Fill `module` with `state`; every entry of either must be in the other, in the same shape.
 
@@ -303,14 +303,15 @@ def read_tensors(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Place) -> dict[str, Any]:
     """Return the dict in a file written by torch; tensors and plain values only, on the CPU.
 
     Raises:
         CheckpointError: missing, truncated, hostile, or something else than a dict.
     """
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        with fetched(path) as file:
+            tree = torch.load(file, map_location="cpu", weights_only=True)
     except _TORN as error:
         raise _unreadable(path, error) from error
     if not isinstance(tree, dict):
@@ -325,7 +326,7 @@ _TORN = (
 """What torch raises on a file that is absent, cut short or not its own, found by cutting files."""
 
 
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
+def _unreadable(path: Place, error: BaseException) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path} does not exist. Check the path, or make the file first.")
     # torch's own text advises to load the file with code and all, so it is not passed on
@@ -336,21 +337,16 @@ def _unreadable(path: Path, error: BaseException) -> CheckpointError:
     )
 
 
-def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+def write_tree(path: Place, tree: Mapping[str, Any]) -> None:
     """Write a dict of tensors and plain values so that `path` is the old file or the new one.
 
     Raises:
         NamedMaskError: the folder cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:  # a path would be written into the file, name and all
-                torch.save(dict(tree), file)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        # a path would be written into the file, name and all
+        with replaced(path) as part, part.open("wb") as file:
+            torch.save(dict(tree), file)
     except (OSError, RuntimeError) as error:
         raise NamedMaskError(
             f"checkpoint {path} cannot be written: {error}. Free space there, or choose another "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.errors import SchemaError
 from namedmask.ledger import Commit, Ledger, read_parquet, write_unit
+from namedmask.storage import Place
 
 EMBEDDINGS = "embeddings"
 IMAGES = "images"
@@ -30,7 +30,7 @@ OPEN_UNITS = 4
 GOOD = {EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 
 
-def write_wave(folder: Path, store: str, unit: str, table: pa.Table, input_digest: str) -> Commit:
+def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_digest: str) -> Commit:
     """Commit a wave in a run folder, its good rows and its tombstones; return the record."""
     is_ok = pc.equal(table["status"], schema.OK)
     dead = table.filter(pc.invert(is_ok))
@@ -78,7 +78,7 @@ class EmbeddingStore:
         wide = [part for part in vectors if len(part)]
         return ids, urls, np.concatenate(wide) if wide else np.empty((0, 0), np.float32)
 
-    def files(self) -> list[tuple[Path, int, int]]:
+    def files(self) -> list[tuple[Place, int, int]]:
         """Return each wave's file, the number of its first row, and how many rows it has."""
         found, first = [], 0
         for unit, commit in self._ledger.commits(EMBEDDINGS).items():
@@ -139,12 +139,12 @@ def verdicts_of(table: pa.Table) -> dict[str, str]:
     return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
-def read_vectors(path: Path) -> np.ndarray:
+def read_vectors(path: Place) -> np.ndarray:
     """Return the vectors of a wave's file, (N, D) float32; raises as `EmbeddingStore.chunks`."""
     return vectors_of(read_parquet(path, ["embedding"]), path)
 
 
-def vectors_of(table: pa.Table, path: Path) -> np.ndarray:
+def vectors_of(table: pa.Table, path: Place) -> np.ndarray:
     """Return the column `embedding` as (N, D) float32.
 
     Raises:

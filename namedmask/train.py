@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMask
 from namedmask.plugins import torch_device
 from namedmask.schema import FORMAT_VERSION, IGNORE
 from namedmask.segmenter import load_strict, read_tree, write_tree
+from namedmask.storage import Place
 
 __all__ = ["Feed", "Group", "Samples", "train", "train_from"]
 
@@ -76,7 +76,7 @@ def train(
     *,
     seed: int,
     group: Group = ALONE,
-    checkpoint: Path | None = None,
+    checkpoint: Place | None = None,
     checkpoint_every: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
@@ -108,7 +108,7 @@ def train_from(
     *,
     seed: int,
     group: Group = ALONE,
-    checkpoint: Path | None = None,
+    checkpoint: Place | None = None,
     checkpoint_every: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
@@ -331,7 +331,7 @@ def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int)
 
 
 def _write(
-    path: Path,
+    path: Place,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: dict[str, Any],
@@ -348,7 +348,7 @@ def _write(
 
 
 def _resume(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
+    path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> int:
     """Return how many steps are done, with model and optimizer as they were after them."""
     if not path.exists():

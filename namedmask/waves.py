@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from namedmask.ledger import digest, row_hashes
+from namedmask.storage import Place
 from namedmask.stores import IMAGES, verdicts_of, write_wave
 
 SLICE_BATCHES = 8
@@ -66,7 +66,7 @@ def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
 
 
 def write(
-    folder: Path, store: str, unit: str, table: pa.Table, tried: int, digested: str
+    folder: Place, store: str, unit: str, table: pa.Table, tried: int, digested: str
 ) -> Written:
     """Commit a wave that has passed all stages; return what became of it."""
     commit = write_wave(folder, store, unit, table, digested)

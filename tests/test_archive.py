@@ -234,3 +234,17 @@ def test_archive_file_names_differ_for_names_that_look_alike() -> None:
     assert stem(1, "a/b") == "00001-a-b"
     assert stem(2, "a b") == "00002-a-b"
     assert "/" not in stem(3, "../漢")
+
+
+def test_samples_of_a_row_that_holds_no_image_are_told_by_file_and_row(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "00002-mug.parquet"
+    table = ledger.read_parquet(path)
+    cut = [data[: 40 * (row != 3)] or data for row, data in enumerate(table["image"].to_pylist())]
+    place = table.schema.get_field_index("image")
+    broken = table.set_column(place, "image", pa.array(cut, pa.binary()))
+    ledger.write_parquet(broken, path, row_group_size=8)
+    samples = Archive.open(tmp_path).samples(refined=False)
+    assert samples[19 + 3][0].shape[2] == 3
+    with pytest.raises(InputError, match=r"00002-mug\.parquet: row 4 holds no sample"):
+        samples[19 + 4]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "config", "progress", "ahead"),
+    ("errors", "schema", "s3_client", "s3", "storage", "locks", "config", "progress", "ahead"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
      "selfmask", "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
@@ -27,7 +27,7 @@ LAYERS = (
 )  # fmt: skip
 STAGES = LAYERS[2]
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-LIGHT = ("__init__", "config", "errors", "schema", "progress")
+LIGHT = ("__init__", "config", "errors", "schema", "progress", "storage")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -115,6 +115,15 @@ def test_light_modules_loaded_bring_neither_torch_nor_ray() -> None:
     code = f"import sys, {', '.join(names)}; sys.exit(str({{'torch', 'ray'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
+
+
+def test_processes_of_a_graph_load_torch_only_for_stages_that_need_it() -> None:
+    code = (
+        "import sys, namedmask.on_ray.actors, namedmask.on_ray.careful, namedmask.fetch, "
+        "namedmask.faces, namedmask.bilateral; sys.exit(str('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "False", "each would begin seconds later"
 
 
 def test_public_names_are_all_importable_and_sorted() -> None:

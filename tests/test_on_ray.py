@@ -20,7 +20,9 @@ from namedmask.errors import ClusterTooSmallError, ConfigError, NamedMaskError, 
 from namedmask.jobs import Job
 from namedmask.ledger import open_run
 from namedmask.on_ray import connect
-from namedmask.on_ray.executor import RayExecutor
+from namedmask.on_ray.actors import Mapper
+from namedmask.on_ray.executor import RayExecutor, _pool
+from namedmask.on_ray.graphs import stream
 from namedmask.on_ray.scan import scanned_waves
 from namedmask.progress import SilentProgress
 from tests import toys
@@ -98,7 +100,7 @@ def test_on_ray_scan_finds_the_rows_of_the_plain_loop_over_many_files(
         expected = list(metadata.waves(metadata.read_metadata(config.metadata), 64))
         with open_run(config.run.out) as ledger:
             found = [wave.read() for wave in scanned_waves(Job(config, ledger, SILENT))]
-        assert len(found) == len(expected) == (10 if not max_rows else 6)
+        assert len(found) == len(expected) == (6 if max_rows else 11)
         for one, other in zip(found, expected, strict=True):
             assert one.equals(other)
     assert "duplicate_url" in pa.concat_tables(expected)["status"].to_pylist()
@@ -144,11 +146,14 @@ def test_on_ray_waiting_stage_is_named_and_the_run_ends(
     source: str, executor: RayExecutor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor._connect()
+    config = config_of(source, tmp_path, "ray.heartbeat_s=2", "ray.stall_timeout_s=6")
+    pools = [_pool(config, "fetch", Mapper, make=_refuse, clerk=None)]
     occupant = Occupant.remote()
     ray.get(occupant.ready.remote())
-    config = config_of(source, tmp_path, "ray.heartbeat_s=2", "ray.stall_timeout_s=6")
     try:
         with pytest.raises(NamedMaskError, match=r"nothing moved.*fetch waits for its first actor"):
+            list(stream(2, None, pools, config.ray))
+        with pytest.raises(NamedMaskError, match=r"nothing moved.*reading the metadata waits"):
             verbs.embed(config, SILENT, executor)
     finally:
         ray.kill(occupant)

@@ -43,11 +43,11 @@ def test_lines_say_total_rate_and_counts_at_intervals_and_at_the_end() -> None:
         clock.now = 10
         step.advance(20, {"ok": 20})
         clock.now = 40
-        step.advance(20, {"ok": 15, "http_404": 5})
+        step.advance(20, {"ok": 15, "http_404": 5}, "saliency")
         clock.now = 50
         step.advance(60, {"timeout": 60})
     assert stream.getvalue().splitlines() == [
-        "fetch: at 40 of 100 in 40.0 s (1.0/s); ok 35, http_404 5",
+        "fetch: at 40 of 100 in 40.0 s (1.0/s), 60 s left; ok 35, http_404 5; slowest: saliency",
         "fetch: done 100 of 100 in 50.0 s (2.0/s); ok 35, timeout 60, http_404 5",
     ]
 
@@ -56,7 +56,7 @@ def test_lines_of_a_failed_step_say_stopped_and_let_the_error_through() -> None:
     stream = io.StringIO()
     with pytest.raises(ValueError, match="boom"), LineProgress(stream).step("train"):
         raise ValueError("boom")
-    assert stream.getvalue().startswith("train: stopped 0 in ")
+    assert stream.getvalue().startswith("train: stopped in ")
 
 
 def test_live_bars_of_nested_steps_show_counts_and_can_run_twice() -> None:

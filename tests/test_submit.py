@@ -214,6 +214,13 @@ def test_submit_run_out_in_the_jobs_own_folder_is_refused(run_file: Path, out: s
         submit.submit(submission, "http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("out", ["/shared/run", "s3://bucket/run"])
+def test_submit_run_out_that_outlives_the_job_is_taken(run_file: Path, out: str) -> None:
+    submission = submit.Submission(run_file, overrides=[f"run.out={out}"])
+    with pytest.raises(InputError, match="nothing answers"):
+        submit.submit(submission, "http://127.0.0.1:1")
+
+
 def test_submit_unknown_verb_proposes_the_known_one() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'curate'"):
         submit.command("run.toml", ["curat"], ())

@@ -375,6 +375,7 @@ def test_verbs_vectors_of_another_model_are_refused(source: str, tmp_path: Path)
                 path.with_name("tombstones-00001.parquet")
             ),
         }
+        path.with_name("commit-00001.json").unlink()
         run.commit(
             "embeddings", "00001", files, rows=record.rows, counts=record.counts,
             input_digest=record.input_digest,

@@ -56,7 +56,7 @@ class Truth:
 
 def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
     """Return the summary of a finished demo run: plain values, as listed in docs/guide.md."""
-    run, truth = config.run.out, Truth.load(world, base)
+    run, truth = Path(str(config.run.out)), Truth.load(world, base)
     funnels = json.loads((run / "funnels.json").read_text())
     evaluation = json.loads((run / "evaluation.json").read_text())
     archive = Archive.open(run / "archive")

@@ -11,4 +11,20 @@ What is where, in the order of a run: `cluster` (connect, what the run needs aga
 `training`, `submit`.
 """
 
-from namedmask.on_ray.executor import connect as connect
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from namedmask.config import Config
+
+if TYPE_CHECKING:
+    from namedmask.on_ray.executor import RayExecutor
+
+
+def connect(config: Config) -> AbstractContextManager[RayExecutor]:
+    """Return what yields an executor on the Ray of `ray.address`, or on one begun for its block."""
+    # only now: each process of a graph imports this package, and most need no torch
+    from namedmask.on_ray.executor import connect
+
+    return connect(config)

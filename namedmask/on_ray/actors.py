@@ -13,22 +13,22 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.actor import ActorHandle
 
 from namedmask import schema
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import batch_size_of, load_stage, stage_class, threads_of
 from namedmask.on_ray.careful import carefully, limit_memory
+from namedmask.storage import Place
 from namedmask.waves import Wave, input_digest, write
 
 NOTE = "_wave"
@@ -55,11 +55,15 @@ class Clerk:
         """Forget it."""
         self._begun.pop((stage, unit), None)
 
+    def active(self) -> int:
+        """Return how many have begun and not ended."""
+        return len(self._begun)
+
 
 class Read:
     """Number of a wave → its rows, with the note that travels with them."""
 
-    def __init__(self, clerk: ActorHandle) -> None:
+    def __init__(self, clerk: Any) -> None:
         self._clerk = clerk
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -78,7 +82,7 @@ class Read:
 class StageWorker:
     """A stage in a process of its own, for graphs."""
 
-    def __init__(self, name: str, config: Config, clerk: ActorHandle) -> None:
+    def __init__(self, name: str, config: Config, clerk: Any) -> None:
         self._name, self._clerk = name, clerk
         self._make = partial(load_stage_here, name, config)
         self._adds = stage_class(name).adds
@@ -118,7 +122,7 @@ class StageWorker:
 class Sink:
     """A wave that has passed all stages → what became of it, once it is committed."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, folder: Place, store: str) -> None:
         self._folder, self._store = folder, store
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -134,13 +138,13 @@ class Mapper:
     """Number of an item → the pickled (number, what the function makes of the item)."""
 
     def __init__(
-        self, make: Callable[[], Callable[[Any], Any]], clerk: ActorHandle, config: Config
+        self, make: Callable[[], Callable[[Any], Any]], clerk: Any, config: Config
     ) -> None:
         self._clerk = clerk
         self._broken: NamedMaskError | None = None
-        use_threads(config)
         try:
             self._function = make()
+            use_threads(config)
         except NamedMaskError as error:
             self._broken = error
 
@@ -152,17 +156,37 @@ class Mapper:
         return pickled((number, self._function(ray.get(self._clerk.item.remote(number)))))
 
 
+class Chain:
+    """Some stages one after the other, in one process."""
+
+    def __init__(self, names: Sequence[str], config: Config) -> None:
+        self._stages = [load_stage_here(name, config) for name in names]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return the wave with what all of them add."""
+        for stage in self._stages:
+            table = stage(table)
+        return table
+
+
+def run_alone(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
+    """Return the wave as the stages leave it, passed through one child of this process."""
+    adds = [column for name in names for column in stage_class(name).adds]
+    make = pickle.dumps(partial(Chain, names, config))
+    return carefully(make, rows, adds, batch_size_of(names, config), memory_limit(config))
+
+
 def load_stage_here(name: str, config: Config) -> Any:
     """Return a stage in this process, with the threads the config allows."""
+    stage = load_stage(name, config)
     use_threads(config)
-    return load_stage(name, config)
+    return stage
 
 
 def use_threads(config: Config) -> None:
-    """Let torch use as many threads as the config says; only where torch is used at all."""
-    import torch
-
-    torch.set_num_threads(threads_of(config))
+    """Let torch use as many threads as the config says, where it is loaded: that takes seconds."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def memory_limit(config: Config) -> int:

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -131,7 +131,7 @@ def limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
 
 
-def _serve(read: BinaryIO, write: BinaryIO) -> None:
+def _serve(read: IO[bytes], write: IO[bytes]) -> None:
     make, memory_bytes = pickle.loads(_receive(read))
     limit_memory(memory_bytes)
     stage: Work = pickle.loads(make)()
@@ -149,13 +149,13 @@ def _serve(read: BinaryIO, write: BinaryIO) -> None:
         _send(write, pickle.dumps(answer))
 
 
-def _send(pipe: BinaryIO, data: bytes) -> None:
+def _send(pipe: IO[bytes], data: bytes) -> None:
     pipe.write(_LENGTH.pack(len(data)))
     pipe.write(data)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO) -> bytes:
+def _receive(pipe: IO[bytes]) -> bytes:
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError

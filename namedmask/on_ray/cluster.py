@@ -20,7 +20,7 @@ GRAPHS = (("fetch", "embed"), ("fetch", "faces", "saliency", "bilateral"))
 
 
 QUIET = {
-    "ray.data": logging.WARNING,
+    "ray.data": logging.CRITICAL,  # its errors are raised here, once
     "ray.train": logging.WARNING,
     "ray.tune": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # that its bars are off: ours are on

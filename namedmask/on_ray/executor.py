@@ -8,14 +8,17 @@ from typing import Any, TypeVar
 
 import ray
 
+from namedmask import schema
 from namedmask.config import Config
 from namedmask.jobs import Job
-from namedmask.on_ray.actors import Clerk, Mapper, Read, Sink, StageWorker
+from namedmask.local import PlainLoop
+from namedmask.on_ray.actors import Clerk, Mapper, Read, Sink, StageWorker, run_alone
 from namedmask.on_ray.cluster import refuse_too_small, session
 from namedmask.on_ray.graphs import Pool, stream
 from namedmask.on_ray.scan import discard_scan, scanned_waves
+from namedmask.on_ray.watch import Seen
 from namedmask.progress import Step
-from namedmask.waves import Wave, Written
+from namedmask.waves import Wave, Written, input_digest, write
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -57,9 +60,14 @@ class RayExecutor:
     def run(
         self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
     ) -> Iterator[Written]:
-        """Yield what became of each wave, in any order, once its sink has committed it."""
+        """Yield what became of each wave, in any order, once its sink has committed it.
+
+        A single wave that needs no pool goes through a child process: a graph costs seconds.
+        """
         config, listed = job.config, list(waves)
-        if not listed:
+        if len(listed) < 2 and all(_is_alone(config, name) for name in stages):
+            for wave in listed:
+                yield self._alone(job, wave, stages, store, step)
             return
         self._connect()
         clerk = ray.remote(num_cpus=0)(Clerk).remote(listed)
@@ -68,23 +76,35 @@ class RayExecutor:
         cpus = config.metadata.num_cpus
         reader = Pool("read", Read, {"clerk": clerk}, num_cpus=cpus)
         refuse_too_small(pools, cpus)
-        for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray):
+        seen = Seen()
+        for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray, seen):
             for name, spent in seconds.items():
                 job.seconds[name] += spent
-            step.advance(sum(written.counts.values()), written.counts)
+            step.advance(sum(written.counts.values()), written.counts, seen.slowest)
             yield written
         discard_scan(job)
+
+    def _alone(
+        self, job: Job, wave: Wave, stages: Sequence[str], store: str, step: Step
+    ) -> Written:
+        rows = wave.read()
+        with job.clock("+".join(stages)):
+            passed = run_alone(stages, job.config, rows)
+        tried, digested = int(schema.alive(rows).size), input_digest(rows)
+        written = write(job.ledger.folder, store, wave.unit, passed, tried, digested)
+        step.advance(passed.num_rows, written.counts)
+        return written
 
     def map(
         self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
         """Yield what the function that `make` returns makes of each item, in order.
 
-        One item that needs no pool is done here: a graph costs seconds to begin.
+        A pool of one actor on a CPU is no pool, and its work is done here.
         """
         config = job.config
-        if len(items) == 1 and _is_alone(config, section):
-            yield make()(items[0])
+        if _is_alone(config, section):
+            yield from PlainLoop().map(job, section, make, items)
             return
         self._connect()
         clerk = ray.remote(num_cpus=0)(Clerk).remote(list(items))

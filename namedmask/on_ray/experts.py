@@ -8,7 +8,6 @@ several machines the run folder must be storage that all of them see.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,6 +30,7 @@ from namedmask.refine import (
     sum_up,
     total_steps,
 )
+from namedmask.storage import Place
 
 TRIES = 2
 """A process that dies is given one more; an error of the work itself is not tried again."""
@@ -65,7 +65,7 @@ def refine_archive(job: Job) -> dict[str, Any]:
     return sum_up(commits)
 
 
-def _train_shared(config: Config, folder: Path) -> None:
+def _train_shared(config: Config, folder: Place) -> None:
     for _, outcome in _outcomes(config, {"": (refine_shared, folder)}):
         if not isinstance(outcome, Commit):
             raise NamedMaskError(
@@ -75,7 +75,7 @@ def _train_shared(config: Config, folder: Path) -> None:
 
 
 def _refined(
-    config: Config, folder: Path, work: Work
+    config: Config, folder: Place, work: Work
 ) -> Iterator[tuple[ArchivedCategory, Commit | str]]:
     """Yield each category left with its record, or why it failed, in the order they end."""
     start = folder / SHARED_FILE if work.start else None

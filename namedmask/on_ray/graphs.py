@@ -9,6 +9,7 @@ Fixed cost of a graph of five pools: see docs/results.md.
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from namedmask.config import RayConfig
 from namedmask.errors import NamedMaskError
-from namedmask.on_ray.watch import watch_of
+from namedmask.on_ray.watch import Seen, watch_of
 
 IN_FLIGHT = 2
 """Blocks an actor has in hand: one in work, one waiting with it."""
@@ -38,18 +39,41 @@ class Pool:
     num_gpus: float = 0.0
 
 
-def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig) -> Iterator[Any]:
+def stream(
+    count: int,
+    reader: Pool | None,
+    pools: list[Pool],
+    config: RayConfig,
+    seen: Seen | None = None,
+) -> Iterator[Any]:
     """Yield what comes out for each of the numbers below `count`, unpickled, in any order.
 
     `reader` makes a table of a number in a task, where there is one; the first pool else gets the
-    number itself in the column `id`.
+    number itself in the column `id`. `seen` is kept true while the graph runs.
 
     Raises:
         NamedMaskError: as raised in a pool; or nothing moved for `ray.stall_timeout_s`.
     """
     if not count:
         return
-    context = _context(pools, config)
+    problem = None
+    try:
+        dataset = _dataset(count, reader, pools, _context(pools, config, seen or Seen()))
+        batch: Any
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for value in batch["value"].to_pylist():
+                yield pickle.loads(value)
+    except ray.exceptions.RayError as error:
+        problem = own_error(error) or error.with_traceback(None)
+    if problem:
+        # what a traceback can reach keeps its actors, and they their CPUs: so none from above
+        gc.collect()
+        raise problem
+
+
+def _dataset(
+    count: int, reader: Pool | None, pools: list[Pool], context: ray.data.DataContext
+) -> ray.data.Dataset:
     with ray.data.DataContext.current(context):
         dataset = ray.data.range(count, override_num_blocks=count)
         if reader:
@@ -63,12 +87,7 @@ def stream(count: int, reader: Pool | None, pools: list[Pool], config: RayConfig
                 batch_format="pyarrow", num_cpus=pool.num_cpus, num_gpus=pool.num_gpus,
                 compute=_compute(pool, count),
             )  # fmt: skip
-        try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                for value in batch["value"].to_pylist():
-                    yield pickle.loads(value)
-        except ray.exceptions.RayError as error:
-            raise own_error(error) or error from error
+        return dataset
 
 
 def _named(pool: Pool) -> type:
@@ -76,26 +95,26 @@ def _named(pool: Pool) -> type:
     return type(pool.name.capitalize(), (pool.worker,), {})
 
 
-def _context(pools: list[Pool], config: RayConfig) -> ray.data.DataContext:
+def _context(pools: list[Pool], config: RayConfig, seen: Seen) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else ours is lost in one of Ray's
     context.issue_detectors_config.detectors = []  # the watch says what waits
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
-    context.custom_execution_callback_classes = [watch_of(pools, config)]
+    context.custom_execution_callback_classes = [watch_of(pools, config, seen)]
     return context
 
 
 def own_error(error: BaseException) -> NamedMaskError | None:
-    """Return the package's own error inside one of Ray's, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, NamedMaskError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    """Return the package's own error inside one of Ray's, as it was raised, if there is one."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    found = own_error(inner) if isinstance(inner, BaseException) else None
+    if found or not isinstance(error, NamedMaskError):
+        return found
+    return error
 
 
 def _compute(pool: Pool, count: int) -> ActorPoolStrategy:

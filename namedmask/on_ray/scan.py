@@ -13,11 +13,9 @@ Memory: 18 bytes a url over all hands, 8 bytes a repeated row in the driver.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +26,10 @@ import ray
 from namedmask import metadata, schema
 from namedmask.config import MetadataConfig
 from namedmask.jobs import Job
+from namedmask.on_ray.actors import Clerk
 from namedmask.on_ray.graphs import own_error
+from namedmask.on_ray.watch import gather
+from namedmask.storage import Place, readable, remove_tree, replaced
 from namedmask.waves import Wave
 
 FOLDER = "metadata"
@@ -39,7 +40,7 @@ ROWS_PER_GROUP = 2048
 class Piece:
     """Rows `start` to `stop` of a file of clean metadata."""
 
-    path: Path
+    path: Place
     start: int
     stop: int
 
@@ -52,21 +53,21 @@ def scanned_waves(job: Job) -> list[Wave]:
     """
     config = job.config.metadata
     folder = job.ledger.folder.absolute() / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    remove_tree(folder)
     places = metadata.places_of(config)
     hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
     scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=hands + 1)(_scan)
     counted, dealt = [], []
+    clerk = ray.remote(num_cpus=0)(Clerk).remote(places)
     for place, path in zip(places, paths, strict=True):
-        count, *digests = scan.remote(place, path, config, hands)
+        count, *digests = scan.remote(place, path, config, hands, clerk)
         counted.append(count)
         dealt.append(digests)
     find: Any = ray.remote(num_cpus=config.num_cpus)(_repeated)
     found = [find.remote(*of_one_hand) for of_one_hand in zip(*dealt, strict=True)]
     try:
-        counts: list[int] = ray.get(counted)
+        counts: list[int] = gather(counted, clerk, "reading the metadata", job.config.ray)
         repeated = np.concatenate(ray.get(found))
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from error
@@ -75,16 +76,19 @@ def scanned_waves(job: Job) -> list[Wave]:
 
 def discard_scan(job: Job) -> None:
     """Remove the clean rows, once every wave is committed."""
-    shutil.rmtree(job.ledger.folder / FOLDER, ignore_errors=True)
+    remove_tree(job.ledger.folder / FOLDER)
 
 
-def _scan(place: str, path: Path, config: MetadataConfig, hands: int) -> tuple[Any, ...]:
+def _scan(
+    place: str, path: Place, config: MetadataConfig, hands: int, clerk: Any
+) -> tuple[Any, ...]:
     """Write the clean rows of a table; return their number, then the digests for each hand.
 
     The digests of a hand are (rows (N,) int64, digests (N,) S10).
     """
+    ray.get(clerk.begin.remote("scan", place))
     count, rows, digests = 0, [np.empty(0, np.int64)], [np.empty(0, "S10")]
-    with pq.ParquetWriter(path, schema.METADATA) as writer:
+    with replaced(path) as part, pq.ParquetWriter(part, schema.METADATA) as writer:
         for table in metadata.clean_place(place, config):
             if config.max_rows:
                 table = table.slice(0, config.max_rows - count)
@@ -95,6 +99,7 @@ def _scan(place: str, path: Path, config: MetadataConfig, hands: int) -> tuple[A
             count += table.num_rows
             if config.max_rows and count >= config.max_rows:
                 break
+    clerk.end.remote("scan", place)
     all_rows, all_digests = np.concatenate(rows), np.concatenate(digests)
     hand = all_digests.view(np.uint8).reshape(-1, 10)[:, 0].astype(np.int64) * hands // 256
     return count, *((all_rows[hand == one], all_digests[hand == one]) for one in range(hands))
@@ -114,7 +119,7 @@ def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 def _cut(
-    paths: list[Path], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
+    paths: list[Place], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
 ) -> list[Wave]:
     """Return the waves: rows cut every `wave_rows`, across the borders of files."""
     firsts = np.array([0, *accumulate(counts)])
@@ -140,7 +145,7 @@ def _read(pieces: list[Piece], repeated: np.ndarray) -> pa.Table:
 
 
 def _rows(piece: Piece) -> pa.Table:
-    with pq.ParquetFile(piece.path) as file:
+    with pq.ParquetFile(readable(piece.path)) as file:
         groups, first = [], 0
         start = None
         for number in range(file.num_row_groups):

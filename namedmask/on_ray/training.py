@@ -12,11 +12,9 @@ machines it must be storage that all of them see.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,16 +33,21 @@ from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
 from namedmask.on_ray.workers import refuse_to_stall, with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
+from namedmask.storage import Place, remove_tree
 from namedmask.train import Feed, Group, train_from
 
-STEPS_PER_TASK = 8
-"""Batches asked of an actor at once: fewer cost overhead, more are lost when a process is."""
+STEPS_PER_TASK = 4
+TASKS_IN_FLIGHT = 2
+"""Batches asked of an actor at once, and how many such tasks wait at it.
+
+8 batches of 16 × 384 × 384 are 0.26 GB of the object store.
+"""
 
 POLL_S = 0.2
 """Between two looks of the driver at what the processes have done."""
 
 
-def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], None]) -> None:
+def train_on_ray(config: Config, folder: Place, on_step: Callable[[int, float], None]) -> None:
     """Train the segmenter in the run folder `folder` on Ray, and leave it at `CHECKPOINT`.
 
     `on_step(done, loss)` follows each step, in this thread, never twice for the same; an exception
@@ -62,15 +65,15 @@ def train_on_ray(config: Config, folder: Path, on_step: Callable[[int, float], N
     actor: Any = ray.remote(Inbox)
     inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
     scratch = (folder / TRAINING).with_name("ray")
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    remove_tree(scratch)  # of a run that was killed
     try:
         _fit(_trainer(config, folder, scratch, inbox), inbox, on_step)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_tree(scratch)
     (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _trainer(config: Config, folder: Path, scratch: Path, inbox: Any) -> TorchTrainer:
+def _trainer(config: Config, folder: Place, scratch: Place, inbox: Any) -> TorchTrainer:
     return TorchTrainer(
         _work,
         train_loop_config={"config": config, "folder": folder, "inbox": inbox},
@@ -160,7 +163,8 @@ def _work(task: dict[str, Any]) -> None:
     """Train as one process of the group.
 
     Ray Train replaces a process that raises, whatever it raised. So what would fail again is told
-    to the inbox first, and those that come after find it there and leave.
+    to the inbox, and those that come after find it there and leave. In a group it must be raised
+    all the same: the others wait for this one.
     """
     inbox = task["inbox"]
     if ray.get(inbox.error.remote()) is not None:
@@ -171,10 +175,14 @@ def _work(task: dict[str, Any]) -> None:
         # one that crossed processes is wrapped, and is both an error of Ray and one of ours
         cause = error.cause if isinstance(error, RayTaskError) else error
         ray.get(inbox.end.remote(cause))
-        raise
+        if ray.train.get_context().get_world_size() > 1:
+            raise
+    except Ended:
+        if ray.train.get_context().get_world_size() > 1:
+            raise
 
 
-def _train(config: Config, folder: Path, inbox: Any) -> None:
+def _train(config: Config, folder: Place, inbox: Any) -> None:
     torch.set_num_threads(threads_of(config))
     if config.train.device == "cuda":
         torch.cuda.set_device(get_device())
@@ -202,14 +210,14 @@ def _train(config: Config, folder: Path, inbox: Any) -> None:
 
 
 def _batches(
-    config: Config, folder: Path, group: Group, start: int
+    config: Config, folder: Place, group: Group, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a process's share of each batch from step `start` on, as `train.Batches` makes it."""
     steps = range(start, config.train.iterations)
     if not steps:
         return
     slots = group.slots(config.train.batch_size)
-    _set_up_stream()
+    _set_up_stream(group)
     # not `ray.data.range`: its reading tasks want a CPU beside those of the actors, and wait for it
     tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
@@ -217,7 +225,9 @@ def _batches(
         fn_constructor_args=(config, folder, slots),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=_makers(config)),
+        compute=ray.data.ActorPoolStrategy(
+            size=_makers(config), max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+        ),
         num_cpus=1,
     )
     for share in shares.iter_torch_batches(batch_size=len(slots), prefetch_batches=2, device="cpu"):
@@ -227,7 +237,7 @@ def _batches(
 class Shares:
     """Rows of step numbers in, the share of those steps' batches out."""
 
-    def __init__(self, config: Config, folder: Path, slots: range) -> None:
+    def __init__(self, config: Config, folder: Place, slots: range) -> None:
         torch.set_num_threads(1)
         self._config, self._folder, self._slots = config, folder, slots
         self._samples: ArchiveSamples | None = None
@@ -247,8 +257,10 @@ class Shares:
         return {"images": images.numpy(), "labels": labels.numpy().astype(np.uint16)}
 
 
-def _set_up_stream() -> None:
+def _set_up_stream(group: Group) -> None:
     context = ray.data.DataContext.get_current()
+    # each process has a stream of its own, and each stream would take half of what there is
+    context.override_object_store_memory_limit_fraction = 0.5 / group.size
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
     context.enable_progress_bars = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
@@ -25,10 +26,18 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 
 
+@dataclass
+class Seen:
+    """What a watch saw last: the pool with the longest queue, where there is one."""
+
+    slowest: str = ""
+
+
 class Watch(ExecutionCallback):
     """Looks at a graph once a second."""
 
     pools: ClassVar[dict[str, Pool]]
+    seen: ClassVar[Seen]
     config: ClassVar[RayConfig]
 
     def __init__(self) -> None:
@@ -45,20 +54,26 @@ class Watch(ExecutionCallback):
         if now - self._looked < LOOK_EVERY_S:
             return
         self._looked = now
+        self.seen.slowest = self._slowest(executor)
         state = _state_of(executor)
         if state != self._state:
             self._state, self._moved = state, now
             return
         quiet = now - self._moved
         if quiet >= self.config.stall_timeout_s:
-            raise NamedMaskError(
-                f"nothing moved for {quiet:.0f} s (ray.stall_timeout_s): "
-                f"{'; '.join(self._waiting(executor))}. What is committed is kept; run the same "
-                "command again once the cluster has what is missing, or raise ray.stall_timeout_s."
-            )
+            raise _stalled(quiet, "; ".join(self._waiting(executor)))
         if min(quiet, now - self._spoke) >= self.config.heartbeat_s:
             self._spoke = now
             _log.warning("no progress for %.0f s: %s", quiet, "; ".join(self._waiting(executor)))
+
+    def _slowest(self, executor: Any) -> str:
+        queues = {
+            _stage_of(operator.name): state.total_enqueued_input_blocks()
+            for operator, state in executor._topology.items()
+            if _stage_of(operator.name) in self.pools
+        }
+        longest = max(queues, key=lambda name: queues[name], default="")
+        return longest if longest and queues[longest] else ""
 
     def _waiting(self, executor: Any) -> list[str]:
         """Return a sentence for each pool that is not done."""
@@ -83,9 +98,42 @@ class Watch(ExecutionCallback):
         return said or ["the reader of the waves has not ended"]
 
 
-def watch_of(pools: Sequence[Pool], config: RayConfig) -> type[Watch]:
+def gather(references: Sequence[Any], clerk: Any, what: str, config: RayConfig) -> list[Any]:
+    """Return the values of tasks, in order, saying now and then that they wait for CPUs.
+
+    A task tells the `clerk` when it begins and when it ends.
+
+    Raises:
+        NamedMaskError: none has begun for `stall_timeout_s`.
+    """
+    left, moved = list(references), time.monotonic()
+    while left:
+        done, left = ray.wait(left, timeout=min(config.heartbeat_s, config.stall_timeout_s))
+        if done or ray.get(clerk.active.remote()):
+            moved = time.monotonic()
+            continue
+        quiet, free = time.monotonic() - moved, ray.available_resources().get("CPU", 0)
+        said = f"{what} waits for CPUs; {len(left)} tasks are left, {free:g} CPU is free"
+        if quiet >= config.stall_timeout_s:
+            for reference in left:
+                ray.cancel(reference, force=True)
+            raise _stalled(quiet, said)
+        _log.warning("no progress for %.0f s: %s", quiet, said)
+    return list(ray.get(list(references)))
+
+
+def _stalled(quiet: float, said: str) -> NamedMaskError:
+    return NamedMaskError(
+        f"nothing moved for {quiet:.0f} s (ray.stall_timeout_s): {said}. What is committed is "
+        "kept; run the same command again once the cluster has what is missing, or raise "
+        "ray.stall_timeout_s."
+    )
+
+
+def watch_of(pools: Sequence[Pool], config: RayConfig, seen: Seen) -> type[Watch]:
     """Return the class that watches a graph of these pools; Ray makes the instance."""
-    return type("Watch", (Watch,), {"pools": {pool.name: pool for pool in pools}, "config": config})
+    by_name = {pool.name: pool for pool in pools}
+    return type("Watch", (Watch,), {"pools": by_name, "config": config, "seen": seen})
 
 
 def _state_of(executor: Any) -> object:

@@ -7,8 +7,6 @@ Cost: 0.6 s on one core for 9 images of the gallery and 9 scenes, 0.4 MB; both g
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from namedmask.errors import InputError
 from namedmask.ledger import write_file
 from namedmask.report.figures import gallery, scenes
@@ -23,11 +21,12 @@ from namedmask.report.numbers import (
 )
 from namedmask.report.page import page
 from namedmask.report.run import Run
+from namedmask.storage import Place
 
 __all__ = ["write_report"]
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Place) -> Place:
     """Write `report.html` into a run folder and return its path.
 
     Raises:

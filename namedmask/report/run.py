@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,12 +10,13 @@ import pyarrow as pa
 from namedmask.archive import MANIFEST, Archive
 from namedmask.config import Config
 from namedmask.ledger import read_json, read_parquet
+from namedmask.storage import Place
 
 
 class Run:
     """A run folder as the report reads it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self.name = folder.resolve().name
 

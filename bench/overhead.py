@@ -1,0 +1,168 @@
+"""The stages as a graph on Ray against a plain loop in several processes, on the same cores.
+
+    python bench/overhead.py [waves]
+
+Drawn pictures go through fetch (files), faces, saliency, bilateral and the sink. The plain loop is
+as many processes as there are cores, each with all stages, each taking every n-th wave. `ratio` is
+Ray's steady rate over the plain one, from the first commit to the last; both orders, medians.
+`fixed_seconds` is what a graph with one actor a stage costs on a running Ray before it works: from
+the call to the first commit, less what its stages spent on that wave. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from namedmask import schema
+from namedmask.config import Config
+from namedmask.images import encode_jpeg
+from namedmask.jobs import Job, load_stage
+from namedmask.ledger import open_run
+from namedmask.miniworld import pictures
+from namedmask.on_ray import connect
+from namedmask.progress import SilentProgress
+from namedmask.stores import IMAGES
+from namedmask.waves import Wave, input_digest, write
+
+STAGES = ("fetch", "faces", "saliency", "bilateral")
+ROWS = 100
+ORDERS = (("ray", "plain"), ("plain", "ray"), ("ray", "plain"))
+
+
+def config_of(folder: Path, actors: int) -> Config:
+    pair = [actors, actors]
+    tree = {
+        "run": {"out": str(folder / "run"), "threads": 1},
+        "ray": {"num_cpus": 16, "object_store_mb": 500},
+        "fetch": {"file_root": str(folder), "actors": [1, 1]},
+        "faces": {"actors": pair},
+        "saliency": {"actors": pair},
+        "bilateral": {"shorter_side": 112, "actors": pair},
+    }
+    return Config.of(tree)
+
+
+def draw(folder: Path, count: int) -> list[str]:
+    """Write `count` photos of about 136 × 136 and return their urls."""
+    urls = []
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        path = folder / f"{number:05d}.jpg"
+        path.write_bytes(encode_jpeg(pictures.photo(rng, 1 + number % 14, 136, 136, 0.5).pixels()))
+        urls.append(path.as_uri())
+    return urls
+
+
+def waves_of(urls: list[str]) -> list[Wave]:
+    starts = range(0, len(urls), ROWS)
+    return [Wave(f"{n:05d}", partial(rows, urls[start : start + ROWS]))
+            for n, start in enumerate(starts)]  # fmt: skip
+
+
+def rows(urls: list[str]) -> pa.Table:
+    columns = {"sample_id": urls, "url": urls, "status": [schema.OK] * len(urls)}
+    return pa.table(columns | {"num_faces": pa.nulls(len(urls), pa.int32())})
+
+
+def plainly(folder: Path, config: Config, waves: list[Wave], ends: Any) -> None:
+    """Pass some waves through all stages in this process; put the time of each commit."""
+    stages = [load_stage(name, config) for name in STAGES]
+    for wave in waves:
+        table = read = wave.read()
+        for stage in stages:
+            table = stage(table)
+        write(folder, IMAGES, wave.unit, table, table.num_rows, input_digest(read))
+        ends.put(time.time())
+
+
+def plain_ends(folder: Path, urls: list[str]) -> list[float]:
+    """Return when each wave was committed by a process a core."""
+    context, config, waves = (
+        multiprocessing.get_context("spawn"),
+        config_of(folder, 1),
+        waves_of(urls),
+    )
+    cores, ends = os.cpu_count() or 1, context.Queue()
+    processes = [
+        context.Process(target=plainly, args=(folder / "plain", config, waves[n::cores], ends))
+        for n in range(cores)
+    ]
+    for process in processes:
+        process.start()
+    found = [ends.get() for _ in waves]
+    for process in processes:
+        process.join()
+    return sorted(found)
+
+
+def ray_ends(
+    folder: Path, urls: list[str], actors: int, executor: Any
+) -> tuple[list[float], float]:
+    """Return when each wave was committed by a graph, and the seconds before it worked."""
+    config = config_of(folder, actors)
+    out = Path(tempfile.mkdtemp(dir=folder))
+    with open_run(out) as ledger:
+        job = Job(config, ledger, SilentProgress())
+        began, ends, spent = time.time(), [], 0.0
+        with job.progress.step("judge") as step:
+            for _ in executor.run(job, waves_of(urls), STAGES, IMAGES, step):
+                ends.append(time.time())
+                if len(ends) == 1:
+                    spent = sum(job.seconds.values())
+    return ends, ends[0] - began - spent
+
+
+def rate(ends: list[float]) -> float:
+    """Return waves a second between the first commit and the last."""
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def main(waves: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        urls = draw(folder, waves * ROWS)
+        with connect(config_of(folder, 1)) as executor:
+            executor._connect()
+            fixed = [ray_ends(folder, urls[: 4 * ROWS], 1, executor)[1] for _ in range(3)]
+            rates: dict[str, list[float]] = {"ray": [], "plain": []}
+            for order in ORDERS:
+                for side in order:
+                    ends = (
+                        ray_ends(folder, urls, os.cpu_count() or 1, executor)[0]
+                        if side == "ray"
+                        else plain_ends(folder, urls)
+                    )
+                    rates[side].append(rate(ends) * ROWS)
+                    print(f"{side}: {rates[side][-1]:.1f} images/s")
+    ratio = statistics.median(rates["ray"]) / statistics.median(rates["plain"])
+    result = {
+        "ratio": round(ratio, 3),
+        "fixed_seconds": round(statistics.median(fixed), 1),
+        "fixed_seconds_each": [round(one, 1) for one in fixed],
+        "images_per_second": {
+            side: round(statistics.median(one), 1) for side, one in rates.items()
+        },
+        "images": waves * ROWS,
+        "cores": os.cpu_count(),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 16)

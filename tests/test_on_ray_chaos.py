@@ -1,0 +1,179 @@
+"""What a run on Ray survives: killed processes, pictures that kill, two actors instead of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from namedmask import verbs
+from namedmask.jobs import to_toml
+from namedmask.on_ray import connect
+from namedmask.progress import SilentProgress
+from tests import poison, toys
+from tests.test_verbs import config_of, digests
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.timeout(900),
+]
+ROOT = Path(__file__).parents[1]
+SILENT = SilentProgress()
+ON_RAY = ("ray.num_cpus=16", "ray.object_store_mb=200")
+PAIRS = tuple(
+    f"{stage}.actors=[2, 2]"
+    for stage in ("fetch", "embed", "retrieve", "faces", "saliency", "bilateral")
+)
+WAVE = 16
+IN_HAND = 6
+"""Waves that three workers have in work or waiting with them, two each."""
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[toys.SmallWeb]:
+    with toys.SmallWeb(delay_s=0.02) as web:
+        toys.fill(web, toys.COLORS, each=40)
+        yield web
+
+
+@pytest.fixture(scope="module")
+def source(web: toys.SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(web.write_metadata(tmp_path_factory.mktemp("web") / "metadata.parquet"))
+
+
+@pytest.fixture(scope="module")
+def plain(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("plain")
+    verbs.curate(config_of(source, out), SILENT)
+    return out
+
+
+def test_on_ray_two_actors_a_stage_make_the_same_bytes(
+    source: str, plain: Path, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, *ON_RAY, *PAIRS)
+    with connect(config) as executor:
+        verbs.curate(config, SILENT, executor)
+    assert digests(tmp_path) == digests(plain)
+
+
+def test_on_ray_pictures_that_kill_are_crashed_and_change_nothing_else(
+    web: toys.SmallWeb, plain: Path, tmp_path: Path
+) -> None:
+    rows = list(web.rows)
+    killers = {"segfault.jpg": poison.SEGFAULT, "hunger.jpg": poison.HUNGER}
+    for name, color in killers.items():
+        web.add(name, toys.jpeg(poison.poisoned(toys.disk(toys.COLORS["red"], 7), color)))
+    bad = [web.rows.pop() for _ in killers]
+    web.rows[40:40] = bad
+    source = str(web.write_metadata(tmp_path / "metadata.parquet"))
+    web.rows[:] = rows
+    parts = ("embed.model=tests.poison:embedder",)
+    config = config_of(source, tmp_path / "run", *ON_RAY, *parts)
+    with connect(config) as executor:
+        summary = verbs.curate(config, SILENT, executor)
+    assert summary["rows_by_status"]["crashed"] == 2
+    crashed = {row["url"].rpartition("/")[2] for row in _tombstones(tmp_path / "run")
+               if row["status"] == "crashed"}  # fmt: skip
+    assert crashed == set(killers)
+    found, expected = digests(tmp_path / "run"), digests(plain)
+    assert (found["archive"], found["candidates"]) == (expected["archive"], expected["candidates"])
+
+
+def _tombstones(run: Path) -> Iterator[dict[str, object]]:
+    for path in (run / "embeddings").glob("tombstones-*.parquet"):
+        yield from pq.read_table(path).to_pylist()
+
+
+class Driver:
+    """`namedmask curate` in a process of its own, and what belongs to it."""
+
+    def __init__(self, run_file: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "namedmask", "curate", str(run_file), "--json"],
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def kill(self, name: str) -> int | None:
+        """Kill the process of a stage with SIGKILL; return its pid, None where there is none."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if f"MapBatches({name})" in " ".join(child.cmdline()) + child.name():
+                    child.kill()
+                    return child.pid
+        return None
+
+    def stop(self) -> None:
+        """Kill the driver, and what it leaves behind as a machine's end would."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def _commits(run: Path) -> int:
+    return len(list((run / "embeddings").glob("commit-*.json")))
+
+
+def _wait_for(run: Path, commits: int, driver: Driver) -> None:
+    while _commits(run) < commits:
+        assert driver.process.poll() is None, driver.process.stderr.read()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stage", ["Embed", "Sink"])
+def test_on_ray_killed_actor_costs_a_wave_and_changes_nothing(
+    stage: str, web: toys.SmallWeb, source: str, plain: Path, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path / "run", *ON_RAY)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    driver = Driver(tmp_path / "run.toml")
+    killed = []
+    for commits in (1, 4, 8):
+        _wait_for(tmp_path / "run", commits, driver)
+        pid = driver.kill(stage)
+        killed += [pid] if pid else []
+    assert driver.process.wait(600) == 0, driver.process.stderr.read()
+    assert len(set(killed)) >= 2, "too fast to be killed"
+    assert digests(tmp_path / "run") == digests(plain)
+
+
+def test_on_ray_killed_driver_goes_on_where_it_was(
+    web: toys.SmallWeb, source: str, plain: Path, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path / "run", *ON_RAY)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    web.hits.clear()
+    moments = (1, 5, 9)
+    for commits in moments:
+        driver = Driver(tmp_path / "run.toml")
+        _wait_for(tmp_path / "run", commits, driver)
+        driver.stop()
+    kept = {path: path.stat().st_mtime_ns
+            for path in (tmp_path / "run" / "embeddings").glob("wave-*.parquet")}  # fmt: skip
+    committed = {path.name[7:-5] for path in (tmp_path / "run/embeddings").glob("commit-*.json")}
+    waves = -(-len(web.rows) // WAVE)
+    begun = sum(web.hits.values()) / WAVE
+    assert begun - len(committed) <= len(moments) * IN_HAND, "more was lost than was in hand"
+    driver = Driver(tmp_path / "run.toml")
+    assert driver.process.wait(600) == 0, driver.process.stderr.read()
+    assert len(committed) < waves, "the run was over before it was killed"
+    for path, written in kept.items():
+        if path.name[5:10] in committed:
+            assert path.stat().st_mtime_ns == written, "a committed wave was done again"
+    assert digests(tmp_path / "run") == digests(plain)
