@@ -223,13 +223,14 @@ class S3Path:
 
     def _whole(self, wanted: dict[str, str]) -> Seen:
         """Return what is asked for; where the body is cut short, it is asked for again."""
-        from botocore.exceptions import BotoCoreError
-
         if not self.key:
             raise not_there(self)
+        service = client()
+        from botocore.exceptions import BotoCoreError
+
         for left in reversed(range(TRIES)):
             with told(self, self.bucket):
-                found = client().get_object(**wanted)
+                found = service.get_object(**wanted)
                 try:
                     data = found["Body"].read()
                 except BotoCoreError:
@@ -306,7 +307,8 @@ _LOST: dict[S3Path, str] = {}
 
 def _refuse_lost(path: S3Path) -> None:
     for folder, why in list(_LOST.items()):
-        if path.bucket == folder.bucket and f"{path.key}/".startswith(f"{folder.key}/"):
+        within = f"{folder.key}/" if folder.key else ""
+        if path.bucket == folder.bucket and path.key.startswith(within):
             raise InputError(why)
 
 
