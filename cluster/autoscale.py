@@ -3,10 +3,10 @@
     python -m cluster.autoscale [--out autoscale.png] [--images 1600] [--max-workers 4]
 
 Starts the local cluster with a small head, and the job `ray_jobs.embed` on a folder of drawn
-pictures with `embed.actors` from 1 to as many as there can be workers. The embedder of the test takes a second for ten pictures,
-most of it asleep, so that more actors are faster even on one core, as they are on many machines.
-Every half second the nodes and the actors of the embed pool are counted, until the cluster is back
-to its head alone.
+pictures with `embed.actors` from 1 to as many as there can be workers. The embedder takes a second
+for ten pictures, most of it asleep, so that more actors are faster even on one core, as they are on
+many machines. Every half second the nodes and the actors of the embed pool are counted, until the
+cluster is its head alone again.
 """
 
 from __future__ import annotations
