@@ -1,12 +1,12 @@
 """Whether a run's pools grow with a cluster, and the cluster shrinks after it: a plot and JSON.
 
-    python -m cluster.autoscale [--out autoscale.png] [--images 800] [--max-workers 3]
+    python -m cluster.autoscale [--out autoscale.png] [--images 1600] [--max-workers 4]
 
 Starts the local cluster with a small head, and the job `ray_jobs.embed` on a folder of drawn
-pictures with `embed.actors = [1, 3]`. The embedder of the test takes a second for ten pictures,
-most of it asleep, so that more actors are faster even on one core, as they are on many machines.
-Every half second the nodes and the actors of the embed pool are counted, until the cluster is back
-to its head alone.
+pictures with `embed.actors` from 1 to as many as there can be workers. The embedder takes a second
+for ten pictures, most of it asleep, so that more actors are faster even on one core, as they are on
+many machines. Every half second the nodes and the actors of the embed pool are counted, until the
+cluster is its head alone again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def slow_embedder(config: Any) -> SlowEmbedder:
     return SlowEmbedder()
 
 
-def write_run(folder: Path, images: int) -> Path:
+def write_run(folder: Path, images: int, actors: int) -> Path:
     """Write pictures and a run file below `folder`; return the run file."""
     pictures = folder / "pictures"
     pictures.mkdir()
@@ -70,7 +70,7 @@ def write_run(folder: Path, images: int) -> Path:
         f'[metadata]\nsource = ["{pictures}"]\nnum_cpus = 0.5\n'
         f'[fetch]\nfile_root = "{pictures}"\nnum_cpus = 0.5\n'
         f'[embed]\nmodel = "cluster.autoscale:slow_embedder"\nbatch_size = {BATCH}\n'
-        "actors = [1, 3]\n"
+        f"actors = [1, {actors}]\n"
     )
     return run_file
 
@@ -83,7 +83,7 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
     )  # fmt: skip
     python_path = {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as name, cluster(shape, python_path) as head:
-        run_file = write_run(Path(name), images)
+        run_file = write_run(Path(name), images, max_workers)
         os.environ.update(head.variables)  # before ray is imported: it reads the token then
         import ray
 
@@ -169,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, draw, and write one line of JSON to stdout."""
     parser = argparse.ArgumentParser(prog="python -m cluster.autoscale")
     parser.add_argument("--out", type=Path, default=Path("autoscale.png"))
-    parser.add_argument("--images", type=int, default=800)
-    parser.add_argument("--max-workers", type=int, default=3)
+    parser.add_argument("--images", type=int, default=1600)
+    parser.add_argument("--max-workers", type=int, default=4)
     given = parser.parse_args(arguments)
     found = measure(given.images, given.max_workers)
     draw(found, given.out)
