@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cluster.local import Shape, cluster
+from cluster.local import Shape, cluster, leave_when_terminated
 
 ROOT = Path(__file__).parents[1]
 EVERY_S = 0.5
 BATCH = 10
 SECONDS_A_BATCH = 1.0
-GIVE_UP_S = 300.0
+GIVE_UP_S = 600.0
 
 
 class SlowEmbedder:
@@ -88,6 +88,7 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
         import ray
 
         ray.init(head.address, log_to_driver=False, logging_level=logging.WARNING)
+        leave_when_terminated()  # Ray's own handler, set just now, leaves no blocks
         try:
             command = [sys.executable, "-m", "ray_jobs.embed", "--config", str(run_file)]
             job = subprocess.Popen(

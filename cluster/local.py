@@ -192,13 +192,30 @@ def _answers(head: Head, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the head, which ends its own, and then whatever of its group is left."""
+    """End the head, which ends its own, and then whatever is left of the session it began."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    for one in _session(process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
     process.wait()
+
+
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session; Ray's workers are in groups of their own."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == leader and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def leave_when_terminated() -> None:
+    """Have SIGTERM leave the blocks that this process is in, so that no cluster outlives it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -208,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, help=f"default {default}")
     shape = Shape(**vars(parser.parse_args(arguments)))
+    leave_when_terminated()
     with cluster(shape) as head:
         lines = [f"export {name}={value}" for name, value in head.variables.items()]
         sys.stdout.write(
