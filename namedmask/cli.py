@@ -81,76 +81,30 @@ def demo(
     write(f"report: {out / 'report.html'}")
 
 
-@app.command()
-def curate(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Make the archives from metadata: embed, then build."""
-    _run_verb("curate", run_file, overrides, local, address, as_json)
+VERBS = {
+    "curate": "Make the archives from metadata: embed, then build.",
+    "embed": "Read the metadata, fetch the images, and store one vector for each.",
+    "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
+    "refine": "Train one expert a category and let it redraw the masks of its archive.",
+    "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
+    "evaluate": "Measure the segmenter on the run's benchmark.",
+}
 
 
-@app.command()
-def embed(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Read the metadata, fetch the images, and store one vector for each."""
-    _run_verb("embed", run_file, overrides, local, address, as_json)
+def _add_verb(verb: str, help_text: str) -> None:
+    @app.command(verb, help=help_text)
+    def run(
+        run_file: RunFile,
+        overrides: Overrides = None,
+        local: Local = False,
+        address: Address = "",
+        as_json: AsJson = False,
+    ) -> None:
+        _run_verb(verb, run_file, overrides, local, address, as_json)
 
 
-@app.command()
-def build(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Fill each category's archive from the stored vectors: retrieve, check, mask."""
-    _run_verb("build", run_file, overrides, local, address, as_json)
-
-
-@app.command()
-def refine(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Train one expert a category and let it redraw the masks of its archive."""
-    _run_verb("refine", run_file, overrides, local, address, as_json)
-
-
-@app.command()
-def train(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Train the segmenter on all archives; goes on from the last checkpoint."""
-    _run_verb("train", run_file, overrides, local, address, as_json)
-
-
-@app.command()
-def evaluate(
-    run_file: RunFile,
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Measure the segmenter on the run's benchmark."""
-    _run_verb("evaluate", run_file, overrides, local, address, as_json)
+for _verb, _help in VERBS.items():
+    _add_verb(_verb, _help)
 
 
 @app.command()
