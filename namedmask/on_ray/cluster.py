@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
-from namedmask.on_ray.graphs import Pool
 
 GRAPHS = (("fetch", "embed"), ("fetch", "faces", "saliency", "bilateral"))
 """Stages that are up at the same time."""
@@ -26,6 +27,18 @@ QUIET = {
     "ray.data._internal.progress": logging.ERROR,  # that its bars are off: ours are on
     "ray._private.authentication": logging.ERROR,  # that a Ray begun here takes tokens
 }
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of actors: the class they run, how many of them, what each reserves."""
+
+    name: str
+    worker: type
+    arguments: Mapping[str, Any]
+    actors: tuple[int, int] = (1, 1)
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
 
 
 @contextmanager
@@ -78,30 +91,34 @@ def _cpus(config: Config, stage: str) -> float:
 
 
 def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
-    """Raise ClusterTooSmallError unless the fewest actors of all pools fit at once.
-
-    On a cluster that grows, what it may grow to counts. A graph that does not fit would wait for
-    ever, and say nothing.
-    """
-    has, may = ray.cluster_resources(), may_grow_to()
+    """Raise ClusterTooSmallError unless the fewest actors of all pools fit at once."""
+    listed = ", ".join(
+        f"{pool.name} {pool.actors[0]} × {pool.num_cpus:g} CPU"
+        + (f" {pool.num_gpus:g} GPU" if pool.num_gpus else "")
+        for pool in pools
+    )
     wanted = {
         "CPU": reader_cpus + sum(pool.actors[0] * pool.num_cpus for pool in pools),
         "GPU": sum(pool.actors[0] * pool.num_gpus for pool in pools),
     }
+    way_out = "Lower actors, num_cpus or num_gpus of these sections"
+    refuse_to_stall(f"the graph ({listed}, reading {reader_cpus:g} CPU)", wanted, way_out)
+
+
+def refuse_to_stall(what: str, wanted: Mapping[str, float], way_out: str) -> None:
+    """Raise ClusterTooSmallError when Ray has, and may grow to, less than is `wanted` at once.
+
+    It would wait for ever, and say nothing.
+    """
+    has, may = ray.cluster_resources(), may_grow_to()
     for kind, number in wanted.items():
         most = max(has.get(kind, 0.0), may.get(kind, 0.0))
-        if number <= most:
-            continue
-        unit = kind.lower()
-        listed = ", ".join(
-            f"{pool.name} {pool.actors[0]} × {getattr(pool, f'num_{unit}s'):g}" for pool in pools
-        )
-        reads = f", reading {reader_cpus:g}" if kind == "CPU" and reader_cpus else ""
-        raise ClusterTooSmallError(
-            f"the graph needs {number:g} {kind} at once ({listed}{reads}); the cluster has "
-            f"{has.get(kind, 0):g} and may grow to {most:g}. Lower actors or num_{unit}s of these "
-            f"sections, or add nodes. A Ray started by the run itself takes ray.num_cpus."
-        )
+        if number > most:
+            raise ClusterTooSmallError(
+                f"{what} needs {number:g} {kind} at once; the cluster has {has.get(kind, 0):g} and "
+                f"may grow to {most:g}. {way_out}, or add nodes. A Ray started by the run itself "
+                "takes ray.num_cpus."
+            )
 
 
 def may_grow_to() -> dict[str, float]:

@@ -13,8 +13,8 @@ from namedmask.config import Config
 from namedmask.jobs import Job
 from namedmask.local import PlainLoop
 from namedmask.on_ray.actors import Clerk, Mapper, Read, Sink, StageWorker, run_alone
-from namedmask.on_ray.cluster import refuse_too_small, session
-from namedmask.on_ray.graphs import Pool, stream
+from namedmask.on_ray.cluster import Pool, refuse_too_small, session
+from namedmask.on_ray.graphs import stream
 from namedmask.on_ray.scan import discard_scan, scanned_waves
 from namedmask.on_ray.watch import Seen
 from namedmask.progress import Step
@@ -52,10 +52,10 @@ class RayExecutor:
         if not ray.is_initialized():
             self._stack.enter_context(session(self._config))
 
-    def metadata(self, job: Job) -> Iterable[Wave]:
-        """Return the waves of the metadata, which many tasks have read and deduplicated."""
+    def metadata(self, job: Job) -> Iterator[Wave]:
+        """Yield the waves of the metadata, once many tasks have read and deduplicated it."""
         self._connect()
-        return scanned_waves(job)
+        yield from scanned_waves(job)
 
     def run(
         self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
@@ -64,18 +64,22 @@ class RayExecutor:
 
         A single wave that needs no pool goes through a child process: a graph costs seconds.
         """
-        config, listed = job.config, list(waves)
+        if not waves:
+            return
+        config = job.config
+        self._connect()
+        cpus = config.metadata.num_cpus
+        refuse_too_small([_pool(config, name, StageWorker) for name in stages], cpus)
+        listed = list(waves)
         if len(listed) < 2 and all(_is_alone(config, name) for name in stages):
             for wave in listed:
                 yield self._alone(job, wave, stages, store, step)
+            discard_scan(job)
             return
-        self._connect()
         clerk = ray.remote(num_cpus=0)(Clerk).remote(listed)
         pools = [_pool(config, name, StageWorker, name=name, clerk=clerk) for name in stages]
         sink = Pool("sink", Sink, {"folder": job.ledger.folder.absolute(), "store": store})
-        cpus = config.metadata.num_cpus
         reader = Pool("read", Read, {"clerk": clerk}, num_cpus=cpus)
-        refuse_too_small(pools, cpus)
         seen = Seen()
         for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray, seen):
             for name, spent in seconds.items():

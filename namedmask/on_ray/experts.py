@@ -19,7 +19,8 @@ from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import Job
 from namedmask.ledger import Commit
-from namedmask.on_ray.workers import refuse_to_stall, with_absolute_paths
+from namedmask.on_ray.cluster import refuse_to_stall
+from namedmask.on_ray.workers import with_absolute_paths
 from namedmask.refine import (
     SHARED_FILE,
     Work,

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import gc
 import pickle
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -21,22 +20,11 @@ from ray.data import ActorPoolStrategy
 
 from namedmask.config import RayConfig
 from namedmask.errors import NamedMaskError
+from namedmask.on_ray.cluster import Pool
 from namedmask.on_ray.watch import Seen, watch_of
 
 IN_FLIGHT = 2
 """Blocks an actor has in hand: one in work, one waiting with it."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A pool of actors: the class they run, how many of them, what each reserves."""
-
-    name: str
-    worker: type
-    arguments: Mapping[str, Any]
-    actors: tuple[int, int] = (1, 1)
-    num_cpus: float = 0.0
-    num_gpus: float = 0.0
 
 
 def stream(

@@ -31,7 +31,8 @@ from namedmask.augment import make_batch
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
-from namedmask.on_ray.workers import refuse_to_stall, with_absolute_paths
+from namedmask.on_ray.cluster import refuse_to_stall
+from namedmask.on_ray.workers import with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
 from namedmask.storage import Place, remove_tree
 from namedmask.train import Feed, Group, train_from

@@ -10,16 +10,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from namedmask.config import RayConfig
 from namedmask.errors import NamedMaskError
-
-if TYPE_CHECKING:
-    from namedmask.on_ray.graphs import Pool
+from namedmask.on_ray.cluster import Pool
 
 _log = logging.getLogger(__name__)
 
