@@ -442,7 +442,6 @@ def test_storage_run_killed_on_s3_goes_on_to_the_same_rows(
 def test_storage_road_on_ray_to_s3_has_the_bytes_of_a_disk(
     source: Path, folder: S3Path, proxy: Proxy, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray")
     settings = ("ray.num_cpus=8", "ray.object_store_mb=200")
     plain = config_of(str(source), tmp_path)
     for verb in (verbs.curate, verbs.refine, verbs.train):
