@@ -4,7 +4,7 @@ One block a number and one number a block, so that a wave stays together and its
 matter. Where a pool waits, a line says which and what for; where nothing moves at all for
 `ray.stall_timeout_s`, the run ends with the same words.
 
-Fixed cost of a graph of five pools: see docs/results.md.
+A graph costs seconds before it works; bench/overhead.py measures how many.
 """
 
 from __future__ import annotations
