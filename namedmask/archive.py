@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import accumulate
@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from namedmask import images, schema
-from namedmask.categories import CategorySet, slug
+from namedmask.categories import slug
 from namedmask.errors import InputError
+from namedmask.labels import Label
 from namedmask.ledger import (
     read_json,
     read_parquet,
@@ -47,7 +48,7 @@ CACHE_MB = 1024
 
 @dataclass(frozen=True)
 class ArchivedCategory:
-    """A line of the manifest: one category and the file of its entries."""
+    """A line of the manifest: one category and the file of its entries; lines ascend by label."""
 
     name: str
     label_id: int
@@ -56,6 +57,7 @@ class ArchivedCategory:
     count: int
     wanted: int
     sha256: str
+    digest: str  # of what the entries follow from: equal digests, equal files
 
 
 def stem(label_id: int, name: str) -> str:
@@ -63,34 +65,53 @@ def stem(label_id: int, name: str) -> str:
     return f"{label_id:05d}-{slug(name)}"
 
 
-def write_archive(
-    folder: Place, category_set: CategorySet, tables: Iterable[pa.Table], wanted: int
-) -> Archive:
-    """Write one table (schema.ARCHIVE, ascending rank) a category, then the manifest; return it.
+@dataclass(frozen=True)
+class Accepted:
+    """What makes up the archive of one category; `entries` are read when they are to be written."""
 
-    `tables` come in the order of `category_set.names` and are taken one at a time.
+    label: Label
+    digest: str  # of everything the entries follow from
+    entries: Callable[[], pa.Table]  # schema.ARCHIVE, ascending rank
+
+
+def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) -> Archive:
+    """Write one file a category, then the manifest; return the archive.
+
+    A category whose file is there already and follows from the same is not written again. Files of
+    categories that are no more are removed.
     """
+    before = _manifest_rows(folder) if (folder / MANIFEST).exists() else []
+    by_digest = {(row.file, row.digest): row for row in before}
     rows = []
-    pairs = zip(category_set.names, category_set.queries, tables, strict=True)
-    for label_id, (name, query, table) in enumerate(pairs, start=1):
-        table = schema.conform(table, schema.ARCHIVE, f"the archive of '{name}'")
-        file = f"{stem(label_id, name)}.parquet"
-        record = write_file(folder / file, partial(_write_shard, table))
-        rows.append(
-            ArchivedCategory(name, label_id, query, file, table.num_rows, wanted, record["sha256"])
-        )
+    for category in sorted(categories, key=lambda one: one.label.label_id):
+        label = category.label
+        file = f"{stem(label.label_id, label.name)}.parquet"
+        row = by_digest.get((file, category.digest))
+        if row is None or not (folder / file).exists():
+            table = schema.conform(
+                category.entries(), schema.ARCHIVE, f"the archive of '{label.name}'"
+            )
+            record = write_file(folder / file, partial(_write_shard, table))
+            row = ArchivedCategory(
+                label.name, label.label_id, label.query, file, table.num_rows, wanted,
+                record["sha256"], category.digest,
+            )  # fmt: skip
+        rows.append(row)
     for path in folder.glob("*.parquet"):
         if path.name not in {row.file for row in rows}:
             path.unlink()
     write_json(
         folder / MANIFEST,
-        {
-            "format_version": schema.FORMAT_VERSION,
-            "names": list(category_set.names),
-            "categories": [asdict(row) for row in rows],
-        },
+        {"format_version": schema.FORMAT_VERSION, "categories": [asdict(row) for row in rows]},
     )
     return Archive(folder, rows)
+
+
+def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
+    manifest = folder / MANIFEST
+    record = read_json(manifest)
+    refuse_newer(record, manifest)
+    return [ArchivedCategory(**row) for row in record["categories"]]
 
 
 class Archive:
@@ -113,17 +134,26 @@ class Archive:
                 f"{folder} holds no archive: {MANIFEST} is missing. Run 'build' first, or give the "
                 "folder 'archive' of a finished run."
             )
-        record = read_json(manifest)
-        refuse_newer(record, manifest)
-        categories = [ArchivedCategory(**row) for row in record["categories"]]
+        categories = _manifest_rows(folder)
         for category in categories:
             _check_shard(folder / category.file, category, manifest, verify)
         return cls(folder, categories)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The label names; label id i + 1 is `names[i]`."""
+        """The label names, by ascending label id."""
         return tuple(category.name for category in self.categories)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What a segmenter's labels are called: label id i + 1 is `label_names[i]`.
+
+        A label id whose category was removed keeps its place, under a name that is no category's.
+        """
+        names = self.names_by_label
+        return tuple(
+            names.get(label_id, f"(removed {label_id})") for label_id in range(1, self.num_labels)
+        )
 
     @property
     def names_by_label(self) -> dict[int, str]:
@@ -132,8 +162,8 @@ class Archive:
 
     @property
     def num_labels(self) -> int:
-        """How many logits a segmenter of this archive has: its categories and background."""
-        return len(self.categories) + 1
+        """How many logits a segmenter of this archive has: up to the highest label id."""
+        return max(category.label_id for category in self.categories) + 1
 
     def category(self, name: str) -> ArchivedCategory:
         """Return the manifest's line of a category.

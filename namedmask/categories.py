@@ -104,14 +104,19 @@ def category_set_of(config: CategoriesConfig) -> CategorySet:
     """
     if config.set and config.names:
         raise ConfigError("categories: both 'set' and 'names' are given; remove one of them.")
-    if config.set:
-        return load_category_set(config.set)
-    if not config.names:
+    if not config.set and not config.names:
         raise ConfigError(
             "categories: no category is given. Set categories.names to a list of names, or "
             f"categories.set to one of {', '.join(SHIPPED)} or a TOML file."
         )
-    return CategorySet("custom", config.names, config.names)
+    if config.set:
+        category_set = load_category_set(config.set)
+    else:
+        category_set = CategorySet("custom", config.names, config.names)
+    for name in config.each:
+        if name not in category_set.names:
+            raise unknown_name("categories.each: category", name, category_set.names)
+    return category_set
 
 
 def templates_of(config: CategoriesConfig) -> tuple[str, ...]:

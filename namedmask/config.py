@@ -7,10 +7,8 @@ result depends on, so that a finished run is recognised and a changed one is ref
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import pydantic
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
 
 from namedmask.errors import ConfigError
+from namedmask.overrides import apply_override, explain
 from namedmask.s3 import S3Path
 from namedmask.storage import Place, place_of
 
@@ -89,6 +88,21 @@ class RayConfig(Section):
     )
 
 
+class CategoryConfig(Section):
+    """What one category is asked for beside its query, and what it must not get."""
+
+    queries: tuple[str, ...] = Field((), description="more texts; the mean of all is asked for")
+    examples: tuple[str, ...] = Field(
+        (), description="image files, also on s3://; each counts as one more text"
+    )
+    negatives: tuple[str, ...] = Field(
+        (), description="texts; an image closer to one of them than to what is asked is dropped"
+    )
+    vetoed: tuple[str, ...] = Field((), description="sample ids that the next best replaces")
+    blocked_urls: tuple[str, ...] = ()
+    blocked_hosts: tuple[str, ...] = Field((), description="with all names below them")
+
+
 class CategoriesConfig(Section):
     """What to segment: a category set by name or path, or names written here."""
 
@@ -97,6 +111,7 @@ class CategoriesConfig(Section):
     templates: tuple[str, ...] = Field(
         (), description="prompt templates with one {}; empty: the method's 85"
     )
+    each: dict[str, CategoryConfig] = Field({}, description="by label name: see CategoryConfig")
 
 
 class MetadataConfig(PoolSection):
@@ -153,6 +168,13 @@ class RetrieveConfig(PoolSection):
     top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
     near_duplicate_cosine: float = Field(
         0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
+    )
+    near_duplicates: Literal["greedy", "components"] = Field(
+        "greedy",
+        description="greedy: too close to an accepted one; components: to any, in chains. Method",
+    )
+    replenish_faces: bool = Field(
+        True, description="an image with a face is replaced by the next best. Method: no"
     )
     violence_text: str = Field("", description="what violence looks like, in words; empty: off")
     violence_cosine: float = Field(
@@ -317,11 +339,11 @@ class Config(Section):
         tree = {name: dict(section) if isinstance(section, dict) else section
                 for name, section in tree.items()}  # fmt: skip
         for override in overrides:
-            _apply(tree, override)
+            apply_override(tree, override)
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
-            raise ConfigError(_explain(error, place)) from None
+            raise ConfigError(explain(error, place, known_keys)) from None
 
     def tree(self) -> dict[str, Any]:
         """Return the config as plain values, paths as text: what is saved with the run."""
@@ -334,43 +356,8 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not equals or not dot or not name:
-        raise ConfigError(f"override '{override}' is not of the form section.key=value.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    keys = tree.setdefault(section, {})
-    if not isinstance(keys, dict):
-        raise ConfigError(
-            f"'{section}' is {keys!r}; expected a section [{section}] with keys in it."
-        )
-    keys[name] = value
-
-
-def _explain(error: pydantic.ValidationError, place: str) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
-            lines.append(f"{place}: unknown key '{where}'; {hint}")
-        else:
-            lines.append(f"{place}: {where}: {problem['msg']}; got {_shown(problem['input'])}.")
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, without the credentials in a url."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "…@", repr(value))
-
-
-def _known_keys(section: tuple[int | str, ...]) -> list[str]:
+def known_keys(section: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that a section has; the sections, for the empty path."""
     if not section:
         return list(Config.model_fields)
     field = Config.model_fields.get(str(section[0]))

@@ -16,7 +16,9 @@ import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -67,15 +69,46 @@ def text_features(
     return _unit(vectors.reshape(len(queries), len(templates), embedder.dim).mean(axis=1))
 
 
-class TextSide:
-    """The text side of the embedder alone, for whoever has its resources."""
+@dataclass(frozen=True)
+class Wording:
+    """What is asked for: texts through prompt templates, and encoded images beside them."""
+
+    texts: Sequence[str]
+    templates: tuple[str, ...]
+    images: Sequence[bytes] = ()
+
+
+class AskSide:
+    """The embedder for whoever asks and has its resources."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
+        self._batch_size = config.batch_size
 
-    def __call__(self, texts: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[np.ndarray]:
-        """Return the features (C, D) float32 of each (queries, templates); see `text_features`."""
-        return [text_features(self._embedder, *one) for one in texts]
+    def __call__(self, wordings: Sequence[Wording]) -> list[np.ndarray]:
+        """Return (N, D) float32, unit L2 norm, of each: its texts' features, its images' vectors.
+
+        Raises:
+            BadImage: an image cannot be decoded.
+        """
+        embedder = self._embedder
+        texts: dict[tuple[str, ...], list[str]] = {}
+        for one in wordings:
+            texts.setdefault(one.templates, []).extend(one.texts)
+        features = {
+            templates: iter(text_features(embedder, listed, templates))
+            for templates, listed in texts.items()
+        }
+        shown = [decode(data) for one in wordings for data in one.images]
+        vectors = iter(
+            _in_padded_batches(shown, self._batch_size, embedder.embed_images, embedder.dim)
+        )
+        answers = []
+        for one in wordings:
+            found = [*islice(features[one.templates], len(one.texts))]
+            found += islice(vectors, len(one.images))
+            answers.append(np.array(found, np.float32).reshape(-1, embedder.dim))
+        return answers
 
 
 def _in_padded_batches(

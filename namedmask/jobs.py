@@ -21,7 +21,15 @@ from namedmask import schema
 from namedmask.categories import category_set_of
 from namedmask.config import Config
 from namedmask.errors import InputError, TooManyFailuresError
-from namedmask.ledger import Ledger, open_run, read_json, settings_of, write_file, write_json
+from namedmask.ledger import (
+    Ledger,
+    digest,
+    open_run,
+    read_json,
+    settings_of,
+    write_file,
+    write_json,
+)
 from namedmask.progress import Progress
 from namedmask.stores import EMBEDDINGS, IMAGES
 from namedmask.waves import Stage
@@ -32,7 +40,7 @@ VERBS = ("embed", "build", "refine", "train", "evaluate")
 DEPENDS_ON: dict[str, tuple[str, ...]] = {
     "embed": ("metadata", "fetch", "embed", "run.wave_rows"),
     "images": ("fetch", "faces", "saliency", "bilateral"),
-    "build": ("categories", "retrieve"),
+    "build": ("categories.templates", "retrieve"),
     "refine": ("experts", "augment", "segmenter", "run.seed"),
     "train": ("train", "augment", "segmenter", "experts.enabled", "run.seed"),
     "evaluate": ("evaluate",),
@@ -41,6 +49,12 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
 
 `images` is no verb but a store of the verb build, which a failed build may leave to the next.
 """
+
+CONTENT = ("build", "refine", "train", "evaluate")
+"""Verbs that have work again when the categories change, other than their templates."""
+
+BOUND = ("embed", "images", "build", "refine")
+"""Verbs whose units for the categories as they were are of use for the categories as they are."""
 
 
 STORES = {"embed": EMBEDDINGS, "images": IMAGES}
@@ -98,17 +112,26 @@ class Job:
             self.seconds[stage] += time.perf_counter() - began
 
     def settings(self, verb: str) -> dict[str, Any]:
-        """Return the settings that `verb` depends on, a category set spelled out."""
-        settings = settings_of(self.config, DEPENDS_ON[verb])
-        if verb == "build":
-            category_set = category_set_of(self.config.categories)
-            settings["categories.names"] = list(category_set.names)
-            settings["categories.queries"] = list(category_set.queries)
-        return settings
+        """Return the settings that `verb` depends on."""
+        return settings_of(self.config, DEPENDS_ON[verb])
 
-    def start(self, verb: str) -> None:
-        """Bind the run folder to this verb's settings; called when its first write is due."""
-        self.ledger.start(verb, self.settings(verb), STORES.get(verb, ""))
+    def content(self, verb: str) -> str:
+        """Return a digest of the categories, spelled out, for a verb that depends on them."""
+        if verb not in CONTENT:
+            return ""
+        category_set = category_set_of(self.config.categories)
+        each = self.config.tree()["categories"]["each"]
+        return digest([json.dumps([category_set.names, category_set.queries, each])])
+
+    def finished(self, verb: str) -> dict[str, Any] | None:
+        """Return what `verb` ended with here, None when it has work; raises as Ledger.finished."""
+        bound = verb in BOUND
+        return self.ledger.finished(verb, self.settings(verb), self.content(verb), bound=bound)
+
+    def start(self, verb: str) -> bool:
+        """Bind the run folder to this verb before its first write; True if it was not."""
+        store = STORES.get(verb, "")
+        return self.ledger.start(verb, self.settings(verb), store, self.content(verb))
 
 
 def run_verb(
@@ -129,12 +152,12 @@ def run_verb(
     with open_run(config.run.out) as ledger:
         job = Job(config, ledger, progress)
         for needed in verbs_before(verb, config):
-            if ledger.finished(needed, job.settings(needed)) is None:
+            if job.finished(needed) is None:
                 raise InputError(
                     f"run folder {ledger.folder} has no finished '{needed}', which '{verb}' builds "
                     f"on. Run 'namedmask {needed}' with this run file first."
                 )
-        done = ledger.finished(verb, job.settings(verb))
+        done = job.finished(verb)
         if done is not None:
             return {"skipped": True, **done}
         write_file(ledger.folder / "run.toml", to_toml(config).encode())
@@ -163,9 +186,15 @@ def to_toml(config: Config) -> str:
     """Return the config as a run file; text, numbers, flags and lists are written as in JSON."""
     lines = []
     for section, keys in config.tree().items():
-        values = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
-        lines += [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
+        lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items()), ""]
     return "\n".join(lines).replace("\x7f", "\\u007f")  # the one character that JSON lets through
+
+
+def _toml(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    pairs = (f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
+    return f"{{{', '.join(pairs)}}}"
 
 
 class Failures:

@@ -33,7 +33,7 @@ from namedmask.storage import Place
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
-STORES = ("embeddings", "images", "refined", "experts")
+STORES = ("embeddings", "offers", "images", "refined", "experts")
 """Folders of a run whose every file is named by a commit record."""
 
 SPEED_ONLY = (
@@ -74,10 +74,15 @@ class Ledger:
         self.folder = folder
         self._run = _read_run(folder)
 
-    def finished(self, verb: str, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    def finished(
+        self, verb: str, settings: Mapping[str, Any], content: str = "", *, bound: bool = True
+    ) -> dict[str, Any] | None:
         """Return what `verb` ended with, None when it is not finished.
 
-        `settings` are its flat settings; see `settings_of`.
+        Args:
+            settings: its flat settings; see `settings_of`.
+            content: digest of what may change from one time to the next: then it has work again.
+            bound: what it wrote for another content is of use for this one, so its settings hold.
 
         Raises:
             ConfigError: the verb has written something here with other settings.
@@ -85,19 +90,29 @@ class Ledger:
         entry = self._verbs.get(verb)
         if entry is None or self._is_void(entry):
             return None
-        self._refuse_others(verb, entry["settings"], settings)
+        is_same = entry["content"] == content
+        if is_same or bound:
+            self._refuse_others(verb, entry["settings"], settings)
         records = {store: len(_records(self.folder / store)) for store in entry["units"]}
-        return dict(entry["result"]) if entry["finished"] and entry["units"] == records else None
+        is_finished = is_same and entry["finished"] and entry["units"] == records
+        return dict(entry["result"]) if is_finished else None
 
-    def start(self, verb: str, settings: Mapping[str, Any], store: str = "") -> None:
-        """Bind the folder to these settings; called before the first write of `verb`.
+    def start(
+        self, verb: str, settings: Mapping[str, Any], store: str = "", content: str = ""
+    ) -> bool:
+        """Bind the folder to these settings, before the first write of `verb`; True if it was not.
 
         With `store`, the bond is void as long as no unit of that store is committed.
         """
-        if verb not in self._verbs or self._is_void(self._verbs[verb]):
-            entry = {"settings": dict(settings), "finished": False, "units": {}, "store": store}
-            self._verbs[verb] = entry
+        entry = self._verbs.get(verb)
+        is_new = entry is None or self._is_void(entry) or entry["content"] != content
+        if is_new:
+            self._verbs[verb] = {
+                "settings": dict(settings), "finished": False, "units": {}, "store": store,
+                "content": content,
+            }  # fmt: skip
             self._save()
+        return is_new
 
     def finish(self, verb: str, result: Mapping[str, Any], store: str = "") -> None:
         """Record that `verb` is done, and what it ended with (plain values).
@@ -107,21 +122,6 @@ class Ledger:
         units = {store: len(_records(self.folder / store))} if store else {}
         self._verbs[verb].update(finished=True, result=dict(result), units=units)
         self._save()
-
-    def commit(
-        self,
-        store: str,
-        unit: str,
-        files: Mapping[str, Content],
-        *,
-        rows: int,
-        counts: Mapping[str, int],
-        input_digest: str = "",
-    ) -> Commit:
-        """Return the record of a unit, once its files are written; see `write_unit`."""
-        return write_unit(
-            self.folder, store, unit, files, rows=rows, counts=counts, input_digest=input_digest
-        )
 
     def commits(self, store: str) -> dict[str, Commit]:
         """Return the committed units of a store, by name in ascending order.

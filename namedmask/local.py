@@ -82,7 +82,7 @@ class PlainLoop:
             checkpoint_every=config.train.checkpoint_every, on_step=on_step,
         )  # fmt: skip
         save_checkpoint(
-            folder / CHECKPOINT, model, name=config.segmenter.name, names=archive.names,
+            folder / CHECKPOINT, model, name=config.segmenter.name, names=archive.label_names,
             step=config.train.iterations,
         )  # fmt: skip
         (folder / TRAINING).unlink(missing_ok=True)

@@ -22,16 +22,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from namedmask import schema
-from namedmask.categories import CategorySet
 from namedmask.errors import InputError
 
 PENDING = "pending"
 """Status of a candidate that nobody has fetched and judged yet."""
 
 NEAR_DUPLICATE = "near_duplicate"
+
+HAS_FACE = "has_face"
 
 SURPLUS = "surplus"
 """Status of a good candidate that came after the archive was full."""
@@ -147,41 +149,31 @@ def _absorb(best_scores: np.ndarray, best_rows: np.ndarray, scores: np.ndarray, 
         best_scores[query], best_rows[query] = merged[order], rows[order]
 
 
-def candidates_table(
-    category_set: CategorySet,
-    scores: np.ndarray,
-    rows: np.ndarray,
-    sample_ids: Sequence[str],
-    urls: Sequence[str],
-) -> pa.Table:
-    """Return one pending candidate (schema.CANDIDATES) for each entry of a top-k answer.
+def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False) -> list[list[int]]:
+    """Return for each vector the better-ranked ones at least `cosine` close, ascending.
 
     Args:
-        scores, rows: (C, k) as `exact_top_k` returns them, in the order of the category set.
-        sample_ids, urls: of every scanned row; indexed by the entries of `rows`.
+        vectors: (N, D) float32, unit L2 norm, in the order of their ranks.
+        chained: what is close to something close counts as well, and only the best-ranked of each
+            such connected component is named. Method: so; it depends on the length of the list.
     """
-    count, k = rows.shape
-    flat = rows.ravel().tolist()
-    columns = {
-        "category": np.repeat(np.array(category_set.names, object), k),
-        "label_id": np.repeat(np.arange(1, count + 1, dtype=np.uint16), k),
-        "rank": np.tile(np.arange(k, dtype=np.int32), count),
-        "score": scores.ravel(),
-        "sample_id": [sample_ids[row] for row in flat],
-        "url": [urls[row] for row in flat],
-        "status": [PENDING] * len(flat),
-        "duplicate_of": [None] * len(flat),
-    }
-    arrays = [pa.array(columns[field.name], field.type) for field in schema.CANDIDATES]
-    return pa.Table.from_arrays(arrays, schema=schema.CANDIDATES)
+    close = np.tril(vectors @ vectors.T >= cosine, -1)
+    if not chained:
+        return [np.flatnonzero(row).tolist() for row in close]
+    _, component = connected_components(csr_matrix(close), directed=False)
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
+    heads = first[inverse].tolist()
+    return [[head] if head != rank else [] for rank, head in enumerate(heads)]
 
 
 def pick_archive(
     sample_ids: Sequence[str],
-    embeddings: np.ndarray,
+    neighbors: Sequence[Sequence[int]],
     verdicts: Mapping[str, str],
     size: int,
-    cosine: float,
+    *,
+    chained: bool = False,
+    replenish_faces: bool = True,
 ) -> list[tuple[str, str | None]]:
     """Return each candidate's status, and the candidate it duplicates, for one category.
 
@@ -190,33 +182,41 @@ def pick_archive(
 
     Args:
         sample_ids: the candidates in the order of their ranks.
-        embeddings: (N, D) float32, unit L2 norm, in the same order.
+        neighbors: of each candidate, as `near_neighbors` returns them.
         verdicts: what fetching and checking found: `ok` or the reason against; absent where
             nobody looked yet.
         size: images wanted.
-        cosine: candidates at least this close are near duplicates.
+        chained: a candidate with a neighbor is a near duplicate whatever became of that one, as in
+            the method.
+        replenish_faces: an image with a face makes room for the next one. Method: no, it leaves a
+            gap in the archive.
 
     Returns:
         (status, duplicate_of), ranks ascending; the status is `ok` in the archive, the verdict
         where it speaks against, `near_duplicate`, `surplus`, or `pending` where a candidate would
         be accepted but has no verdict. Answers below a pending one may still change.
     """
-    close = embeddings @ embeddings.T >= cosine
-    blocker = np.full(len(sample_ids), -1)
+    is_accepted = np.zeros(len(sample_ids), bool)
     answers: list[tuple[str, str | None]] = []
-    accepted = 0
+    places = 0
     for rank, sample_id in enumerate(sample_ids):
         verdict = verdicts.get(sample_id, PENDING)
-        if verdict not in (schema.OK, PENDING):
-            answers.append((verdict, None))
-        elif blocker[rank] >= 0:
-            answers.append((NEAR_DUPLICATE, sample_ids[blocker[rank]]))
-        else:
-            blocker[close[rank] & (blocker < 0)] = rank
-            full = accepted >= size
-            answers.append((SURPLUS if full and verdict == schema.OK else verdict, None))
-            accepted += 1
+        near = neighbors[rank] if chained else [one for one in neighbors[rank] if is_accepted[one]]
+        leaves_gap = verdict == HAS_FACE and not replenish_faces
+        if near and (leaves_gap or verdict in (schema.OK, PENDING)):
+            answers.append((NEAR_DUPLICATE, sample_ids[near[0]]))
+            continue
+        is_accepted[rank] = verdict in (schema.OK, PENDING)
+        full = places >= size and verdict == schema.OK
+        answers.append((SURPLUS if full else verdict, None))
+        places += bool(is_accepted[rank]) or leaves_gap
     return answers
+
+
+def gaps(statuses: Sequence[str], size: int) -> int:
+    """Return how many of the first `size` places are lost to faces that are not replaced."""
+    places = [one for one in statuses if one in (schema.OK, PENDING, SURPLUS, HAS_FACE)]
+    return places[:size].count(HAS_FACE)
 
 
 def next_to_try(

@@ -7,143 +7,36 @@ equal verdicts end in equal archives, however often the work was cut off in betw
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from namedmask import schema
-from namedmask.categories import CategorySet
 from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
-from namedmask.retrieve import (
-    NEAR_DUPLICATE,
-    PENDING,
-    SURPLUS,
-    candidates_table,
-    exact_top_k,
-    next_to_try,
-    pick_archive,
-)
-from namedmask.storage import Place
-from namedmask.stores import EmbeddingStore, read_vectors
+from namedmask.offers import Offer
+from namedmask.retrieve import NEAR_DUPLICATE, PENDING, SURPLUS, gaps, next_to_try
 
 UNTRIED = "untried"
 """Status of a candidate that no round came to: its archive was full, or the rounds were over."""
 
-VIOLENT = "violent"
-"""Status of a candidate too close to the text that describes violence."""
-
 Look = Callable[[list[str]], Mapping[str, str]]
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What one category may choose from, best-ranked first."""
-
-    sample_ids: list[str]
-    vectors: np.ndarray  # (k, D) float32, unit L2 norm
-
-    def pick(
-        self, verdicts: Mapping[str, str], config: RetrieveConfig
-    ) -> list[tuple[str, str | None]]:
-        """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
-        return pick_archive(
-            self.sample_ids,
-            self.vectors,
-            verdicts,
-            config.archive_size,
-            config.near_duplicate_cosine,
-        )
-
-
-@dataclass(frozen=True)
-class Offers:
-    """The candidates of all categories (schema.CANDIDATES, by label and rank) and their vectors."""
-
-    candidates: pa.Table
-    index: np.ndarray  # (C, k) int64: row of `vectors` of each candidate
-    vectors: np.ndarray  # (U, D) float32, unit L2 norm; an image two categories share is there once
-
-    def __iter__(self) -> Iterator[Offer]:
-        ids = self.candidates["sample_id"].to_pylist()
-        k = self.index.shape[1]
-        for number, rows in enumerate(self.index):
-            yield Offer(ids[number * k : (number + 1) * k], self.vectors[rows])
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """Files of vectors that follow one another, and the number of their first row."""
-
-    paths: Sequence[Place]
-    first: int
-
-
-def file_parts(store: EmbeddingStore, count: int) -> list[FilePart]:
-    """Return the store's files cut into at most `count` parts of about as many files."""
-    files = [(path, first) for path, first, rows in store.files() if rows]
-    size = max(1, math.ceil(len(files) / count))
-    cut = [files[start : start + size] for start in range(0, len(files), size)]
-    return [FilePart([path for path, _ in part], part[0][1]) for part in cut] or [FilePart([], 0)]
-
-
-class TopK:
-    """The best rows of some files for all queries; see retrieve.exact_top_k."""
-
-    def __init__(self, queries: np.ndarray, k: int) -> None:
-        self._queries, self._k = queries, k
-
-    def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
-        return exact_top_k(map(read_vectors, part.paths), self._queries, self._k, part.first)
-
-
-def offers_of(
-    store: EmbeddingStore, category_set: CategorySet, scores: np.ndarray, rows: np.ndarray
-) -> Offers:
-    """Return what each category may choose from: the rows (C, k) int64 that were found best.
-
-    Raises:
-        InputError: a vector cannot be used.
-    """
-    unique, index = np.unique(rows, return_inverse=True)
-    index = index.reshape(rows.shape)
-    sample_ids, urls, vectors = store.take(unique)
-    candidates = candidates_table(category_set, scores, index, sample_ids, urls)
-    return Offers(candidates, index, vectors)
-
-
-def violent(offers: Offers, texts: np.ndarray, cosine: float) -> dict[str, str]:
-    """Return the verdict `violent` on each candidate at least `cosine` close to one of `texts`.
-
-    `texts`: (T, D) float32, unit L2 norm; with none there is none. Differs: LAION's detector is two
-    learned prompts.
-    """
-    close = (offers.vectors @ texts.T >= cosine).any(axis=1)
-    ids = offers.candidates["sample_id"].to_numpy()
-    return dict.fromkeys(ids[close[offers.index.ravel()]].tolist(), VIOLENT)
-
-
-def fill_archives(
-    offers: Offers, config: RetrieveConfig, look: Look, known: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """Return the verdicts on the images tried until archives are full or the rounds are over.
-
-    `known` verdicts come from the vectors alone: those images are not tried.
-    """
-    verdicts = dict(known or {})
+def fill_archives(offers: Sequence[Offer], config: RetrieveConfig, look: Look) -> dict[str, str]:
+    """Return the verdicts on the images tried until archives are full or the rounds are over."""
+    verdicts: dict[str, str] = {}
     for _ in range(1 + config.top_up_rounds):
         wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
         for offer in offers:
             statuses = [status for status, _ in offer.pick(verdicts, config)]
-            rate = _pass_rate(offer.sample_ids, statuses, verdicts)
-            ranks = next_to_try(statuses, config.archive_size, rate, config.overfetch)
+            rate = _pass_rate(offer, statuses, verdicts)
+            size = config.archive_size
+            if not config.replenish_faces:
+                size -= gaps(statuses, size)
+            ranks = next_to_try(statuses, size, rate, config.overfetch)
             wanted.update((offer.sample_ids[rank], None) for rank in ranks)
         if not wanted:
             break
@@ -151,37 +44,38 @@ def fill_archives(
     return verdicts
 
 
-def settle(offers: Offers, verdicts: Mapping[str, str], config: RetrieveConfig) -> pa.Table:
-    """Return the candidates with their final statuses; those never tried are `untried`."""
-    statuses: list[str] = []
-    duplicates: list[str | None] = []
-    for offer in offers:
-        for status, duplicate_of in _settled(offer, verdicts, config):
-            statuses.append(status)
-            duplicates.append(duplicate_of)
-    table = offers.candidates
-    for name, values in (("status", statuses), ("duplicate_of", duplicates)):
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, pa.array(values, schema.TYPES[name]))
-    return table
+def settle(offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig) -> pa.Table:
+    """Return the candidates of a category (schema.CANDIDATES) with their final statuses.
+
+    Those that were never tried are `untried`.
+    """
+    settled = _settled(offer, verdicts, config)
+    statuses, duplicates = [one for one, _ in settled], [one for _, one in settled]
+    count = len(offer.sample_ids)
+    values = (
+        [offer.label.name] * count, [offer.label.label_id] * count, range(count), offer.scores,
+        offer.sample_ids, offer.urls, statuses, duplicates,
+    )  # fmt: skip
+    arrays = [
+        pa.array(value, kind) for value, kind in zip(values, schema.CANDIDATES.types, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema.CANDIDATES)
 
 
-def accepted(candidates: pa.Table, category_set: CategorySet) -> Iterator[pa.Table]:
-    """Yield the candidates that make up the archive of each category, ascending rank."""
-    good = candidates.filter(pc.equal(candidates["status"], schema.OK))
-    for name in category_set.names:
-        yield good.filter(pc.equal(good["category"], name))
+def candidate_funnel(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """Return candidates_in, candidates_by_status and, for each category, its counts by status.
 
-
-def candidate_funnel(candidates: pa.Table, category_set: CategorySet) -> dict[str, Any]:
-    """Return candidates_in, candidates_by_status and, for each category, its counts by status."""
-    names, statuses = candidates["category"].to_pylist(), candidates["status"].to_pylist()
-    by_category: dict[str, dict[str, int]] = {name: {} for name in category_set.names}
-    for (name, status), count in Counter(zip(names, statuses, strict=True)).most_common():
-        by_category[name][status] = count
+    `tables` are the settled candidates by category.
+    """
+    by_category = {
+        name: schema.counts_by_status(table["status"].to_pylist()) for name, table in tables.items()
+    }
+    total: Counter[str] = Counter()
+    for counts in by_category.values():
+        total.update(counts)
     return {
-        "candidates_in": len(statuses),
-        "candidates_by_status": schema.counts_by_status(statuses),
+        "candidates_in": total.total(),
+        "candidates_by_status": schema.counts_by_status(total.elements()),
         "by_category": by_category,
     }
 
@@ -217,17 +111,15 @@ def _settled(
         final.update(dict.fromkeys(pending, UNTRIED))
 
 
-def _pass_rate(
-    sample_ids: Sequence[str], statuses: Sequence[str], verdicts: Mapping[str, str]
-) -> float:
+def _pass_rate(offer: Offer, statuses: Sequence[str], verdicts: Mapping[str, str]) -> float:
     """Return the share of tried candidates that were accepted, 1 before any was tried.
 
-    What the vectors tell is left out: such candidates are not tried.
+    What is known without a try, from the vectors or the config, is left out.
     """
     tried = [
         status
-        for sample_id, status in zip(sample_ids, statuses, strict=True)
-        if sample_id in verdicts and status not in (NEAR_DUPLICATE, VIOLENT)
+        for sample_id, status in zip(offer.sample_ids, statuses, strict=True)
+        if sample_id in verdicts and sample_id not in offer.own and status != NEAR_DUPLICATE
     ]
     good = sum(status in (schema.OK, SURPLUS) for status in tried)
     return good / len(tried) if tried else 1.0

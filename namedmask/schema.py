@@ -50,6 +50,7 @@ TYPES: dict[str, pa.DataType] = {
     "rank": pa.int32(),  # 0 is the most similar
     "score": pa.float32(),  # cosine with the category's text feature
     "duplicate_of": pa.string(),  # sample_id of the better-ranked accepted candidate, or null
+    "neighbors": pa.list_(pa.int32()),  # better ranks of the same category that it nearly equals
     "num_faces": pa.int32(),
     "saliency": pa.binary(),  # PNG, 8 bit, (H, W): saliency map × 255
     "mask": pa.binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
@@ -68,6 +69,7 @@ EMBEDDINGS = columns(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )
 ROW_TOMBSTONES = columns("sample_id", "url", "status")
+OFFERS = columns("rank", "score", "sample_id", "url", "status", "neighbors")
 CANDIDATES = columns(
     "category", "label_id", "rank", "score", "sample_id", "url", "status", "duplicate_of"
 )

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.errors import SchemaError
-from namedmask.ledger import Commit, Ledger, read_parquet, write_unit
+from namedmask.ledger import Commit, Ledger, digest, read_parquet, write_unit
 from namedmask.storage import Place
 
 EMBEDDINGS = "embeddings"
@@ -49,6 +49,11 @@ class EmbeddingStore:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    def digest(self) -> str:
+        """Return one sha256, hex, over all files of vectors."""
+        commits = self._ledger.commits(EMBEDDINGS).values()
+        return digest(file["sha256"] for commit in commits for file in commit.files.values())
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield the vectors of each wave that has any, (N, D) float32, unit L2 norm.

@@ -6,51 +6,46 @@ ends with the same rows; run again when finished, it does nothing and says `skip
 
 A verb says what is to be done; an executor does it (executor.py).
 
-The run folder: `embeddings` and `images` (see stores.py), `candidates.parquet` and `funnels.json`
+The run folder: `embeddings` and `images` (see stores.py), `offers` (what each category may choose
+from), `labels.json` (label ids), `candidates.parquet` and `funnels.json`
 (what became of everything), `archive`, `refined` and `experts`, `segmenter/checkpoint.pt`,
 `evaluation.json` (with label maps in `evaluation`), and beside them `run.toml` (the config),
 `run.json` (what is finished) and `timings.json` (seconds by stage).
 
-Memory: one vector a candidate, beside what the executor needs.
+Memory: some numbers a candidate, the vectors of a group of categories (offers.GROUP), and what the
+executor needs.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from namedmask import schema
-from namedmask.archive import REFINED, Archive, write_archive
+from namedmask.archive import REFINED, Accepted, Archive, write_archive
 from namedmask.benchmarks import open_benchmark
-from namedmask.categories import CategorySet, category_set_of, templates_of
+from namedmask.categories import category_set_of
 from namedmask.config import Config
-from namedmask.embed import TextSide
+from namedmask.embed import AskSide, Wording
 from namedmask.errors import InputError
 from namedmask.evaluate import open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
 from namedmask.jobs import Failures, Job, run_verb
-from namedmask.ledger import Commit, write_file, write_json
+from namedmask.labels import Label, assign_labels, read_labels, write_labels
+from namedmask.ledger import Commit, digest, row_hashes, write_file, write_json
 from namedmask.local import PlainLoop
+from namedmask.offers import OFFERS, Offer, TopK, asks_of, file_parts, read_offer, write_offers
 from namedmask.progress import Progress, Step
 from namedmask.retrieve import merge_top_k
-from namedmask.rounds import (
-    TopK,
-    accepted,
-    candidate_funnel,
-    file_parts,
-    fill_archives,
-    offers_of,
-    refuse_empty_archives,
-    settle,
-    violent,
-)
-from namedmask.segmenter import CHECKPOINT, load_checkpoint
+from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
+from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
 from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
 from namedmask.waves import Wave, digest_of
 
@@ -170,28 +165,21 @@ def _write_row_funnel(job: Job) -> dict[str, Any]:
 
 def _build(executor: Executor, job: Job) -> dict[str, Any]:
     config, folder = job.config, job.ledger.folder
-    category_set = category_set_of(config.categories)
-    vectors = EmbeddingStore(job.ledger)
-    with job.clock("retrieve"), job.progress.step("retrieve", len(category_set.names)) as step:
-        queries, violence = _text_side(executor, job, category_set)
-        make = partial(TopK, queries, config.retrieve.candidates)
-        found = executor.map(job, "retrieve", make, file_parts(vectors, executor.parts))
-        offers = offers_of(vectors, category_set, *merge_top_k(found, config.retrieve.candidates))
-        known = violent(offers, violence, config.retrieve.violence_cosine)
-        step.advance(len(category_set.names))
-    judge = Judge(executor, job, offers.candidates)
-    verdicts = fill_archives(offers, config.retrieve, judge, known)
+    known = read_labels(folder)
+    labels = assign_labels(known, category_set_of(config.categories))
+    offers = _offers(executor, job, labels)
+    judge = Judge(executor, job, offers)
+    verdicts = fill_archives(offers, config.retrieve, judge)
     with job.clock("archive"):
-        candidates = settle(offers, verdicts, config.retrieve)
-        funnel = candidate_funnel(candidates, category_set)
-        write_file(folder / "candidates.parquet", candidates)
+        settled = {offer.label: settle(offer, verdicts, config.retrieve) for offer in offers}
+        funnel = candidate_funnel({label.name: table for label, table in settled.items()})
+        write_file(folder / "candidates.parquet", pa.concat_tables(settled.values()))
         write_json(folder / "funnels.json", _write_row_funnel(job) | funnel)
         refuse_empty_archives(funnel["by_category"])
         job.start("build")
-        tables = map(judge.store.entries, accepted(candidates, category_set))
-        archive = write_archive(
-            folder / "archive", category_set, tables, config.retrieve.archive_size
-        )
+        write_labels(folder, known, labels)
+        chosen = (judge.accepted(label, table) for label, table in settled.items())
+        archive = write_archive(folder / "archive", chosen, config.retrieve.archive_size)
     kept = {category.name: category.count for category in archive.categories}
     short = {name: count for name, count in kept.items() if count < config.retrieve.archive_size}
     by_category = funnel.pop("by_category")
@@ -202,33 +190,46 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     }
 
 
-def _text_side(
-    executor: Executor, job: Job, category_set: CategorySet
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors of the queries, (C, D), and of the violence text, (0 or 1, D)."""
-    config = job.config
-    violence = [config.retrieve.violence_text] if config.retrieve.violence_text else []
-    texts = [(category_set.queries, templates_of(config.categories)), (violence, ("{}",))]
-    ((queries, violent_ones),) = executor.map(
-        job, "embed", partial(TextSide, config.embed), [texts]
-    )
-    return queries, violent_ones
+def _offers(executor: Executor, job: Job, labels: Sequence[Label]) -> list[Offer]:
+    """Return what each category may choose from; only those not asked for before are looked for."""
+    config, folder = job.config, job.ledger.folder
+    store = EmbeddingStore(job.ledger)
+    asks = asks_of(labels, config, store.digest())
+    there = job.ledger.commits(OFFERS)
+    job.ledger.sweep(OFFERS)
+    new = list({ask.unit: ask for ask in asks if ask.unit not in there}.values())
+    with job.clock("retrieve"), job.progress.step("retrieve", len(asks)) as step:
+        step.advance(len(asks) - len(new))
+        if new:
+            text = config.retrieve.violence_text
+            wordings = [*(ask.wording for ask in new), Wording([text] if text else [], ("{}",))]
+            sides = executor.map(job, "embed", partial(AskSide, config.embed), [wordings])
+            *vectors, violence = next(iter(sides))
+            asked = [(ask, *ask.vectors(one)) for ask, one in zip(new, vectors, strict=True)]
+            k = config.retrieve.candidates
+            make = partial(TopK, np.stack([query for _, query, _ in asked]), k)
+            found = executor.map(job, "retrieve", make, file_parts(store, executor.parts))
+            best = merge_top_k(found, k)
+            job.start("build")
+            for _ in write_offers(folder, store, asked, best, config.retrieve, violence):
+                step.advance()
+    return [read_offer(folder, ask) for ask in asks]
 
 
 class Judge:
     """Fetches and checks images, each once in the life of a run folder; a rounds.Look."""
 
-    def __init__(self, executor: Executor, job: Job, candidates: pa.Table) -> None:
+    def __init__(self, executor: Executor, job: Job, offers: Sequence[Offer]) -> None:
         self._executor, self._job = executor, job
-        self._urls = dict(
-            zip(candidates["sample_id"].to_pylist(), candidates["url"].to_pylist(), strict=True)
-        )
+        self._urls: dict[str, str] = {}
+        for offer in offers:
+            self._urls.update(zip(offer.sample_ids, offer.urls, strict=True))
         enabled = {"faces": job.config.faces.enabled, "bilateral": job.config.bilateral.enabled}
         stages = ("fetch", "faces", "saliency", "bilateral")
         self._stages = tuple(name for name in stages if enabled.get(name, True))
         self._failures = Failures(job.config.run.max_failure_share)
         if job.ledger.commits(IMAGES):
-            job.ledger.finished("images", job.settings("images"))
+            job.finished("images")  # refuses other settings
         job.ledger.sweep(IMAGES)
         self.store = ImageStore(job.ledger)
 
@@ -243,6 +244,12 @@ class Judge:
                 self.store.remember(written.unit, written.verdicts)
                 self._failures.add(written.tried, written.counts)
         return {one: self.store.verdicts[one] for one in sample_ids}
+
+    def accepted(self, label: Label, candidates: pa.Table) -> Accepted:
+        """Return what makes up the archive of a category, of its settled candidates."""
+        good = candidates.filter(pc.equal(candidates["status"], schema.OK))
+        digested = digest(row_hashes(good, good.column_names))
+        return Accepted(label, digested, partial(self.store.entries, good))
 
     def _wave(self, sample_ids: list[str]) -> Wave:
         urls = [self._urls[one] for one in sample_ids]
@@ -263,7 +270,8 @@ def _train(executor: Executor, job: Job) -> dict[str, Any]:
     archive = Archive.open(job.ledger.folder / "archive")
     steps = job.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
-    job.start("train")
+    if job.start("train"):  # what is left of another training is none of this
+        (job.ledger.folder / TRAINING).unlink(missing_ok=True)
     with job.clock("train"), job.progress.step("train", steps) as step:
         done = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from namedmask import images, ledger, schema
-from namedmask.archive import Archive, ArchiveSamples, stem, write_archive
+from namedmask.archive import Accepted, Archive, ArchiveSamples, stem, write_archive
 from namedmask.categories import CategorySet
 from namedmask.errors import InputError, SchemaError
+from namedmask.labels import Label
 
 CATEGORIES = CategorySet("two", ("crane bird", "mug"), ("crane (bird)", "mug"))
 
@@ -51,10 +53,24 @@ def entries_of(label_id: int, seeds: range) -> pa.Table:
     return pa.Table.from_pylist(rows, schema.ARCHIVE)
 
 
+def accepted(*tables: pa.Table) -> list[Accepted]:
+    """Return what makes up the archives of the first categories."""
+    return [
+        Accepted(Label(label_id, name, query), digest_of(table), lambda table=table: table)
+        for label_id, (name, query, table) in enumerate(
+            zip(CATEGORIES.names, CATEGORIES.queries, tables, strict=False), start=1
+        )
+    ]
+
+
+def digest_of(table: pa.Table) -> str:
+    return ledger.digest(ledger.row_hashes(table, table.column_names))
+
+
 def write(folder: Path) -> Archive:
     """Write an archive of 19 and 5 entries; the pictures 17 and 18 serve both categories."""
-    tables = iter([entries_of(1, range(19)), entries_of(2, range(17, 22))])
-    return write_archive(folder, CATEGORIES, tables, wanted=20)
+    both = accepted(entries_of(1, range(19)), entries_of(2, range(17, 22)))
+    return write_archive(folder, both, wanted=20)
 
 
 def write_refined(archive: Archive, name: str) -> None:
@@ -82,7 +98,7 @@ def test_archive_written_is_read_back_with_its_manifest(tmp_path: Path) -> None:
     assert (first.count, first.wanted) == (19, 20)
     manifest = json.loads((tmp_path / "archive" / "manifest.json").read_text())
     assert manifest["format_version"] == schema.FORMAT_VERSION
-    assert manifest["names"] == list(CATEGORIES.names)
+    assert [row["name"] for row in manifest["categories"]] == list(CATEGORIES.names)
 
 
 def test_archive_of_equal_entries_has_equal_bytes(tmp_path: Path) -> None:
@@ -94,25 +110,38 @@ def test_archive_of_equal_entries_has_equal_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_archive_written_over_another_leaves_no_file_of_it(tmp_path: Path) -> None:
-    write(tmp_path)
-    only_mugs = CategorySet("one", ("mug",), ("mug",))
-    table = entries_of(1, range(3))
-    place = table.schema.get_field_index("category")
-    table = table.set_column(place, "category", pa.array(["mug"] * 3))
-    write_archive(tmp_path, only_mugs, [table], wanted=3)
+def test_archive_without_a_category_keeps_the_labels_of_the_others(tmp_path: Path) -> None:
+    birds, mugs = accepted(entries_of(1, range(19)), entries_of(2, range(17, 22)))
+    write_archive(tmp_path, [birds, mugs], wanted=20)
+    write_archive(tmp_path, [mugs], wanted=20)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["00001-mug.parquet", "manifest.json"]
-    assert Archive.open(tmp_path, verify=True).names == ("mug",)
+    assert names == ["00002-mug.parquet", "manifest.json"]
+    archive = Archive.open(tmp_path, verify=True)
+    assert archive.names == ("mug",)
+    assert archive.num_labels == 3
+    assert archive.label_names == ("(removed 1)", "mug")
+    labels = [archive.samples(refined=False)[index][1].max() for index in range(5)]
+    assert set(labels) == {2}
+
+
+def test_archive_written_again_touches_only_what_changed(tmp_path: Path) -> None:
+    write(tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    birds, mugs = accepted(entries_of(1, range(19)), entries_of(2, range(16, 22)))
+    birds = replace(birds, entries=lambda: pytest.fail("read though nothing changed"))
+    archive = write_archive(tmp_path, [mugs, birds], wanted=20)
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.parquet")}
+    assert [name for name in after if after[name] != before[name]] == ["00002-mug.parquet"]
+    assert [category.count for category in archive.categories] == [19, 6]
 
 
 def test_archive_cut_off_before_its_manifest_is_none(tmp_path: Path) -> None:
-    def tables():
-        yield entries_of(1, range(2))
+    def killed() -> pa.Table:
         raise RuntimeError("killed")
 
+    birds, mugs = accepted(entries_of(1, range(2)), entries_of(2, range(2)))
     with pytest.raises(RuntimeError, match="killed"):
-        write_archive(tmp_path, CATEGORIES, tables(), wanted=2)
+        write_archive(tmp_path, [birds, replace(mugs, entries=killed)], wanted=2)
     with pytest.raises(InputError, match=r"holds no archive: manifest\.json is missing"):
         Archive.open(tmp_path)
 
@@ -120,7 +149,7 @@ def test_archive_cut_off_before_its_manifest_is_none(tmp_path: Path) -> None:
 def test_archive_entries_without_a_column_are_refused(tmp_path: Path) -> None:
     table = entries_of(1, range(2)).drop_columns(["mask"])
     with pytest.raises(SchemaError, match="column 'mask' missing at the archive of 'crane bird'"):
-        write_archive(tmp_path, CATEGORIES, [table, entries_of(2, range(2))], wanted=2)
+        write_archive(tmp_path, accepted(table), wanted=2)
 
 
 def test_archive_of_a_newer_format_is_refused(tmp_path: Path) -> None:
@@ -209,8 +238,8 @@ def test_archive_refined_masks_of_other_images_are_refused(tmp_path: Path) -> No
     archive = write(tmp_path / "archive")
     for name in archive.names:
         write_refined(archive, name)
-    tables = [entries_of(1, range(1, 20)), entries_of(2, range(17, 22))]
-    archive = write_archive(tmp_path / "archive", CATEGORIES, tables, wanted=20)
+    others = accepted(entries_of(1, range(1, 20)), entries_of(2, range(17, 22)))
+    archive = write_archive(tmp_path / "archive", others, wanted=20)
     with pytest.raises(InputError, match="holds masks of other images"):
         archive.samples(refined=True)
 

@@ -13,12 +13,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "s3_client", "s3", "storage", "locks", "config", "progress", "ahead"),
+    ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
+     "config", "progress", "ahead"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
-     "selfmask", "archive", "ledger", "stores"),
+     "selfmask", "labels", "archive", "ledger", "stores"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
-    ("waves", "rounds", "jobs", "executor", "train", "experts", "refine", "benchmarks", "baselines",
-     "evaluate", "predict", "report", "plan", "inspection", "doctor", "scorecard"),
+    ("waves", "offers", "rounds", "jobs", "executor", "train", "experts", "refine", "benchmarks",
+     "baselines", "evaluate", "predict", "report", "plan", "inspection", "doctor", "scorecard"),
     ("local", "on_ray"),
     ("verbs",),
     ("miniworld", "screen"),

@@ -35,8 +35,13 @@ def table_of(*sample_ids: str) -> pa.Table:
 
 def commit(run: ledger.Ledger, unit: str, *sample_ids: str) -> None:
     name = f"embeddings/wave-{unit}.parquet"
-    run.commit(
-        "embeddings", unit, {name: table_of(*sample_ids)}, rows=len(sample_ids), counts={"ok": 1}
+    ledger.write_unit(
+        run.folder,
+        "embeddings",
+        unit,
+        {name: table_of(*sample_ids)},
+        rows=len(sample_ids),
+        counts={"ok": 1},
     )
 
 
@@ -86,7 +91,7 @@ def test_ledger_files_without_a_record_are_swept_and_committed_ones_stay(tmp_pat
 def test_ledger_sweep_keeps_a_file_that_another_store_s_record_names(tmp_path: Path) -> None:
     files = {"refined/00001-horse.parquet": table_of("a"), "experts/00001-horse.pt": b"weights"}
     with open_run(tmp_path) as run:
-        run.commit("refined", "00001-horse", files, rows=1, counts={"ok": 1})
+        ledger.write_unit(run.folder, "refined", "00001-horse", files, rows=1, counts={"ok": 1})
         assert run.sweep("refined", "experts") == []
 
 
@@ -107,14 +112,14 @@ def test_ledger_killed_writer_leaves_only_whole_files_behind(tmp_path: Path) -> 
         from pathlib import Path
         import numpy as np
         import pyarrow as pa
-        from namedmask.ledger import open_run
+        from namedmask.ledger import open_run, write_unit
 
         table = pa.table({"image": [np.random.bytes(20_000) for _ in range(200)]})
         with open_run(Path(sys.argv[1])) as run:
             print("go", flush=True)
             for i in range(100_000):
                 name = f"embeddings/wave-{i:05d}.parquet"
-                run.commit("embeddings", f"{i:05d}", {name: table}, rows=200, counts={})
+                write_unit(run.folder, "embeddings", f"{i:05d}", {name: table}, rows=200, counts={})
         """
     )
     process = subprocess.Popen(
@@ -194,6 +199,21 @@ def test_ledger_other_settings_are_refused_key_by_key(tmp_path: Path) -> None:
     assert 'embed.model was "x", is "y"; fetch.timeout_s was 2.0, is 3.0.' in message
     assert "fetch.retries" not in message
     assert "another run.out" in message
+
+
+def test_ledger_other_content_gives_work_again_and_keeps_what_is_bound(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        assert run.start("build", {"retrieve.archive_size": 5}, content="two categories")
+        run.finish("build", {"images_kept": 9})
+        assert not run.start("build", {"retrieve.archive_size": 5}, content="two categories")
+        assert run.finished("build", {"retrieve.archive_size": 5}, "two categories") is not None
+        assert run.finished("build", {"retrieve.archive_size": 5}, "three categories") is None
+        with pytest.raises(ConfigError, match="archive_size was 5, is 6"):
+            run.finished("build", {"retrieve.archive_size": 6}, "three categories")
+        other = {"retrieve.archive_size": 6}
+        assert run.finished("build", other, "three categories", bound=False) is None
+        assert run.start("build", other, content="three categories")
+        assert run.finished("build", other, "three categories") is None
 
 
 def test_ledger_verb_that_wrote_nothing_yet_may_start_with_other_settings(tmp_path: Path) -> None:

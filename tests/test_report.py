@@ -14,11 +14,12 @@ import pyarrow as pa
 import pytest
 
 from namedmask import images, schema
-from namedmask.archive import Archive, write_archive
+from namedmask.archive import Accepted, Archive, write_archive
 from namedmask.categories import CategorySet
 from namedmask.config import EvaluateConfig
 from namedmask.errors import InputError
 from namedmask.evaluate import evaluate
+from namedmask.labels import Label
 from namedmask.ledger import write_json, write_parquet
 from namedmask.report import write_report
 from namedmask.report.page import Html, bar_chart, element, stacked_bar
@@ -26,6 +27,16 @@ from namedmask.segmenter import deeplabv3plus_tiny
 
 CATEGORIES = CategorySet("zoo", ("zebra", "crane <b>", "mug"), ("zebra", "crane bird", "mug"))
 VOID = {"meta", "img"}
+
+
+def accepted(names, queries, tables) -> list[Accepted]:
+    """Return what makes up the archives of these categories."""
+    return [
+        Accepted(Label(label_id, name, query), str(label_id), lambda table=table: table)
+        for label_id, (name, query, table) in enumerate(
+            zip(names, queries, tables, strict=True), start=1
+        )
+    ]
 
 
 @dataclass
@@ -166,8 +177,12 @@ def whole_run(tmp_path_factory) -> Path:
         f'[evaluate]\nbenchmark = "folder"\nroot = "{root}"\nsplit = "test"\n'
     )
     write_funnels(run)
-    tables = iter([entries_of(1, 8), entries_of(2, 5), entries_of(3, 8)])
-    write_refined(write_archive(run / "archive", CATEGORIES, tables, wanted=8))
+    tables = [entries_of(1, 8), entries_of(2, 5), entries_of(3, 8)]
+    write_refined(
+        write_archive(
+            run / "archive", accepted(CATEGORIES.names, CATEGORIES.queries, tables), wanted=8
+        )
+    )
     write_benchmark(root, 9)
     write_evaluation(run, root)
     write_json(run / "summary.json", SUMMARY)
@@ -323,10 +338,9 @@ def test_folder_without_a_run_is_refused(tmp_path) -> None:
 
 def test_large_run_folds_what_is_long(tmp_path) -> None:
     names = tuple(f"thing {number}" for number in range(70))
-    many = CategorySet("many", names, names)
     write_json(tmp_path / "run.json", {"format_version": 1, "verbs": {}})
     one = entries_of(1, 1)
-    write_archive(tmp_path / "archive", many, iter([one] * 70), wanted=2)
+    write_archive(tmp_path / "archive", accepted(names, names, [one] * 70), wanted=2)
     page = page_of(tmp_path)
     assert "40 of 70 categories, in even steps." in page.prose
     assert "The other 10" in page.prose and "The other 34" in page.prose

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namedmask import retrieve, schema
-from namedmask.categories import CategorySet
+from namedmask import retrieve
 from namedmask.errors import InputError
-from namedmask.retrieve import candidates_table, exact_top_k, next_to_try, pick_archive
+from namedmask.retrieve import exact_top_k, near_neighbors, next_to_try, pick_archive
 
 
 def full_sort(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,21 +119,6 @@ def test_exact_top_k_memory_does_not_grow_with_the_rows() -> None:
     assert peak(160) < 1.1 * peak(20)
 
 
-def test_candidates_table_lists_categories_by_rank_as_pending() -> None:
-    names = CategorySet("two", ("gull", "crane"), ("gull", "crane bird"))
-    scores = np.array([[0.9, 0.5], [0.8, 0.7]], np.float32)
-    rows = np.array([[2, 0], [1, 2]])
-    table = candidates_table(names, scores, rows, ["a", "b", "c"], ["u/a", "u/b", "u/c"])
-    assert table.schema == schema.CANDIDATES
-    assert table["category"].to_pylist() == ["gull", "gull", "crane", "crane"]
-    assert table["label_id"].to_pylist() == [1, 1, 2, 2]
-    assert table["rank"].to_pylist() == [0, 1, 0, 1]
-    assert table["sample_id"].to_pylist() == ["c", "a", "b", "c"]
-    assert table["url"].to_pylist() == ["u/c", "u/a", "u/b", "u/c"]
-    assert set(table["status"].to_pylist()) == {"pending"}
-    np.testing.assert_array_equal(table["score"].to_numpy(), scores.ravel())
-
-
 def unit_vectors(angles: list[float]) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
@@ -143,7 +127,7 @@ def test_pick_archive_gives_each_candidate_its_reason() -> None:
     ids = ["a", "b", "c", "d", "e", "f"]
     embeddings = unit_vectors([0.0, 1.0, 1.01, 0.01, 2.0, 3.0])
     verdicts = {"a": "http_404", "b": "ok", "c": "ok", "d": "ok", "e": "ok", "f": "ok"}
-    assert pick_archive(ids, embeddings, verdicts, size=2, cosine=0.99) == [
+    assert pick_archive(ids, near_neighbors(embeddings, 0.99), verdicts, size=2) == [
         ("http_404", None),  # and so no reason to drop its duplicate d
         ("ok", None),
         ("near_duplicate", "b"),
@@ -156,8 +140,14 @@ def test_pick_archive_gives_each_candidate_its_reason() -> None:
 def test_pick_archive_lets_an_unjudged_candidate_hold_its_place() -> None:
     ids = ["a", "b", "c"]
     embeddings = unit_vectors([0.0, 1.0, 2.0])
-    picked = pick_archive(ids, embeddings, {"b": "ok", "c": "ok"}, size=2, cosine=0.99)
+    picked = pick_archive(ids, near_neighbors(embeddings, 0.99), {"b": "ok", "c": "ok"}, size=2)
     assert [status for status, _ in picked] == ["pending", "ok", "surplus"]
+
+
+def test_near_neighbors_in_chains_are_the_best_of_all_that_hang_together() -> None:
+    vectors = unit_vectors([0.0, 1.0, 0.1, 3.0, 0.2, 1.1])
+    assert near_neighbors(vectors, np.cos(0.15)) == [[], [], [0], [], [2], [1]]
+    assert near_neighbors(vectors, np.cos(0.15), chained=True) == [[], [], [0], [], [0], [1]]
 
 
 def greedy(
@@ -191,7 +181,7 @@ def test_archive_over_rounds_is_the_best_ranked_that_pass(
     cosine = float(np.cos(0.5 * spread))
     verdicts: dict[str, str] = {}
     while True:
-        picked = pick_archive(ids, embeddings, verdicts, size, cosine)
+        picked = pick_archive(ids, near_neighbors(embeddings, cosine), verdicts, size)
         tries = next_to_try([status for status, _ in picked], size, pass_rate, overfetch)
         if not tries:
             break

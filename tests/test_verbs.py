@@ -192,8 +192,8 @@ def test_verbs_another_config_in_the_same_folder_is_refused(finished: Path, sour
         verbs.curate(config_of(source, finished, "fetch.retries=2"), SILENT)
     with pytest.raises(ConfigError, match=r"'build'.*retrieve\.archive_size was 8, is 5"):
         verbs.curate(config_of(source, finished, "retrieve.archive_size=5"), SILENT)
-    with pytest.raises(ConfigError, match=r"categories\.names was"):
-        verbs.build(config_of(source, finished, 'categories.names=["red"]'), SILENT)
+    with pytest.raises(ConfigError, match=r"'build'.*categories\.templates was"):
+        verbs.build(config_of(source, finished, 'categories.templates=["{}"]'), SILENT)
     faster = config_of(source, finished, "fetch.in_flight=64", "run.threads=2")
     assert verbs.curate(faster, SILENT)["skipped"]
 
@@ -376,8 +376,8 @@ def test_verbs_vectors_of_another_model_are_refused(source: str, tmp_path: Path)
             ),
         }
         path.with_name("commit-00001.json").unlink()
-        run.commit(
-            "embeddings", "00001", files, rows=record.rows, counts=record.counts,
+        ledger.write_unit(
+            run.folder, "embeddings", "00001", files, rows=record.rows, counts=record.counts,
             input_digest=record.input_digest,
         )  # fmt: skip
     with pytest.raises((InputError, SchemaError), match="107"):

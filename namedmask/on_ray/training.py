@@ -205,7 +205,7 @@ def _train(config: Config, folder: Place, inbox: Any) -> None:
     )  # fmt: skip
     if group.rank == 0:
         save_checkpoint(
-            folder / CHECKPOINT, model, name=config.segmenter.name, names=archive.names,
+            folder / CHECKPOINT, model, name=config.segmenter.name, names=archive.label_names,
             step=config.train.iterations,
         )  # fmt: skip
 

@@ -1,0 +1,252 @@
+"""Categories → what each may choose from: its best-ranked images, kept in the run folder.
+
+An offer is a unit of the store `offers`, named by a digest of all that it follows from. So a
+category is looked for once, however often the list around it changes, and a renamed one not at all.
+What close neighbors a candidate has is found here, from vectors that are then let go.
+
+Memory: the vectors of the candidates of `GROUP` categories, a few numbers for each of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+
+from namedmask import schema
+from namedmask.categories import templates_of
+from namedmask.config import CategoryConfig, Config, RetrieveConfig
+from namedmask.embed import Wording
+from namedmask.errors import InputError
+from namedmask.images import BadImage, decode
+from namedmask.labels import Label
+from namedmask.ledger import read_parquet, settings_of, write_unit
+from namedmask.retrieve import PENDING, exact_top_k, near_neighbors, pick_archive
+from namedmask.storage import Place, place_of
+from namedmask.stores import EmbeddingStore, read_vectors
+from namedmask.urls import normalize_url
+
+OFFERS = "offers"
+
+GROUP = 64
+"""Categories whose candidates' vectors are in memory together."""
+
+VIOLENT = "violent"
+"""Status of a candidate too close to the text that describes violence."""
+
+NEGATIVE = "negative"
+"""Status of a candidate closer to one of its category's negative queries than to its queries."""
+
+VETOED = "vetoed"
+"""Status of a candidate that the config names as unwanted for its category."""
+
+BLOCKED = "blocked"
+"""Status of a candidate from a url or a host that the config blocks for its category."""
+
+
+FOLLOWS_FROM = (
+    "embed", "retrieve.candidates", "retrieve.near_duplicates", "retrieve.near_duplicate_cosine",
+    "retrieve.violence_text", "retrieve.violence_cosine",
+)  # fmt: skip
+"""Settings that shape an offer, beside how its category is asked for."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How one category is asked for, and the unit that its offer is or will be."""
+
+    label: Label
+    rules: CategoryConfig
+    wording: Wording  # the query, more queries, negative ones; the examples
+    unit: str
+
+    def vectors(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the query's vector (D,) and the negative ones (N, D), all of unit length.
+
+        `found`: (M, D) float32, of the wording's texts and images. Texts and examples weigh the
+        same.
+        """
+        first = 1 + len(self.rules.queries)
+        last = first + len(self.rules.negatives)
+        mean = np.concatenate([found[:first], found[last:]]).mean(axis=0)
+        return mean / np.linalg.norm(mean), found[first:last]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one category may choose from, best-ranked first."""
+
+    label: Label
+    sample_ids: list[str]
+    urls: list[str]
+    scores: np.ndarray  # (k,) float32, descending
+    neighbors: list[list[int]]  # of each the better ranks that it nearly equals, ascending
+    own: dict[str, str] = field(default_factory=dict)  # verdicts that hold for this category alone
+
+    def pick(
+        self, verdicts: Mapping[str, str], config: RetrieveConfig
+    ) -> list[tuple[str, str | None]]:
+        """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
+        return pick_archive(
+            self.sample_ids,
+            self.neighbors,
+            {**verdicts, **self.own} if self.own else verdicts,
+            config.archive_size,
+            chained=config.near_duplicates == "components",
+            replenish_faces=config.replenish_faces,
+        )
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """Files of vectors that follow one another, and the number of their first row."""
+
+    paths: Sequence[Place]
+    first: int
+
+
+def file_parts(store: EmbeddingStore, count: int) -> list[FilePart]:
+    """Return the store's files cut into at most `count` parts of about as many files."""
+    files = [(path, first) for path, first, rows in store.files() if rows]
+    size = max(1, math.ceil(len(files) / count))
+    cut = [files[start : start + size] for start in range(0, len(files), size)]
+    return [FilePart([path for path, _ in part], part[0][1]) for part in cut] or [FilePart([], 0)]
+
+
+class TopK:
+    """The best rows of some files for all queries; see retrieve.exact_top_k."""
+
+    def __init__(self, queries: np.ndarray, k: int) -> None:
+        self._queries, self._k = queries, k
+
+    def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
+        return exact_top_k(map(read_vectors, part.paths), self._queries, self._k, part.first)
+
+
+def asks_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[Ask]:
+    """Return how each category is asked for, of the vectors that have this digest.
+
+    Raises:
+        InputError: an example is missing or no image.
+    """
+    settings = settings_of(config, FOLLOWS_FROM) | {"vectors": vectors_digest}
+    templates = templates_of(config.categories)
+    asks = []
+    for label in labels:
+        rules = config.categories.each.get(label.name, CategoryConfig())
+        texts = (label.query, *rules.queries, *rules.negatives)
+        examples = [_example(label.name, path) for path in rules.examples]
+        hashes = [hashlib.sha256(data).hexdigest() for data in examples]
+        follows_from = [texts, len(rules.negatives), templates, hashes, settings]
+        unit = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:20]
+        asks.append(Ask(label, rules, Wording(texts, templates, examples), unit))
+    return asks
+
+
+def _example(name: str, path: str) -> bytes:
+    try:
+        data = place_of(path).read_bytes()
+        decode(data)
+    except (OSError, BadImage) as error:
+        raise InputError(
+            f"categories.each.'{name}'.examples: {path} gives no image: {error}. Give the path of "
+            "an image file, or remove it from the list."
+        ) from error
+    return data
+
+
+def write_offers(
+    folder: Place,
+    store: EmbeddingStore,
+    asks: Sequence[tuple[Ask, np.ndarray, np.ndarray]],
+    found: tuple[np.ndarray, np.ndarray],
+    config: RetrieveConfig,
+    violence: np.ndarray,
+) -> Iterator[Ask]:
+    """Commit an offer for each category asked for, and yield it when it is there.
+
+    Args:
+        asks: each with its vectors; see `Ask.vectors`.
+        found: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
+        violence: texts (T, D) float32, unit L2 norm; with none, nothing is violent. Differs:
+            LAION's detector is two learned prompts.
+
+    Raises:
+        InputError: a vector cannot be used.
+    """
+    scores, rows = found
+    for start in range(0, len(asks), GROUP):
+        part = slice(start, start + GROUP)
+        unique, places = np.unique(rows[part], return_inverse=True)
+        places = places.reshape(rows[part].shape)
+        sample_ids, urls, vectors = store.take(unique)
+        for asked, score, place in zip(asks[part], scores[part], places, strict=True):
+            table = _offer_table(
+                [sample_ids[one] for one in place], [urls[one] for one in place], score,
+                vectors[place], asked, config, violence,
+            )  # fmt: skip
+            ask = asked[0]
+            files = {f"{OFFERS}/{ask.unit}.parquet": table}
+            counts = schema.counts_by_status(table["status"].to_pylist())
+            write_unit(folder, OFFERS, ask.unit, files, rows=table.num_rows, counts=counts)
+            yield ask
+
+
+def read_offer(folder: Place, ask: Ask) -> Offer:
+    """Return the committed offer of a category, with what its rules say of it today."""
+    table = read_parquet(folder / OFFERS / f"{ask.unit}.parquet")
+    sample_ids, urls = table["sample_id"].to_pylist(), table["url"].to_pylist()
+    own = dict(zip(sample_ids, table["status"].to_pylist(), strict=True))
+    own = {one: status for one, status in own.items() if status != PENDING}
+    own |= dict(_unwanted(sample_ids, urls, ask.rules))
+    neighbors = table["neighbors"].to_pylist()
+    return Offer(ask.label, sample_ids, urls, table["score"].to_numpy(), neighbors, own)
+
+
+def _offer_table(
+    sample_ids: list[str],
+    urls: list[str],
+    scores: np.ndarray,
+    vectors: np.ndarray,
+    asked: tuple[Ask, np.ndarray, np.ndarray],
+    config: RetrieveConfig,
+    violence: np.ndarray,
+) -> pa.Table:
+    _, query, negatives = asked
+    statuses = np.full(len(sample_ids), PENDING, object)
+    if len(negatives) and sample_ids:
+        statuses[(vectors @ negatives.T).max(axis=1) > vectors @ query] = NEGATIVE
+    if len(violence) and sample_ids:
+        statuses[(vectors @ violence.T).max(axis=1) >= config.violence_cosine] = VIOLENT
+    chained = config.near_duplicates == "components"
+    neighbors = near_neighbors(vectors, config.near_duplicate_cosine, chained=chained)
+    values = (range(len(sample_ids)), scores, sample_ids, urls, statuses, neighbors)
+    arrays = [
+        pa.array(value, kind) for value, kind in zip(values, schema.OFFERS.types, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema.OFFERS)
+
+
+def _unwanted(
+    sample_ids: Sequence[str], urls: Sequence[str], rules: CategoryConfig
+) -> Iterator[tuple[str, str]]:
+    """Yield the candidates that the category's rules speak against, each with its status."""
+    blocked = {normalize_url(url) or url for url in rules.blocked_urls}
+    for one, url in zip(sample_ids, urls, strict=True):
+        if one in rules.vetoed:
+            yield one, VETOED
+        elif (normalize_url(url) or url) in blocked or _is_below(url, rules.blocked_hosts):
+            yield one, BLOCKED
+
+
+def _is_below(url: str, hosts: Sequence[str]) -> bool:
+    """Return whether the host of a url is one of `hosts` or a name below one."""
+    host = (urlsplit(url).hostname or "") if hosts else ""
+    return any(host == one or host.endswith(f".{one}") for one in hosts)
