@@ -276,6 +276,9 @@ class ExpertsConfig(OptimConfig):
 class TrainConfig(OptimConfig):
     """The segmenter over all archives."""
 
+    start: str = Field(
+        "", description="checkpoint to go on from, of these or other categories; empty: none"
+    )
     checkpoint_every: Count = 1000
     num_workers: Count = Field(1, description="processes that share a step, on Ray")
     sync_batch_norm: bool = Field(

@@ -21,7 +21,7 @@ from namedmask.archive import Archive
 from namedmask.jobs import Job, batch_size_of, load_stage, threads_of
 from namedmask.progress import Step
 from namedmask.refine import refine_archive
-from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
+from namedmask.segmenter import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
 from namedmask.train import train
 from namedmask.waves import Stage, Wave, Written, input_digest, slices, write
 
@@ -75,7 +75,9 @@ class PlainLoop:
         torch.set_num_threads(threads_of(job.config))
         config, folder = job.config, job.ledger.folder
         archive = Archive.open(folder / "archive")
-        model = build_segmenter(config.segmenter, archive.num_labels, config.run.seed)
+        model = starting_segmenter(
+            config.segmenter, archive.label_names, config.run.seed, config.train.start
+        )
         train(
             model, archive.samples(refined=config.experts.enabled), config.train, config.augment,
             seed=config.run.seed, checkpoint=folder / TRAINING,

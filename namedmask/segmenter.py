@@ -25,7 +25,7 @@ from namedmask.config import SegmenterConfig
 from namedmask.errors import CheckpointError, NamedMaskError
 from namedmask.plugins import resolve
 from namedmask.schema import FORMAT_VERSION, IGNORE
-from namedmask.storage import Place, fetched, replaced
+from namedmask.storage import Place, fetched, place_of, replaced
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 TRAINING = Path("segmenter") / "training.pt"
@@ -168,6 +168,52 @@ def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> 
         path = MINIWORLD_BACKBONE if shipped else Path(config.backbone_weights)
         load_strict(cast(nn.Module, model.backbone), read_tensors(path), path, config.name)
     return model
+
+
+def starting_segmenter(
+    config: SegmenterConfig, names: Sequence[str], seed: int = 0, start: str = ""
+) -> nn.Module:
+    """Return a segmenter to train for these label names (background left out).
+
+    With `start`, a checkpoint, it begins with that one's weights: labels of the same name take
+    theirs over, whatever their place, and new ones are drawn from `seed`.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_segmenter` and `load_checkpoint`; the checkpoint
+            holds another network.
+    """
+    model = build_segmenter(config, len(names) + 1, seed)
+    if start:
+        path = place_of(start)
+        old, old_names = load_checkpoint(path, config)
+        before, state = old.state_dict(), model.state_dict()
+        if type(old) is not type(model) or before.keys() != state.keys():
+            raise CheckpointError(
+                f"train.start: {path} holds another network than segmenter.name '{config.name}'. "
+                "Name the one it was trained with, or leave train.start empty."
+            )
+        places = [(0, 0)] + [
+            (place, old_names.index(name) + 1)
+            for place, name in enumerate(names, start=1)
+            if name in old_names
+        ]
+        to, of = (list(side) for side in zip(*places, strict=True))
+        by_label = _keys_by_label(config)
+        for key, value in before.items():
+            if key in by_label:
+                state[key][to] = value[of]
+            else:
+                state[key] = value
+        load_strict(model, state, path, config.name)
+    return model
+
+
+def _keys_by_label(config: SegmenterConfig) -> set[str]:
+    """Return the tensors of a segmenter that have a row for each label."""
+    factory = resolve("segmenter", config.name, SEGMENTERS)
+    with torch.device("meta"):
+        two, three = factory(2).state_dict(), factory(3).state_dict()
+    return {key for key, value in two.items() if value.shape != three[key].shape}
 
 
 def save_checkpoint(

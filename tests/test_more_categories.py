@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from namedmask import verbs
 from namedmask.archive import Archive
@@ -16,6 +17,7 @@ from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
 from namedmask.ledger import row_hashes
 from namedmask.progress import SilentProgress
+from namedmask.segmenter import load_checkpoint
 from tests import toys
 from tests.toy_runs import config_of
 
@@ -98,6 +100,29 @@ def test_more_categories_refine_trains_their_experts_alone_and_train_starts_anew
     found = verbs.train(more, SILENT)
     assert (found["labels"], found.get("skipped")) == (4, None)
     assert verbs.train(more, SILENT)["skipped"]
+
+
+def test_more_categories_train_may_start_from_the_old_segmenter(
+    source: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    config = run_of(source, out, ["red", "green"])
+    for verb in (verbs.curate, verbs.refine, verbs.train):
+        verb(config, SILENT)
+    old = out / "old.pt"
+    (out / "segmenter/checkpoint.pt").rename(old)
+    tree = run_of(source, out, ["blue", "red", "green"]).tree()
+    tree["train"] |= {"start": str(old), "iterations": 1}
+    more = Config.of(tree)
+    for verb in (verbs.curate, verbs.refine, verbs.train):
+        verb(more, SILENT)
+    before, _ = load_checkpoint(old)
+    after, names = load_checkpoint(out / "segmenter/checkpoint.pt")
+    assert names == ("red", "green", "blue")
+    key, kept = list(before.state_dict().items())[-1]
+    assert kept.shape == (3,)
+    now = after.state_dict()[key]
+    assert now.shape == (4,) and torch.allclose(now[:3], kept, atol=0.01)
 
 
 def test_more_categories_removed_one_leaves_a_gap_and_comes_back_for_free(

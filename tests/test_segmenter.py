@@ -25,6 +25,7 @@ from namedmask.segmenter import (
     load_strict,
     read_tree,
     save_checkpoint,
+    starting_segmenter,
     write_tree,
 )
 from tests.golden import golden_arrays, golden_keys, golden_weights
@@ -276,3 +277,26 @@ def test_load_strict_released_weights_fit_the_network(resnet50: nn.Module) -> No
     load_strict(resnet50, resnet50.state_dict(), "released.pt", "deeplabv3plus_resnet50")
     with pytest.raises(CheckpointError, match=r"2 of another shape .* expected \(21, 256, 1, 1\)"):
         load_strict(resnet50, other.state_dict(), "released.pt", "deeplabv3plus_resnet50")
+
+
+def test_starting_segmenter_takes_labels_over_by_name_whatever_their_place(tmp_path: Path) -> None:
+    config = SegmenterConfig(name="deeplabv3plus_tiny")
+    old = build_segmenter(config, 4, seed=1)
+    path = tmp_path / "old.pt"
+    save_checkpoint(path, old, name=config.name, names=["mug", "crane", "gull"])
+    new = starting_segmenter(config, ["gull", "horse", "mug"], seed=2, start=str(path))
+    image = torch.rand(1, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        was, now = old.eval()(image), new.eval()(image)
+    assert torch.equal(now[:, [0, 1, 3]], was[:, [0, 3, 1]])
+    fresh = build_segmenter(config, 4, seed=2).state_dict()
+    key = next(key for key, value in reversed(fresh.items()) if value.ndim == 4)
+    assert torch.equal(new.state_dict()[key][2], fresh[key][2])
+
+
+def test_starting_segmenter_of_another_network_is_refused(tmp_path: Path) -> None:
+    config = SegmenterConfig(name="deeplabv3plus_tiny")
+    path = tmp_path / "old.pt"
+    save_checkpoint(path, build_segmenter(config, 2), name=config.name, names=["mug"])
+    with pytest.raises(CheckpointError, match=r"train\.start: .*old\.pt holds another network"):
+        starting_segmenter(SegmenterConfig(), ["mug"], start=str(path))

@@ -33,7 +33,7 @@ from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
 from namedmask.on_ray.cluster import refuse_to_stall
 from namedmask.on_ray.workers import with_absolute_paths
-from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, save_checkpoint
+from namedmask.segmenter import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
 from namedmask.storage import Place, remove_tree
 from namedmask.train import Feed, Group, train_from
 
@@ -197,7 +197,9 @@ def _train(config: Config, folder: Place, inbox: Any) -> None:
             raise Ended
 
     model = train_from(
-        build_segmenter(config.segmenter, archive.num_labels, config.run.seed),
+        starting_segmenter(
+            config.segmenter, archive.label_names, config.run.seed, config.train.start
+        ),
         Feed(count, partial(_batches, config, folder, group)),
         config.train, config.augment, seed=config.run.seed, group=group,
         checkpoint=folder / TRAINING, checkpoint_every=config.train.checkpoint_every,
