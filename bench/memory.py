@@ -1,0 +1,122 @@
+"""Peak memory of the driver and the object store while a graph runs over few and many rows.
+
+    python bench/memory.py [few] [many]
+
+The verb embed on Ray over 10,000 and 40,000 pictures (files of about 20 kB), each in a process and
+a Ray of its own. What a run holds must not depend on how long it is: `driver_ratio` and
+`store_ratio` are the peak of the long run over that of the short one. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+ROOT = Path(__file__).parents[1]
+SIDE = 224
+FILES_A_FOLDER = 1000
+
+
+def write_pictures(folder: Path, rows: int) -> Path:
+    """Write `rows` names for one noisy picture, and the metadata that lists them; return that."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from namedmask.images import encode_jpeg
+
+    noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    picture = folder / "picture.jpg"
+    picture.write_bytes(encode_jpeg(noise // 2 + 60, 50))
+    urls = []
+    for row in range(rows):
+        path = folder / f"{row // FILES_A_FOLDER:05d}" / f"{row}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.hardlink_to(picture)
+        urls.append(f"file://{path}")
+    pq.write_table(pa.table({"url": urls}), folder / "metadata.parquet")
+    return folder / "metadata.parquet"
+
+
+def peak_of_run(rows: int) -> dict[str, float]:
+    """Return the peaks of one run, in MB, and its seconds."""
+    import psutil
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    from namedmask import verbs
+    from namedmask.config import Config
+    from namedmask.on_ray import connect
+    from namedmask.progress import SilentProgress
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = write_pictures(folder, rows)
+        config = Config.of(
+            {
+                "run": {"out": str(folder / "run"), "threads": 1, "wave_rows": 250},
+                "ray": {"num_cpus": 6, "object_store_mb": 1000},
+                "categories": {"names": ["red"]},
+                "metadata": {"source": [str(source)]},
+                "fetch": {"file_root": name},
+                "embed": {"model": "tests.toys:embedder", "batch_size": 64},
+            }
+        )
+        peaks = {"driver_mb": 0.0, "store_mb": 0.0}
+        ended = threading.Event()
+
+        def watch() -> None:
+            import ray
+
+            state = None
+            while not ended.wait(0.2):
+                driver = psutil.Process().memory_info().rss / 2**20
+                peaks["driver_mb"] = max(peaks["driver_mb"], driver)
+                if not ray.is_initialized():
+                    continue
+                state = state or get_state_from_address(ray.get_runtime_context().gcs_address)
+                used = get_memory_info_reply(state).store_stats.object_store_bytes_used / 2**20
+                peaks["store_mb"] = max(peaks["store_mb"], used)
+
+        watcher = threading.Thread(target=watch)
+        began = time.perf_counter()
+        with connect(config) as executor:
+            watcher.start()
+            done = verbs.embed(config, SilentProgress(), executor)
+            ended.set()
+            watcher.join()
+    assert done["rows_in"] == done["rows_by_status"]["ok"] == rows, done
+    return peaks | {"seconds": time.perf_counter() - began}
+
+
+def main() -> None:
+    few, many = (int(text) for text in [*sys.argv[1:3], "10000", "40000"][:2])
+    found = {}
+    for rows in (few, many):
+        answer = subprocess.run(
+            [sys.executable, __file__, "--rows", str(rows)], check=True, capture_output=True,
+            text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        found[rows] = json.loads(answer.stdout.splitlines()[-1])
+        print(f"{rows:,} rows: {found[rows]}", flush=True)
+    ratios = {
+        f"{name}_ratio": round(found[many][f"{name}_mb"] / found[few][f"{name}_mb"], 3)
+        for name in ("driver", "store")
+    }
+    peaks = {str(rows): {key: round(value, 1) for key, value in one.items()}
+             for rows, one in found.items()}  # fmt: skip
+    print(json.dumps(ratios | {"peaks": peaks}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--rows"]:
+        sys.path.insert(0, str(ROOT))
+        print(json.dumps(peak_of_run(int(sys.argv[2]))))
+    else:
+        main()
