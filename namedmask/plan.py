@@ -21,7 +21,11 @@ from namedmask import schema
 from namedmask.categories import category_set_of
 from namedmask.config import Config
 from namedmask.jobs import stage_class
+from namedmask.labels import assign_labels, read_labels
+from namedmask.ledger import RUN_FILE, Ledger, read_commits
+from namedmask.offers import OFFERS, asks_of
 from namedmask.plugins import resolve
+from namedmask.stores import EmbeddingStore
 
 ALIVE_SHARE = 0.5
 MEAN_IMAGE_BYTES = 96_000
@@ -48,6 +52,8 @@ def plan_of(config: Config) -> dict[str, Any]:
     categories = category_set_of(config.categories)
     _require_known_names(config)
     rows = _known_rows(config.metadata.source)
+    changes = changes_of(config)
+    count = len(changes["new"] if changes else categories.names)
     return {
         "run": str(config.run.out),
         "categories": {
@@ -56,8 +62,41 @@ def plan_of(config: Config) -> dict[str, Any]:
             "names": list(categories.names),
         },
         "stages": [asdict(stage) for stage in stages_of(config)],
-        "images": expected_images(config, len(categories.names), rows),
+        "images": expected_images(config, count, rows),
+        "changes": changes,
         "notes": _notes(config, len(categories.names), rows),
+    }
+
+
+def changes_of(config: Config) -> dict[str, Any]:
+    """Return what is new about the categories of a run folder that has vectors; else nothing.
+
+    `new` are those to be looked for: each costs its share of one scan over `vectors`, and its
+    images. All others keep their archives, unless a veto or a block touches them.
+
+    Raises:
+        InputError: an example is missing or no image.
+    """
+    folder = config.run.out
+    if not (folder / RUN_FILE).exists():
+        return {}
+    store, known = EmbeddingStore(Ledger(folder)), read_labels(folder)
+    files = store.files()
+    if not files:
+        return {}
+    labels = assign_labels(known, category_set_of(config.categories))
+    there = read_commits(folder, OFFERS)
+    asks = asks_of(labels, config, store.digest())
+    now = {label.label_id: label.name for label in labels}
+    return {
+        "new": [ask.label.name for ask in asks if ask.unit not in there],
+        "removed": [label.name for label in known if label.label_id not in now],
+        "renamed": [
+            f"{label.name} → {now[label.label_id]}"
+            for label in known
+            if now.get(label.label_id, label.name) != label.name
+        ],
+        "vectors": sum(rows for _, _, rows in files),
     }
 
 

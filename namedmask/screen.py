@@ -40,7 +40,7 @@ def show_plan(planned: Mapping[str, Any]) -> None:
     categories = dict(planned["categories"], names=", ".join(planned["categories"]["names"][:8]))
     show({"run": planned["run"], "categories": categories})
     Console().print(table)
-    show(planned["images"])
+    show(planned["images"] | ({"changes": planned["changes"]} if planned["changes"] else {}))
     for note in planned["notes"]:
         write(f"note: {note}")
     write("nothing was started")

@@ -16,6 +16,7 @@ from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
 from namedmask.ledger import row_hashes
+from namedmask.plan import plan_of
 from namedmask.progress import SilentProgress
 from namedmask.segmenter import load_checkpoint
 from tests import toys
@@ -208,3 +209,19 @@ def test_more_categories_examples_and_more_queries_move_what_is_asked(
     missing = {"examples": [str(tmp_path / "no.jpg")]}
     with pytest.raises(InputError, match=r"categories\.each\.'anything'\.examples: .*no\.jpg"):
         verbs.curate(run_of(source, tmp_path / "other", ["anything"], anything=missing), SILENT)
+
+
+def test_more_categories_plan_tells_what_is_new_before_anything_is_started(
+    source: str, tmp_path: Path
+) -> None:
+    config = run_of(source, tmp_path, ["red", "green"])
+    assert plan_of(config)["changes"] == {}
+    verbs.curate(config, SILENT)
+    assert plan_of(config)["changes"]["new"] == []
+    before = written(tmp_path)
+    planned = plan_of(run_of(source, tmp_path, ["red", "blue"]))
+    rows = len(pq.read_table(tmp_path / "embeddings/wave-00000.parquet"))
+    expected = {"new": ["blue"], "removed": ["green"], "renamed": [], "vectors": rows}
+    assert planned["changes"] == expected
+    assert planned["images"]["wanted"] == config.retrieve.archive_size
+    assert written(tmp_path) == before
