@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
+from scipy.special import bdtr
 
 from namedmask import schema
 from namedmask.errors import InputError
@@ -37,6 +38,9 @@ HAS_FACE = "has_face"
 
 SURPLUS = "surplus"
 """Status of a good candidate that came after the archive was full."""
+
+SHORT_BY_CHANCE = 1e-6
+"""How likely a round after the first may leave an archive short that its candidates could fill."""
 
 _BLOCK_ROWS = 4096
 """Vectors scored at once: always this many, so that a score does not depend on the chunks."""
@@ -224,9 +228,9 @@ def next_to_try(
 ) -> list[int]:
     """Return the ranks of the pending candidates to fetch and judge next, ascending.
 
-    Enough to fill the archive at the observed `pass_rate` with `overfetch` to spare, and at least
-    every pending candidate that stands where the archive would be. Empty when the archive is full
-    and settled, or when nothing is pending.
+    Enough to fill the archive at the observed `pass_rate` with `overfetch` to spare, or all but
+    surely, whichever is more; and at least every pending candidate that stands where the archive
+    would be. Empty when the archive is full and settled, or when nothing is pending.
 
     Args:
         statuses: of one category's candidates by rank, as `pick_archive` returns them.
@@ -239,4 +243,8 @@ def next_to_try(
         return pending if missing > 0 else []
     uncovered = max(0, missing - statuses.count(SURPLUS))
     expected = min(uncovered / pass_rate * overfetch, len(pending))  # a tiny rate makes it infinite
+    if uncovered:  # a few missing ones need many times their mean
+        tries = np.arange(1, len(pending) + 1)
+        is_sure = bdtr(uncovered - 1, tries, pass_rate) <= SHORT_BY_CHANCE
+        expected = max(expected, tries[is_sure][0] if is_sure.any() else len(pending))
     return pending[: max(missing, math.ceil(expected))]

@@ -28,7 +28,7 @@ from namedmask.segmenter import CHECKPOINT, load_checkpoint
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
     "experts": {"iterations": 60},
-    "train": {"iterations": 1600, "checkpoint_every": 400},
+    "train": {"iterations": 2400, "checkpoint_every": 400},
 }
 """What `--full` changes: more images a category, longer training."""
 

@@ -1,0 +1,87 @@
+"""One more category in a finished run of twelve, against the run of twelve.
+
+    python bench/extend.py
+
+The mini world, served on this machine; the plain loop. `work_ratio` is the images tried for the
+thirteenth category over those tried for the twelve, `again` the images embedded, fetched or masked
+a second time (must be 0). `wall_ratio` is the seconds of the second `build` over those of the
+first, both without what starting costs: the seconds that loading all parts takes. The last line is
+JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pyarrow.parquet as pq
+
+from namedmask import verbs
+from namedmask.config import Config
+from namedmask.jobs import load_stage
+from namedmask.ledger import read_commits
+from namedmask.miniworld.demo import demo_config
+from namedmask.miniworld.pictures import NAMES
+from namedmask.miniworld.server import reserve_port, serve
+from namedmask.miniworld.web import build_world
+from namedmask.progress import SilentProgress
+
+BEFORE = 12
+
+
+def config_of(out: Path, world: Path, base: str, count: int) -> Config:
+    tree = demo_config(0, out, world, base, full=False).tree()
+    tree["categories"] |= {"set": "", "names": list(NAMES[:count])}
+    return Config.of(tree)
+
+
+def timed_build(config: Config) -> float:
+    began = time.perf_counter()
+    verbs.build(config, SilentProgress())
+    return time.perf_counter() - began
+
+
+def tried(out: Path) -> int:
+    return sum(commit.rows for commit in read_commits(out, "images").values())
+
+
+def start_up(config: Config) -> float:
+    """Return the seconds that loading the stages and the text side takes in a warm process."""
+    began = time.perf_counter()
+    for name in ("embed", "fetch", "faces", "saliency", "bilateral"):
+        load_stage(name, config)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        world, out = Path(name) / "world", Path(name) / "run"
+        build_world(world, seed=0, per_category=140, scenes=1)
+        with serve(world / "web", reserve_port(world / "port")) as base:
+            twelve = config_of(out, world, base, BEFORE)
+            thirteen = config_of(out, world, base, BEFORE + 1)
+            verbs.embed(twelve, SilentProgress())
+            start_up(twelve)
+            first_s, first = timed_build(twelve), tried(out)
+            embedded = sorted(path.stat().st_mtime_ns for path in (out / "embeddings").iterdir())
+            loading_s = start_up(thirteen)
+            second_s, second = timed_build(thirteen), tried(out)
+            now = sorted(path.stat().st_mtime_ns for path in (out / "embeddings").iterdir())
+        ids = []
+        for path in (out / "images").glob("*.parquet"):
+            ids += pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist()
+    again = len(ids) - len(set(ids)) + (now != embedded)
+    print(f"twelve: {first} images tried in {first_s:.1f} s; one more: {second - first} in "
+          f"{second_s:.1f} s; loading the parts: {loading_s:.1f} s")  # fmt: skip
+    wall = max(0.0, second_s - loading_s) / (first_s - loading_s)
+    print(json.dumps({"work_ratio": round((second - first) / first, 3), "again": again,
+                      "wall_ratio": round(wall, 3)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
