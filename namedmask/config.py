@@ -117,6 +117,15 @@ class MetadataConfig(PoolSection):
     max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
 
 
+class VectorsConfig(Section):
+    """Vectors that somebody published, in place of the run's own."""
+
+    source: Source = Field("", description="folder in clip-retrieval's layout; empty: none")
+    proof_images: Count = Field(100, description="embedded first: is embed.model theirs?")
+    proof_cosine: float = Field(0.9, ge=-1, le=1, description="their median may not be below it")
+    unchanged_cosine: float = Field(0.8, ge=-1, le=1, description="below: `content_changed`")
+
+
 class FetchConfig(PoolSection):
     """How urls become bytes."""
 
@@ -158,6 +167,10 @@ class RetrieveConfig(PoolSection):
     violence_cosine: float = Field(
         0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
     )
+    violence_prompts: Source = Field("", description=".npy of LAION's two prompts; empty: off")
+    safety_head: Source = Field("", description="LAION's network, .npz or .pth; empty: off")
+    safety_score: float = Field(0.5, description="`unsafe` above. Method: safe mode, 0.5")
+    hash_distance: int = Field(0, ge=0, le=64, description="bits; see images.hash_of; 0: off")
 
 
 class FacesConfig(ModelSection):
@@ -278,6 +291,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     categories: CategoriesConfig = CategoriesConfig()
     metadata: MetadataConfig = MetadataConfig()
+    vectors: VectorsConfig = VectorsConfig()
     fetch: FetchConfig = FetchConfig()
     embed: EmbedConfig = EmbedConfig()
     retrieve: RetrieveConfig = RetrieveConfig()

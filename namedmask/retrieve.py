@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -182,11 +183,14 @@ def pick_archive(
     verdicts: Mapping[str, str],
     size: int,
     cosine: float,
+    hashes: Mapping[str, int] = MappingProxyType({}),
+    hash_distance: int = 0,
 ) -> list[tuple[str, str | None]]:
     """Return each candidate's status, and the candidate it duplicates, for one category.
 
     A candidate is accepted when no verdict speaks against it and it is not too close to a
-    better-ranked accepted one. The first `size` accepted are the archive.
+    better-ranked accepted one, by its vector or by its pixels. The first `size` accepted are the
+    archive. A sample id that comes again is `duplicate_url`.
 
     Args:
         sample_ids: the candidates in the order of their ranks.
@@ -195,6 +199,8 @@ def pick_archive(
             nobody looked yet.
         size: images wanted.
         cosine: candidates at least this close are near duplicates.
+        hashes: 64 bits of the pixels of those that were looked at; see images.hash_of.
+        hash_distance: candidates that differ in at most so many bits are near duplicates; 0: not.
 
     Returns:
         (status, duplicate_of), ranks ascending; the status is `ok` in the archive, the verdict
@@ -202,11 +208,18 @@ def pick_archive(
         be accepted but has no verdict. Answers below a pending one may still change.
     """
     close = embeddings @ embeddings.T >= cosine
+    if hash_distance:
+        close |= _alike(sample_ids, hashes, hash_distance)
     blocker = np.full(len(sample_ids), -1)
     answers: list[tuple[str, str | None]] = []
     accepted = 0
+    seen: set[str] = set()
     for rank, sample_id in enumerate(sample_ids):
         verdict = verdicts.get(sample_id, PENDING)
+        if sample_id in seen:
+            answers.append((schema.DUPLICATE_URL, None))
+            continue
+        seen.add(sample_id)
         if verdict not in (schema.OK, PENDING):
             answers.append((verdict, None))
         elif blocker[rank] >= 0:
@@ -217,6 +230,14 @@ def pick_archive(
             answers.append((SURPLUS if full and verdict == schema.OK else verdict, None))
             accepted += 1
     return answers
+
+
+def _alike(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int) -> np.ndarray:
+    """Return (N, N) bool: which candidates have hashes that differ in at most `distance` bits."""
+    bits = np.array([hashes.get(one, 0) for one in sample_ids], np.uint64)
+    known = np.array([one in hashes for one in sample_ids], bool)
+    near = np.bitwise_count(bits[:, None] ^ bits) <= distance
+    return near & known & known[:, None]
 
 
 def next_to_try(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from namedmask import schema
 from namedmask.categories import CategorySet
 from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
+from namedmask.heads import VIOLENT
+from namedmask.published import PublishedStore, VectorFile
 from namedmask.retrieve import (
     NEAR_DUPLICATE,
     PENDING,
@@ -36,10 +39,9 @@ from namedmask.stores import EmbeddingStore, read_vectors
 UNTRIED = "untried"
 """Status of a candidate that no round came to: its archive was full, or the rounds were over."""
 
-VIOLENT = "violent"
-"""Status of a candidate too close to the text that describes violence."""
-
 Look = Callable[[list[str]], Mapping[str, str]]
+
+NONE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Offer:
     vectors: np.ndarray  # (k, D) float32, unit L2 norm
 
     def pick(
-        self, verdicts: Mapping[str, str], config: RetrieveConfig
+        self, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int] = NONE
     ) -> list[tuple[str, str | None]]:
         """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
         return pick_archive(
@@ -59,6 +61,8 @@ class Offer:
             verdicts,
             config.archive_size,
             config.near_duplicate_cosine,
+            hashes,
+            config.hash_distance,
         )
 
 
@@ -81,11 +85,19 @@ class Offers:
 class FilePart:
     """Files of vectors that follow one another, and the number of their first row."""
 
-    paths: Sequence[Place]
+    paths: Sequence[Place | VectorFile]
     first: int
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield all their vectors, (N, D) float16 or float32."""
+        for path in self.paths:
+            if isinstance(path, VectorFile):
+                yield from path.chunks()
+            else:
+                yield read_vectors(path)
 
-def file_parts(store: EmbeddingStore, count: int) -> list[FilePart]:
+
+def file_parts(store: EmbeddingStore | PublishedStore, count: int) -> list[FilePart]:
     """Return the store's files cut into at most `count` parts of about as many files."""
     files = [(path, first) for path, first, rows in store.files() if rows]
     size = max(1, math.ceil(len(files) / count))
@@ -101,11 +113,14 @@ class TopK:
 
     def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
-        return exact_top_k(map(read_vectors, part.paths), self._queries, self._k, part.first)
+        return exact_top_k(part.chunks(), self._queries, self._k, part.first)
 
 
 def offers_of(
-    store: EmbeddingStore, category_set: CategorySet, scores: np.ndarray, rows: np.ndarray
+    store: EmbeddingStore | PublishedStore,
+    category_set: CategorySet,
+    scores: np.ndarray,
+    rows: np.ndarray,
 ) -> Offers:
     """Return what each category may choose from: the rows (C, k) int64 that were found best.
 
@@ -125,24 +140,34 @@ def violent(offers: Offers, texts: np.ndarray, cosine: float) -> dict[str, str]:
     `texts`: (T, D) float32, unit L2 norm; with none there is none. Differs: LAION's detector is two
     learned prompts.
     """
-    close = (offers.vectors @ texts.T >= cosine).any(axis=1)
+    return flagged(offers, (offers.vectors @ texts.T >= cosine).any(axis=1), VIOLENT)
+
+
+def flagged(offers: Offers, bad: np.ndarray, verdict: str) -> dict[str, str]:
+    """Return a verdict on each candidate whose vector is bad; `bad` (U,) bool."""
     ids = offers.candidates["sample_id"].to_numpy()
-    return dict.fromkeys(ids[close[offers.index.ravel()]].tolist(), VIOLENT)
+    return dict.fromkeys(ids[bad[offers.index.ravel()]].tolist(), verdict)
 
 
 def fill_archives(
-    offers: Offers, config: RetrieveConfig, look: Look, known: Mapping[str, str] | None = None
+    offers: Offers,
+    config: RetrieveConfig,
+    look: Look,
+    known: Mapping[str, str] | None = None,
+    hashes: Mapping[str, int] = NONE,
 ) -> dict[str, str]:
     """Return the verdicts on the images tried until archives are full or the rounds are over.
 
-    `known` verdicts come from the vectors alone: those images are not tried.
+    `known` verdicts come from vectors and metadata alone: those images are not tried. `hashes` are
+    of the good images by sample id, and grow as `look` looks.
     """
-    verdicts = dict(known or {})
+    known = known or {}
+    verdicts = dict(known)
     for _ in range(1 + config.top_up_rounds):
         wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
         for offer in offers:
-            statuses = [status for status, _ in offer.pick(verdicts, config)]
-            rate = _pass_rate(offer.sample_ids, statuses, verdicts)
+            statuses = [status for status, _ in offer.pick(verdicts, config, hashes)]
+            rate = _pass_rate(offer.sample_ids, statuses, verdicts.keys() - known.keys())
             ranks = next_to_try(statuses, config.archive_size, rate, config.overfetch)
             wanted.update((offer.sample_ids[rank], None) for rank in ranks)
         if not wanted:
@@ -151,12 +176,17 @@ def fill_archives(
     return verdicts
 
 
-def settle(offers: Offers, verdicts: Mapping[str, str], config: RetrieveConfig) -> pa.Table:
+def settle(
+    offers: Offers,
+    verdicts: Mapping[str, str],
+    config: RetrieveConfig,
+    hashes: Mapping[str, int] = NONE,
+) -> pa.Table:
     """Return the candidates with their final statuses; those never tried are `untried`."""
     statuses: list[str] = []
     duplicates: list[str | None] = []
     for offer in offers:
-        for status, duplicate_of in _settled(offer, verdicts, config):
+        for status, duplicate_of in _settled(offer, verdicts, config, hashes):
             statuses.append(status)
             duplicates.append(duplicate_of)
     table = offers.candidates
@@ -201,12 +231,12 @@ def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _settled(
-    offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig
+    offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int]
 ) -> list[tuple[str, str | None]]:
     """Return what `Offer.pick` says once nothing pending holds a place or hides a duplicate."""
     final = dict(verdicts)
     while True:
-        picked = offer.pick(final, config)
+        picked = offer.pick(final, config, hashes)
         pending = [
             sample_id
             for sample_id, (status, _) in zip(offer.sample_ids, picked, strict=True)
@@ -217,17 +247,15 @@ def _settled(
         final.update(dict.fromkeys(pending, UNTRIED))
 
 
-def _pass_rate(
-    sample_ids: Sequence[str], statuses: Sequence[str], verdicts: Mapping[str, str]
-) -> float:
+def _pass_rate(sample_ids: Sequence[str], statuses: Sequence[str], looked_at: Set[str]) -> float:
     """Return the share of tried candidates that were accepted, 1 before any was tried.
 
-    What the vectors tell is left out: such candidates are not tried.
+    Near duplicates and urls that repeat are left out: such candidates are not tried.
     """
     tried = [
         status
         for sample_id, status in zip(sample_ids, statuses, strict=True)
-        if sample_id in verdicts and status not in (NEAR_DUPLICATE, VIOLENT)
+        if sample_id in looked_at and status not in (NEAR_DUPLICATE, schema.DUPLICATE_URL)
     ]
     good = sum(status in (schema.OK, SURPLUS) for status in tried)
     return good / len(tried) if tried else 1.0

@@ -7,9 +7,9 @@ ends with the same rows; run again when finished, it does nothing and says `skip
 A verb says what is to be done; an executor does it (executor.py).
 
 The run folder: `embeddings` and `images` (see stores.py), `candidates.parquet` and `funnels.json`
-(what became of everything), `archive`, `refined` and `experts`, `segmenter/checkpoint.pt`,
-`evaluation.json` (with label maps in `evaluation`), and beside them `run.toml` (the config),
-`run.json` (what is finished) and `timings.json` (seconds by stage).
+(what became of everything), `proof.json` (see proof.py), `archive`, `refined` and `experts`,
+`segmenter/checkpoint.pt`, `evaluation.json` (with label maps in `evaluation`), and beside them
+`run.toml` (the config), `run.json` (what is finished) and `timings.json` (seconds by stage).
 
 Memory: one vector a candidate, beside what the executor needs.
 """
@@ -34,23 +34,29 @@ from namedmask.embed import TextSide
 from namedmask.errors import InputError
 from namedmask.evaluate import open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
-from namedmask.jobs import Failures, Job, run_verb
+from namedmask.heads import load_tests
+from namedmask.jobs import Failures, Job, judging_stages, run_verb
 from namedmask.ledger import Commit, write_file, write_json
 from namedmask.local import PlainLoop
 from namedmask.progress import Progress, Step
+from namedmask.proof import prove_model
+from namedmask.published import PublishedStore
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import (
+    Offers,
     TopK,
     accepted,
     candidate_funnel,
     file_parts,
     fill_archives,
+    flagged,
     offers_of,
     refuse_empty_archives,
     settle,
     violent,
 )
 from namedmask.segmenter import CHECKPOINT, load_checkpoint
+from namedmask.storage import place_of
 from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
 from namedmask.waves import Wave, digest_of
 
@@ -70,8 +76,10 @@ def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Embed, then build; return what both ended with."""
+    """Embed, then build; return what both ended with. With published vectors, build alone."""
     category_set_of(config.categories)  # a wrong name should not show after hours of embedding
+    if config.vectors.source:
+        return build(config, progress, executor)
     embedded, built = embed(config, progress, executor), build(config, progress, executor)
     skipped = embedded.pop("skipped", False) and built.pop("skipped", False)
     return ({"skipped": True} if skipped else {}) | embedded | built
@@ -84,6 +92,8 @@ def embed(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
         InputError: a source cannot be read, or is not what it was when the run began.
         TooManyFailuresError: more rows failed than `run.max_failure_share`.
     """
+    if config.vectors.source:
+        return {"skipped": True, "reason": "vectors.source has the vectors"}
     return run_verb("embed", config, progress, partial(_embed, executor), EMBEDDINGS)
 
 
@@ -171,21 +181,29 @@ def _write_row_funnel(job: Job) -> dict[str, Any]:
 def _build(executor: Executor, job: Job) -> dict[str, Any]:
     config, folder = job.config, job.ledger.folder
     category_set = category_set_of(config.categories)
-    vectors = EmbeddingStore(job.ledger)
+    vectors = _vectors(job)
     with job.clock("retrieve"), job.progress.step("retrieve", len(category_set.names)) as step:
         queries, violence = _text_side(executor, job, category_set)
+        if isinstance(vectors, PublishedStore):
+            vectors.require_width(queries.shape[1], config.embed.model)
+        tests = load_tests(config.retrieve, queries.shape[1])
         make = partial(TopK, queries, config.retrieve.candidates)
         found = executor.map(job, "retrieve", make, file_parts(vectors, executor.parts))
         offers = offers_of(vectors, category_set, *merge_top_k(found, config.retrieve.candidates))
         known = violent(offers, violence, config.retrieve.violence_cosine)
+        for verdict, is_bad in tests:
+            known |= flagged(offers, is_bad(offers.vectors), verdict)
+        known |= vectors.verdicts
         step.advance(len(category_set.names))
-    judge = Judge(executor, job, offers.candidates)
-    verdicts = fill_archives(offers, config.retrieve, judge, known)
+    if isinstance(vectors, PublishedStore):
+        prove_model(executor, job, offers, known)
+    judge = Judge(executor, job, offers)
+    verdicts = fill_archives(offers, config.retrieve, judge, known, judge.store.hashes)
     with job.clock("archive"):
-        candidates = settle(offers, verdicts, config.retrieve)
+        candidates = settle(offers, verdicts, config.retrieve, judge.store.hashes)
         funnel = candidate_funnel(candidates, category_set)
         write_file(folder / "candidates.parquet", candidates)
-        write_json(folder / "funnels.json", _write_row_funnel(job) | funnel)
+        write_json(folder / "funnels.json", _row_funnel(job, vectors) | funnel)
         refuse_empty_archives(funnel["by_category"])
         job.start("build")
         tables = map(judge.store.entries, accepted(candidates, category_set))
@@ -200,6 +218,19 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
         "archive_fill": min(kept.values()) / config.retrieve.archive_size,
         "short": {name: by_category[name] for name in short},
     }
+
+
+def _row_funnel(job: Job, vectors: EmbeddingStore | PublishedStore) -> dict[str, Any]:
+    if isinstance(vectors, PublishedStore):
+        return {"vectors_in": vectors.count}
+    return _write_row_funnel(job)
+
+
+def _vectors(job: Job) -> EmbeddingStore | PublishedStore:
+    source = job.config.vectors.source
+    if not source:
+        return EmbeddingStore(job.ledger)
+    return PublishedStore(place_of(source), job.config.metadata)
 
 
 def _text_side(
@@ -218,14 +249,12 @@ def _text_side(
 class Judge:
     """Fetches and checks images, each once in the life of a run folder; a rounds.Look."""
 
-    def __init__(self, executor: Executor, job: Job, candidates: pa.Table) -> None:
-        self._executor, self._job = executor, job
-        self._urls = dict(
-            zip(candidates["sample_id"].to_pylist(), candidates["url"].to_pylist(), strict=True)
-        )
-        enabled = {"faces": job.config.faces.enabled, "bilateral": job.config.bilateral.enabled}
-        stages = ("fetch", "faces", "saliency", "bilateral")
-        self._stages = tuple(name for name in stages if enabled.get(name, True))
+    def __init__(self, executor: Executor, job: Job, offers: Offers) -> None:
+        self._executor, self._job, self._offers = executor, job, offers
+        ids, urls = (offers.candidates[name].to_pylist() for name in ("sample_id", "url"))
+        self._urls = dict(zip(ids, urls, strict=True))
+        self._rows = dict(zip(ids, offers.index.ravel().tolist(), strict=True))
+        self._stages = judging_stages(job.config)
         self._failures = Failures(job.config.run.max_failure_share)
         if job.ledger.commits(IMAGES):
             job.ledger.finished("images", job.settings("images"))
@@ -240,22 +269,33 @@ class Judge:
         self._job.start("images")
         with self._job.progress.step("judge", len(new)) as step:
             for written in self._executor.run(self._job, waves, self._stages, IMAGES, step):
-                self.store.remember(written.unit, written.verdicts)
+                self.store.remember(written.unit, written.verdicts, written.hashes)
                 self._failures.add(written.tried, written.counts)
         return {one: self.store.verdicts[one] for one in sample_ids}
 
     def _wave(self, sample_ids: list[str]) -> Wave:
         urls = [self._urls[one] for one in sample_ids]
-        return Wave(self.store.new_unit(), partial(_untouched, sample_ids, urls))
+        expected, config = None, self._job.config.vectors
+        if config.source:
+            rows = [self._rows[one] for one in sample_ids]
+            expected = self._offers.vectors[rows].astype(np.float16), config.unchanged_cosine
+        return Wave(self.store.new_unit(), partial(_untouched, sample_ids, urls, expected))
 
 
-def _untouched(sample_ids: list[str], urls: list[str]) -> pa.Table:
+def _untouched(
+    sample_ids: list[str], urls: list[str], expected: tuple[np.ndarray, float] | None
+) -> pa.Table:
+    """Return the rows of a wave; `expected` are published vectors (N, D) and the least cosine."""
     columns = {
         "sample_id": sample_ids,
         "url": urls,
         "status": [schema.OK] * len(urls),
         "num_faces": pa.nulls(len(urls), schema.TYPES["num_faces"]),
     }
+    if expected is not None:
+        vectors, least = expected
+        columns["expected"] = pa.array(list(vectors), schema.TYPES["expected"])
+        columns["expected_cosine"] = pa.array([least] * len(urls), schema.TYPES["expected_cosine"])
     return pa.table(columns)
 
 
