@@ -218,7 +218,8 @@ def hash_of(data: bytes, max_pixels: int = 50_000_000) -> int:
     """Return 64 bits that hardly change when an image is saved again, shrunk or toned.
 
     Each says whether one of the 8 × 8 slowest cosine waves of the gray image, brought to 32 × 32,
-    is stronger than their median. Cost per 1,000 photos: see `docs/guide.md`.
+    is stronger than their median. Cost per 1,000 photos of 500 pixels on one busy core: 2.8 s, by
+    bench/hashes.py.
 
     Raises:
         BadImage: as `decode`.

@@ -199,7 +199,8 @@ def pick_archive(
             nobody looked yet.
         size: images wanted.
         cosine: candidates at least this close are near duplicates.
-        hashes: 64 bits of the pixels of those that were looked at; see images.hash_of.
+        hashes: 64 bits of the pixels, see images.hash_of; those without the verdict `ok` are not
+            looked at, so that what an earlier try has left changes nothing.
         hash_distance: candidates that differ in at most so many bits are near duplicates; 0: not.
 
     Returns:
@@ -209,7 +210,8 @@ def pick_archive(
     """
     close = embeddings @ embeddings.T >= cosine
     if hash_distance:
-        close |= _alike(sample_ids, hashes, hash_distance)
+        good = {one: bits for one, bits in hashes.items() if verdicts.get(one) == schema.OK}
+        close |= _alike(sample_ids, good, hash_distance)
     blocker = np.full(len(sample_ids), -1)
     answers: list[tuple[str, str | None]] = []
     accepted = 0

@@ -160,6 +160,29 @@ def test_pick_archive_lets_an_unjudged_candidate_hold_its_place() -> None:
     assert [status for status, _ in picked] == ["pending", "ok", "surplus"]
 
 
+def test_pick_archive_drops_what_looks_alike_by_its_hash() -> None:
+    ids = ["a", "b", "c", "d", "e"]
+    embeddings = unit_vectors([0.0, 0.5, 1.0, 1.5, 2.0])
+    verdicts = dict.fromkeys("abde", "ok")
+    hashes = {"a": 0b0000, "b": 0b0011, "d": 0b0111, "e": 2**64 - 1}
+    none = pick_archive(ids, embeddings, verdicts, size=5, cosine=0.99, hashes=hashes)
+    assert [status for status, _ in none] == ["ok", "ok", "pending", "ok", "ok"]
+    found = pick_archive(ids, embeddings, verdicts, 5, 0.99, hashes, hash_distance=2)
+    assert found == [
+        ("ok", None),
+        ("near_duplicate", "a"),
+        ("pending", None),  # nobody has seen its pixels
+        ("ok", None),  # like b, which is not accepted, and three bits from a
+        ("ok", None),
+    ]
+
+
+def test_pick_archive_url_that_comes_again_is_said_to() -> None:
+    embeddings = unit_vectors([0.0, 1.0, 2.0])
+    found = pick_archive(["a", "b", "a"], embeddings, {"a": "http_404"}, size=3, cosine=0.99)
+    assert [status for status, _ in found] == ["http_404", "pending", "duplicate_url"]
+
+
 def greedy(
     ids: list[str], embeddings: np.ndarray, verdicts: dict[str, str], size: int, cosine: float
 ) -> list[str]:
