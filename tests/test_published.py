@@ -29,7 +29,7 @@ from namedmask.storage import Place
 from namedmask.urls import sample_id
 from tests import toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
-from tests.test_verbs import read_json, tree_of
+from tests.test_verbs import StopAfter, read_json, tree_of
 
 pytestmark = S3_WARNINGS
 SILENT = SilentProgress()
@@ -450,6 +450,22 @@ def test_published_image_that_changed_since_is_told_and_replaced(
         stored = [path.read_bytes() for path in out.rglob("*") if path.is_file()]
         body = other.files["/" + best[0]["url"].rpartition("/")[2]]
         assert not [data for data in stored if body[-60:] in data]
+
+
+def test_published_build_cut_off_goes_on_and_ends_with_equal_candidates(
+    vectors: Path, finished: Path, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    config = config_of(vectors, tmp_path, "run.wave_rows=4")
+    with pytest.raises(KeyboardInterrupt):
+        verbs.build(config, StopAfter(4))
+    judged = {path: path.stat().st_mtime_ns for path in tmp_path.glob("images/commit-*.json")}
+    assert judged
+    assert not (tmp_path / "archive").exists()
+    verbs.build(config, SILENT)
+    assert {path: path.stat().st_mtime_ns for path in judged} == judged
+    assert (tmp_path / "candidates.parquet").read_bytes() == (
+        finished / "candidates.parquet"
+    ).read_bytes()
 
 
 def test_published_vectors_on_s3_build_the_same_archives(
