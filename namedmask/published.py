@@ -73,7 +73,7 @@ class VectorFile:
         Raises:
             InputError: the file cannot be read, or is shorter than its header says.
         """
-        size = max(1, RANGE_BYTES // self.row_bytes)
+        size = self._rows_in(RANGE_BYTES)
         with _telling(self.path), opened(self.path) as file:
             ranges = [(row, min(size, self.rows - row)) for row in range(0, self.rows, size)]
             yield from one_ahead(self._read(file, first, count) for first, count in ranges)
@@ -84,8 +84,9 @@ class VectorFile:
         Raises:
             InputError: as `chunks`; or a vector is not about unit length.
         """
-        near = max(1, GAP_BYTES // self.row_bytes)
-        groups = np.split(rows, np.flatnonzero(np.diff(rows) > near) + 1)
+        is_far = np.diff(rows) > self._rows_in(GAP_BYTES)
+        is_next = np.diff(rows // self._rows_in(RANGE_BYTES)) > 0
+        groups = np.split(rows, np.flatnonzero(is_far | is_next) + 1)
         with _telling(self.path), opened(self.path) as file:
             parts = [
                 self._read(file, int(group[0]), int(group[-1] - group[0]) + 1)[group - group[0]]
@@ -96,6 +97,9 @@ class VectorFile:
             return np.empty((0, self.width), np.float32)
         vectors = np.concatenate(parts).astype(np.float32)
         return _unit(vectors, self.path, rows)
+
+    def _rows_in(self, count: int) -> int:
+        return max(1, count // self.row_bytes)
 
     def _read(self, file: io.RawIOBase, first: int, count: int) -> np.ndarray:
         array = np.empty((count, self.width), self.dtype)

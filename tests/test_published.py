@@ -218,12 +218,13 @@ class Counting:
     """Counts the bytes that a place's files are read for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bytes, self._lock = 0, threading.Lock()
+        self.bytes, self.most, self._lock = 0, 0, threading.Lock()
         inner = published.VectorFile._read
 
         def read(file: Any, raw: Any, first: int, count: int) -> np.ndarray:
             with self._lock:
                 self.bytes += count * file.row_bytes
+                self.most = max(self.most, count * file.row_bytes)
             return inner(file, raw, first, count)
 
         monkeypatch.setattr(published.VectorFile, "_read", read)
@@ -242,6 +243,12 @@ def test_published_take_of_three_rows_reads_little_of_a_big_file(
     counted.bytes = 0
     store.take(np.array([3, 5, 100, 19_999]))
     assert counted.bytes == 99 * 512, "neighbors come in one request"
+    monkeypatch.setattr(published, "RANGE_BYTES", 1000 * 512)
+    counted.most = 0
+    every = np.arange(0, 20_000, 10)
+    np.testing.assert_allclose(store.take(every)[2], unit(vectors[every].astype(np.float32)),
+                               atol=1e-6)  # fmt: skip
+    assert counted.most <= 1000 * 512, "and yet never more than a range at once"
 
 
 def test_published_on_s3_asks_for_ranges_and_never_for_a_whole_file(
