@@ -24,6 +24,7 @@ from namedmask.storage import Place, place_of
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
 def _place(value: object) -> Place:
@@ -101,6 +102,9 @@ class CategoryConfig(Section):
     vetoed: tuple[str, ...] = Field((), description="sample ids that the next best replaces")
     blocked_urls: tuple[str, ...] = ()
     blocked_hosts: tuple[str, ...] = Field((), description="with all names below them")
+    blocked_hashes: tuple[Hash, ...] = Field(
+        (), description="16 hex digits, see images.hash_of; within retrieve.hash_distance bits"
+    )
 
 
 class CategoriesConfig(Section):
@@ -130,6 +134,15 @@ class MetadataConfig(PoolSection):
     min_side: int = Field(0, ge=0, description="pixels; on both sides. Method: none")
     max_aspect: float = Field(0.0, ge=0.0, description="long over short side; 0: any. Method: none")
     max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
+
+
+class VectorsConfig(Section):
+    """Vectors that somebody published, in place of the run's own."""
+
+    source: Source = Field("", description="folder in clip-retrieval's layout; empty: none")
+    proof_images: Count = Field(100, description="embedded first: is embed.model theirs?")
+    proof_cosine: float = Field(0.9, ge=-1, le=1, description="their median may not be below it")
+    unchanged_cosine: float = Field(0.8, ge=-1, le=1, description="below: `content_changed`")
 
 
 class FetchConfig(PoolSection):
@@ -180,6 +193,10 @@ class RetrieveConfig(PoolSection):
     violence_cosine: float = Field(
         0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
     )
+    violence_prompts: Source = Field("", description=".npy of LAION's two prompts; empty: off")
+    safety_head: Source = Field("", description="LAION's network, .npz or .pth; empty: off")
+    safety_score: float = Field(0.5, description="`unsafe` above. Method: safe mode, 0.5")
+    hash_distance: int = Field(0, ge=0, le=64, description="bits; see images.hash_of; 0: off")
 
 
 class FacesConfig(ModelSection):
@@ -303,6 +320,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     categories: CategoriesConfig = CategoriesConfig()
     metadata: MetadataConfig = MetadataConfig()
+    vectors: VectorsConfig = VectorsConfig()
     fetch: FetchConfig = FetchConfig()
     embed: EmbedConfig = EmbedConfig()
     retrieve: RetrieveConfig = RetrieveConfig()

@@ -1,7 +1,8 @@
 """Image bytes and category names into one vector space.
 
 Reads `image`, adds `embedding` (D float32, unit L2 norm) and `status` (`not_an_image`, `truncated`,
-`too_many_pixels`, `not_finite` beside `ok`).
+`too_many_pixels`, `not_finite` beside `ok`). Where a row brings the vector that was published of
+its url in `expected`, an image with a cosine below `expected_cosine` is `content_changed`.
 
 Every forward runs at one padded batch shape, so a vector does not depend on its neighbours, and the
 text side is the method's: 85 prompts a name, each unit, their mean, unit again.
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
+
+CONTENT_CHANGED = "content_changed"
 
 T = TypeVar("T")
 
@@ -267,6 +270,8 @@ class Embed:
             for vector, status in self._embed(data[start : start + self._batch_size]):
                 embeddings.append(vector)
                 statuses.append(status)
+        if "expected" in table.column_names:
+            _refuse_changed(embeddings, statuses, table.take(rows))
         table = schema.update(table, rows, {"embedding": embeddings, "status": statuses})
         return schema.bury(table, ("image",))
 
@@ -284,6 +289,16 @@ class Embed:
             vector = next(vectors)
             finite = bool(np.isfinite(vector).all())
             yield (vector, schema.OK) if finite else (None, "not_finite")
+
+
+def _refuse_changed(
+    embeddings: list[np.ndarray | None], statuses: list[str], rows: pa.Table
+) -> None:
+    """Bury, in place, the embeddings that are too far from what their rows expect."""
+    expected, least = rows["expected"].to_pylist(), rows["expected_cosine"].to_pylist()
+    for number, vector in enumerate(embeddings):
+        if vector is not None and vector @ np.asarray(expected[number]) < least[number]:
+            embeddings[number], statuses[number] = None, CONTENT_CHANGED
 
 
 def _decode(data: bytes) -> np.ndarray | str:

@@ -36,6 +36,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 WHITE = (255, 255, 255, 255)
 
+_HASH_SIDE = 32
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -210,6 +212,22 @@ def center_crop(image: np.ndarray, side: int) -> np.ndarray:
         raise ValueError(f"an image of {height} × {width} has no center crop of {side}.")
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
+
+
+def hash_of(data: bytes, max_pixels: int = 50_000_000) -> int:
+    """Return 64 bits that hardly change when an image is saved again, shrunk or toned.
+
+    Each says whether one of the 8 × 8 slowest cosine waves of the gray image, brought to 32 × 32,
+    is stronger than their median. Cost per 1,000 photos of 500 pixels on one busy core: 1.6 s, by
+    bench/hashes.py.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    gray = cv2.cvtColor(decode(data, max_pixels, 2 * _HASH_SIDE), cv2.COLOR_RGB2GRAY)
+    waves = cv2.dct(resize(gray, _HASH_SIDE, _HASH_SIDE).astype(np.float32))[:8, :8].ravel()
+    bits = waves > np.median(waves[1:])  # the first is the mean gray
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""What a path is and holds: a run folder, an archive, a checkpoint, a table, a run file."""
+"""What a path is and holds: a run or archive folder, vectors, a checkpoint, a table, a run file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from namedmask.config import Config
+from namedmask.config import Config, MetadataConfig
 from namedmask.errors import CheckpointError, InputError, SchemaError
+from namedmask.published import PublishedStore, is_published
 from namedmask.schema import counts_by_status
 from namedmask.storage import Place, fetched, readable, sizes_below
 
@@ -18,7 +19,7 @@ def inspect_path(path: Place) -> dict[str, Any]:
     """Return `kind` and what is known about `path`, as plain values.
 
     Raises:
-        InputError: there is no such path, or it is none of the kinds that NamedMask writes.
+        InputError: there is no such path, or it is none of the kinds that NamedMask knows.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
@@ -26,12 +27,15 @@ def inspect_path(path: Place) -> dict[str, Any]:
         return _run(path)
     if (path / "manifest.json").is_file():
         return _archive(path)
+    if is_published(path):
+        return _vectors(path)
     readers = {".parquet": _table, ".pt": _checkpoint, ".toml": _run_file}
     if path.is_file() and path.suffix in readers:
         return readers[path.suffix](path)
     raise InputError(
-        f"{path} is nothing that NamedMask writes; expected a run folder (with run.json), an "
-        "archive folder (with manifest.json), or a .parquet, .pt or .toml file."
+        f"{path} is nothing that NamedMask knows; expected a run folder (with run.json), an "
+        "archive folder (with manifest.json), published vectors (with img_emb and metadata), or a "
+        ".parquet, .pt or .toml file."
     )
 
 
@@ -42,6 +46,8 @@ def _run(path: Place) -> dict[str, Any]:
     if (path / "funnels.json").is_file():
         funnels = _json(path / "funnels.json")
         found["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
+    if (path / "proof.json").is_file():
+        found["proof"] = _json(path / "proof.json")
     if (path / "archive" / "manifest.json").is_file():
         found["archive"] = _archive(path / "archive")["categories"]
     if (path / "evaluation.json").is_file():
@@ -71,6 +77,19 @@ def _archive(path: Place) -> dict[str, Any]:
         "path": str(path),
         "format_version": manifest.get("format_version"),
         "categories": categories,
+    }
+
+
+def _vectors(path: Place) -> dict[str, Any]:
+    files = [file for file, _, _ in PublishedStore(path, MetadataConfig()).files()]
+    return {
+        "kind": "published vectors",
+        "path": str(path),
+        "files": len(files),
+        "vectors": sum(file.rows for file in files),
+        "width": files[0].width,
+        "dtype": ", ".join(sorted({file.dtype for file in files})),
+        "bytes_of_vectors": sum(file.rows * file.row_bytes for file in files),
     }
 
 

@@ -57,6 +57,17 @@ BOUND = ("embed", "images", "build", "refine")
 """Verbs whose units for the categories as they were are of use for the categories as they are."""
 
 
+PUBLISHED_ADDS: dict[str, tuple[str, ...]] = {
+    "images": ("vectors.source", "vectors.unchanged_cosine", "embed"),
+    "build": (
+        "vectors.source", "vectors.unchanged_cosine", "embed", "metadata.max_punsafe",
+        "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",
+        "metadata.max_aspect",
+    ),
+}  # fmt: skip
+"""The same, where the vectors are published and no verb `embed` comes before."""
+
+
 STORES = {"embed": EMBEDDINGS, "images": IMAGES}
 """Stores without which a verb has written nothing yet."""
 
@@ -69,7 +80,7 @@ STAGE_CLASSES = {
 }
 """The stages by the name of their module and config section."""
 
-VERDICTS = ("has_face", "no_mask")
+VERDICTS = ("has_face", "no_mask", "content_changed")
 """What a look at its pixels says of an image that did come: no failure."""
 
 
@@ -86,6 +97,17 @@ def load_stage(name: str, config: Config) -> Stage:
 def stage_class(name: str) -> Any:
     """Return the class of a stage, with its `reads` and `adds`; its module is imported now."""
     return getattr(importlib.import_module(f"namedmask.{name}"), STAGE_CLASSES[name])
+
+
+def judging_stages(config: Config) -> tuple[str, ...]:
+    """Return the stages that an image passes between its fetch and the archive, in order."""
+    enabled = {
+        "embed": bool(config.vectors.source),  # is it still the image that was published?
+        "faces": config.faces.enabled,
+        "bilateral": config.bilateral.enabled,
+    }
+    stages = ("fetch", "embed", "faces", "saliency", "bilateral")
+    return tuple(name for name in stages if enabled.get(name, True))
 
 
 def batch_size_of(stages: Sequence[str], config: Config) -> int:
@@ -113,7 +135,8 @@ class Job:
 
     def settings(self, verb: str) -> dict[str, Any]:
         """Return the settings that `verb` depends on."""
-        return settings_of(self.config, DEPENDS_ON[verb])
+        more = PUBLISHED_ADDS.get(verb, ()) if self.config.vectors.source else ()
+        return settings_of(self.config, (*DEPENDS_ON[verb], *more))
 
     def content(self, verb: str) -> str:
         """Return a digest of the categories, spelled out, for a verb that depends on them."""
@@ -173,8 +196,8 @@ def run_verb(
 
 def verbs_before(verb: str, config: Config) -> tuple[str, ...]:
     """Return the verbs that must be finished before `verb` may begin."""
-    before = VERBS[: VERBS.index(verb)]
-    return tuple(one for one in before if one != "refine" or config.experts.enabled)
+    left_out = {"embed": bool(config.vectors.source), "refine": not config.experts.enabled}
+    return tuple(one for one in VERBS[: VERBS.index(verb)] if not left_out.get(one))
 
 
 def threads_of(config: Config) -> int:

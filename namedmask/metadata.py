@@ -37,8 +37,8 @@ import pyarrow.parquet as pq
 
 from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
-from namedmask.schema import METADATA, OK
-from namedmask.storage import expand, fetched, is_s3, place_of
+from namedmask.schema import DUPLICATE_URL, METADATA, OK
+from namedmask.storage import Place, expand, fetched, is_s3, place_of, readable
 from namedmask.urls import normalize_url, url_digest
 
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ TEXTS = ("url", "caption", "nsfw")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"))
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
-BAD_URL, DUPLICATE_URL = "bad_url", "duplicate_url"
+BAD_URL = "bad_url"
 
 BATCH_ROWS = 16384
 DOWNLOAD_TIMEOUT_S = 60.0
@@ -97,6 +97,32 @@ def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
     for raw in _read(place):
         if raw.num_rows:
             yield _clean(raw, config, place)
+
+
+def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
+    """Return some rows, (N,) int64 ascending, of a parquet table as `schema.METADATA`.
+
+    Read are the row groups that hold them, and of these the columns that are asked for.
+
+    Raises:
+        SchemaError, InputError: as `read_metadata` on the way.
+    """
+    parts, first = [], 0
+    try:
+        with pq.ParquetFile(readable(place)) as file:
+            names = _find(file.schema_arrow.names, str(place))
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                begin, end = np.searchsorted(rows, [first, first + count])
+                if begin < end:
+                    raw = file.read_row_group(group, columns=list(names.values()))
+                    raw = raw.take(rows[begin:end] - first)
+                    parts.append(pa.table({name: raw[found] for name, found in names.items()}))
+                first += count
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{place} cannot be read as a table: {error}") from error
+    cleaned = [_clean(part, config, str(place)) for part in parts]
+    return pa.concat_tables(cleaned) if cleaned else METADATA.empty_table()
 
 
 def url_digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +273,7 @@ def _find(columns: list[str], place: str) -> dict[str, str]:
     }
     if "url" not in names:
         raise SchemaError(
-            f"metadata.source '{place}' has no column of urls (url, in any case, or "
+            f"table '{place}' has no column of urls (url, in any case, or "
             f"{', '.join(ALIASES['url'][1:])}); columns are {', '.join(columns) or 'none'}."
         )
     return names
@@ -309,7 +335,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, place: str) -> 
         return column.cast(kind, safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SchemaError(
-            f"metadata.source '{place}': the column for '{name}' is of type {column.type} and "
+            f"table '{place}': the column for '{name}' is of type {column.type} and "
             f"cannot be read as {kind}: {error}"
         ) from error
 

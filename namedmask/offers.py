@@ -14,6 +14,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -24,9 +27,11 @@ from namedmask.categories import templates_of
 from namedmask.config import CategoryConfig, Config, RetrieveConfig
 from namedmask.embed import Wording
 from namedmask.errors import InputError
+from namedmask.heads import Test
 from namedmask.images import BadImage, decode
 from namedmask.labels import Label
 from namedmask.ledger import read_parquet, settings_of, write_unit
+from namedmask.published import PublishedStore, VectorFile
 from namedmask.retrieve import PENDING, exact_top_k, near_neighbors, pick_archive
 from namedmask.storage import Place, place_of
 from namedmask.stores import EmbeddingStore, read_vectors
@@ -34,11 +39,12 @@ from namedmask.urls import normalize_url
 
 OFFERS = "offers"
 
+NONE: Mapping[str, int] = MappingProxyType({})
+
+VectorStore: TypeAlias = EmbeddingStore | PublishedStore
+
 GROUP = 64
 """Categories whose candidates' vectors are in memory together."""
-
-VIOLENT = "violent"
-"""Status of a candidate too close to the text that describes violence."""
 
 NEGATIVE = "negative"
 """Status of a candidate closer to one of its category's negative queries than to its queries."""
@@ -52,7 +58,10 @@ BLOCKED = "blocked"
 
 FOLLOWS_FROM = (
     "embed", "retrieve.candidates", "retrieve.near_duplicates", "retrieve.near_duplicate_cosine",
-    "retrieve.violence_text", "retrieve.violence_cosine",
+    "retrieve.violence_text", "retrieve.violence_cosine", "retrieve.violence_prompts",
+    "retrieve.safety_head", "retrieve.safety_score", "vectors.source", "metadata.max_punsafe",
+    "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",
+    "metadata.max_aspect",
 )  # fmt: skip
 """Settings that shape an offer, beside how its category is asked for."""
 
@@ -89,29 +98,50 @@ class Offer:
     neighbors: list[list[int]]  # of each the better ranks that it nearly equals, ascending
     own: dict[str, str] = field(default_factory=dict)  # verdicts that hold for this category alone
 
+    blocked: tuple[int, ...] = ()  # hashes of images that the category must not get
+
     def pick(
-        self, verdicts: Mapping[str, str], config: RetrieveConfig
+        self, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int] = NONE
     ) -> list[tuple[str, str | None]]:
         """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
+        own = self.own | self._blocked_by_hash(hashes, config.hash_distance)
         return pick_archive(
             self.sample_ids,
             self.neighbors,
-            {**verdicts, **self.own} if self.own else verdicts,
+            {**verdicts, **own} if own else verdicts,
             config.archive_size,
             chained=config.near_duplicates == "components",
             replenish_faces=config.replenish_faces,
+            hashes=hashes,
+            hash_distance=config.hash_distance,
         )
+
+    def _blocked_by_hash(self, hashes: Mapping[str, int], distance: int) -> dict[str, str]:
+        return {
+            one: BLOCKED
+            for one in (self.sample_ids if self.blocked else ())
+            if one in hashes
+            and any((hashes[one] ^ bits).bit_count() <= distance for bits in self.blocked)
+        }
 
 
 @dataclass(frozen=True)
 class FilePart:
     """Files of vectors that follow one another, and the number of their first row."""
 
-    paths: Sequence[Place]
+    paths: Sequence[Place | VectorFile]
     first: int
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield all their vectors, (N, D) float16 or float32."""
+        for path in self.paths:
+            if isinstance(path, VectorFile):
+                yield from path.chunks()
+            else:
+                yield read_vectors(path)
 
-def file_parts(store: EmbeddingStore, count: int) -> list[FilePart]:
+
+def file_parts(store: VectorStore, count: int) -> list[FilePart]:
     """Return the store's files cut into at most `count` parts of about as many files."""
     files = [(path, first) for path, first, rows in store.files() if rows]
     size = max(1, math.ceil(len(files) / count))
@@ -127,7 +157,7 @@ class TopK:
 
     def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
         """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
-        return exact_top_k(map(read_vectors, part.paths), self._queries, self._k, part.first)
+        return exact_top_k(part.chunks(), self._queries, self._k, part.first)
 
 
 def asks_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[Ask]:
@@ -164,19 +194,18 @@ def _example(name: str, path: str) -> bytes:
 
 def write_offers(
     folder: Place,
-    store: EmbeddingStore,
+    store: VectorStore,
     asks: Sequence[tuple[Ask, np.ndarray, np.ndarray]],
     found: tuple[np.ndarray, np.ndarray],
     config: RetrieveConfig,
-    violence: np.ndarray,
+    tests: Sequence[tuple[str, Test]],
 ) -> Iterator[Ask]:
     """Commit an offer for each category asked for, and yield it when it is there.
 
     Args:
         asks: each with its vectors; see `Ask.vectors`.
         found: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
-        violence: texts (T, D) float32, unit L2 norm; with none, nothing is violent. Differs:
-            LAION's detector is two learned prompts.
+        tests: what vectors may tell against an image, each with the status it gives.
 
     Raises:
         InputError: a vector cannot be used.
@@ -187,47 +216,78 @@ def write_offers(
         unique, places = np.unique(rows[part], return_inverse=True)
         places = places.reshape(rows[part].shape)
         sample_ids, urls, vectors = store.take(unique)
-        for asked, score, place in zip(asks[part], scores[part], places, strict=True):
-            table = _offer_table(
-                [sample_ids[one] for one in place], [urls[one] for one in place], score,
-                vectors[place], asked, config, violence,
-            )  # fmt: skip
-            ask = asked[0]
+        for (ask, query, negatives), score, place in zip(
+            asks[part], scores[part], places, strict=True
+        ):
+            offered = [sample_ids[one] for one in place], [urls[one] for one in place]
+            mine: list[tuple[str, Test]] = [*tests]
+            mine.append((NEGATIVE, partial(is_nearer, query, negatives)))
+            statuses = statuses_of(vectors[place], mine)
+            for number, one in enumerate(offered[0]):
+                statuses[number] = store.verdicts.get(one, statuses[number])
+            expected = vectors[place] if isinstance(store, PublishedStore) else None
+            table = _offer_table(*offered, score, statuses, vectors[place], expected, config)
             files = {f"{OFFERS}/{ask.unit}.parquet": table}
             counts = schema.counts_by_status(table["status"].to_pylist())
             write_unit(folder, OFFERS, ask.unit, files, rows=table.num_rows, counts=counts)
             yield ask
 
 
+def statuses_of(vectors: np.ndarray, tests: Sequence[tuple[str, Test]]) -> list[str]:
+    """Return of each vector (N, D) the status of the first test that it fails, or pending."""
+    statuses = np.full(len(vectors), PENDING, object)
+    for status, is_bad in reversed(tests) if len(vectors) else ():
+        statuses[is_bad(vectors)] = status
+    return list(statuses)
+
+
+def is_nearer(query: np.ndarray, others: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: which vectors are closer to one of `others` (M, D) than to `query` (D,)."""
+    if not len(others):
+        return np.zeros(len(vectors), bool)
+    nearer: np.ndarray = (vectors @ others.T).max(axis=1) > vectors @ query
+    return nearer
+
+
+def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: which vectors are at least `cosine` close to one of `others` (M, D)."""
+    close: np.ndarray = (vectors @ others.T >= cosine).any(axis=1)
+    return close
+
+
 def read_offer(folder: Place, ask: Ask) -> Offer:
     """Return the committed offer of a category, with what its rules say of it today."""
-    table = read_parquet(folder / OFFERS / f"{ask.unit}.parquet")
+    names = [name for name in schema.OFFERS.names if name != "expected"]
+    table = read_parquet(folder / OFFERS / f"{ask.unit}.parquet", names)
     sample_ids, urls = table["sample_id"].to_pylist(), table["url"].to_pylist()
     own = dict(zip(sample_ids, table["status"].to_pylist(), strict=True))
     own = {one: status for one, status in own.items() if status != PENDING}
     own |= dict(_unwanted(sample_ids, urls, ask.rules))
     neighbors = table["neighbors"].to_pylist()
-    return Offer(ask.label, sample_ids, urls, table["score"].to_numpy(), neighbors, own)
+    blocked = tuple(int(text, 16) for text in ask.rules.blocked_hashes)
+    return Offer(ask.label, sample_ids, urls, table["score"].to_numpy(), neighbors, own, blocked)
+
+
+def expected_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
+    """Return the published vectors (D,) float16 of a committed offer, by sample id."""
+    table = read_parquet(folder / OFFERS / f"{unit}.parquet", ["sample_id", "expected"])
+    pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
+    return dict(pairs)
 
 
 def _offer_table(
     sample_ids: list[str],
     urls: list[str],
     scores: np.ndarray,
+    statuses: list[str],
     vectors: np.ndarray,
-    asked: tuple[Ask, np.ndarray, np.ndarray],
+    expected: np.ndarray | None,
     config: RetrieveConfig,
-    violence: np.ndarray,
 ) -> pa.Table:
-    _, query, negatives = asked
-    statuses = np.full(len(sample_ids), PENDING, object)
-    if len(negatives) and sample_ids:
-        statuses[(vectors @ negatives.T).max(axis=1) > vectors @ query] = NEGATIVE
-    if len(violence) and sample_ids:
-        statuses[(vectors @ violence.T).max(axis=1) >= config.violence_cosine] = VIOLENT
-    chained = config.near_duplicates == "components"
+    count, chained = len(sample_ids), config.near_duplicates == "components"
     neighbors = near_neighbors(vectors, config.near_duplicate_cosine, chained=chained)
-    values = (range(len(sample_ids)), scores, sample_ids, urls, statuses, neighbors)
+    kept = [None] * count if expected is None else list(expected.astype(np.float16))
+    values = (range(count), scores, sample_ids, urls, statuses, neighbors, kept)
     arrays = [
         pa.array(value, kind) for value, kind in zip(values, schema.OFFERS.types, strict=True)
     ]

@@ -25,6 +25,8 @@ from namedmask.labels import assign_labels, read_labels
 from namedmask.ledger import RUN_FILE, Ledger, read_commits
 from namedmask.offers import OFFERS, asks_of
 from namedmask.plugins import resolve
+from namedmask.published import PublishedStore
+from namedmask.storage import place_of
 from namedmask.stores import EmbeddingStore
 
 ALIVE_SHARE = 0.5
@@ -51,7 +53,7 @@ def plan_of(config: Config) -> dict[str, Any]:
     """
     categories = category_set_of(config.categories)
     _require_known_names(config)
-    rows = _known_rows(config.metadata.source)
+    rows = _published_rows(config) if config.vectors.source else _known_rows(config.metadata.source)
     changes = changes_of(config)
     count = len(changes["new"] if changes else categories.names)
     return {
@@ -105,11 +107,27 @@ def stages_of(config: Config) -> list[PlannedStage]:
     candidates = tuple(schema.CANDIDATES.names)
     faces, saliency, bilateral = config.faces, config.saliency, config.bilateral
     judge = f"{config.evaluate.benchmark} {config.evaluate.split}"
+    metadata = tuple(schema.METADATA.names)
+    fetching = f"{config.fetch.in_flight} requests at once"
+    embedding = f"{config.embed.model} on {config.embed.device}"
     stages: list[PlannedStage | None] = [
-        _plain("embed", "metadata", (), tuple(schema.METADATA.names), "safety, size, url filters"),
-        _class_stage("embed", "fetch", f"{config.fetch.in_flight} requests at once"),
-        _class_stage("embed", "embed", f"{config.embed.model} on {config.embed.device}"),
+        _plain("embed", "metadata", (), metadata, "safety, size, url filters"),
+        _class_stage("embed", "fetch", fetching),
+        _class_stage("embed", "embed", embedding),
         _plain("build", "retrieve", ("embedding",), candidates, _retrieve_choice(config)),
+    ]
+    if config.vectors.source:
+        choice = f"{_retrieve_choice(config)}, from {config.vectors.source}"
+        changed = f"{embedding}, changed below {config.vectors.unchanged_cosine:g}"
+        proof = f"{config.vectors.proof_images} images, at least {config.vectors.proof_cosine:g}"
+        stages = [
+            _plain("build", "retrieve", (), candidates, choice),
+            _plain("build", "metadata", (), ("status",), "safety and size filters on candidates"),
+            _plain("build", "proof", ("url",), (), proof),
+            _class_stage("build", "fetch", fetching),
+            _class_stage("build", "embed", changed),
+        ]
+    stages += [
         _class_stage("build", "faces", f"{faces.detector} on {faces.device}", faces.enabled),
         _class_stage("build", "saliency", f"{saliency.detector} on {saliency.device}"),
         _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
@@ -134,7 +152,7 @@ def expected_images(config: Config, num_categories: int, rows: int | None) -> di
         "alive_share_assumed": alive,
         "attempts_expected": math.ceil(wanted / alive),
         "bytes_expected": 0 if _is_local(config) else wanted * MEAN_IMAGE_BYTES,
-        "metadata_rows": rows,
+        "vectors" if config.vectors.source else "metadata_rows": rows,
     }
 
 
@@ -177,7 +195,28 @@ def _optim_choice(config: Config, section: str) -> str:
 
 def _is_local(config: Config) -> bool:
     sources = config.metadata.source
-    return bool(sources) and all(Path(source).is_dir() for source in sources)
+    return (
+        bool(sources)
+        and not config.vectors.source
+        and all(Path(source).is_dir() for source in sources)
+    )
+
+
+def _source_notes(config: Config) -> list[str]:
+    if config.vectors.source:
+        folder = place_of(config.vectors.source)
+        notes = ["the vectors are published: the verb embed is skipped, metadata.source not read."]
+        if isinstance(folder, Path) and not folder.is_dir():
+            notes.append(f"vectors.source '{folder}' is no folder here.")
+        return notes
+    notes = [
+        f"metadata.source '{source}' matches no file here."
+        for source in config.metadata.source
+        if "://" not in source and not glob.glob(source)
+    ]
+    if not config.metadata.source:
+        notes.append("metadata.source is empty; name parquet or CSV files, or a folder of images.")
+    return notes
 
 
 def _known_rows(sources: tuple[str, ...]) -> int | None:
@@ -194,14 +233,20 @@ def _known_rows(sources: tuple[str, ...]) -> int | None:
     return total if sources else None
 
 
+def _published_rows(config: Config) -> int | None:
+    """Return how many vectors there are, where the folder is here; else None.
+
+    Raises:
+        InputError: the folder is not of the layout.
+    """
+    folder = place_of(config.vectors.source)
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return None
+    return PublishedStore(folder, config.metadata).count
+
+
 def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
-    notes = [
-        f"metadata.source '{source}' matches no file here."
-        for source in config.metadata.source
-        if "://" not in source and not glob.glob(source)
-    ]
-    if not config.metadata.source:
-        notes.append("metadata.source is empty; name parquet or CSV files, or a folder of images.")
+    notes = _source_notes(config)
     if not _is_local(config):
         notes.append(
             f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "
@@ -215,7 +260,7 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
     wanted = num_categories * config.retrieve.archive_size
     if rows is not None and rows < wanted:
         notes.append(
-            f"the metadata has {rows:,} rows for {wanted:,} wanted images: unless categories share "
+            f"there are {rows:,} rows for {wanted:,} wanted images: unless categories share "
             "images, archives will stay short; lower retrieve.archive_size or add metadata."
         )
     if not config.evaluate.benchmark:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -178,11 +179,14 @@ def pick_archive(
     *,
     chained: bool = False,
     replenish_faces: bool = True,
+    hashes: Mapping[str, int] = MappingProxyType({}),
+    hash_distance: int = 0,
 ) -> list[tuple[str, str | None]]:
     """Return each candidate's status, and the candidate it duplicates, for one category.
 
     A candidate is accepted when no verdict speaks against it and it is not too close to a
-    better-ranked accepted one. The first `size` accepted are the archive.
+    better-ranked accepted one, by its vector or by its pixels. The first `size` accepted are the
+    archive. A sample id that comes again is `duplicate_url`.
 
     Args:
         sample_ids: the candidates in the order of their ranks.
@@ -194,6 +198,9 @@ def pick_archive(
             the method.
         replenish_faces: an image with a face makes room for the next one. Method: no, it leaves a
             gap in the archive.
+        hashes: 64 bits of the pixels, see images.hash_of; those without the verdict `ok` are not
+            looked at, so that what an earlier try has left changes nothing.
+        hash_distance: candidates that differ in at most so many bits are near duplicates; 0: not.
 
     Returns:
         (status, duplicate_of), ranks ascending; the status is `ok` in the archive, the verdict
@@ -203,7 +210,17 @@ def pick_archive(
     is_accepted = np.zeros(len(sample_ids), bool)
     answers: list[tuple[str, str | None]] = []
     places = 0
+    seen: set[str] = set()
+    if hash_distance:
+        good = {one: bits for one, bits in hashes.items() if verdicts.get(one) == schema.OK}
+        alike = np.tril(_alike(sample_ids, good, hash_distance), -1)
+        pairs = zip(neighbors, alike, strict=True)
+        neighbors = [sorted({*near, *np.flatnonzero(row).tolist()}) for near, row in pairs]
     for rank, sample_id in enumerate(sample_ids):
+        if sample_id in seen:
+            answers.append((schema.DUPLICATE_URL, None))
+            continue
+        seen.add(sample_id)
         verdict = verdicts.get(sample_id, PENDING)
         near = neighbors[rank] if chained else [one for one in neighbors[rank] if is_accepted[one]]
         leaves_gap = verdict == HAS_FACE and not replenish_faces
@@ -215,6 +232,14 @@ def pick_archive(
         answers.append((SURPLUS if full else verdict, None))
         places += bool(is_accepted[rank]) or leaves_gap
     return answers
+
+
+def _alike(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int) -> np.ndarray:
+    """Return (N, N) bool: which candidates have hashes that differ in at most `distance` bits."""
+    bits = np.array([hashes.get(one, 0) for one in sample_ids], np.uint64)
+    known = np.array([one in hashes for one in sample_ids], bool)
+    near = np.bitwise_count(bits[:, None] ^ bits) <= distance
+    return near & known & known[:, None]
 
 
 def gaps(statuses: Sequence[str], size: int) -> int:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from namedmask import schema
 from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
-from namedmask.offers import Offer
+from namedmask.offers import NONE, Offer
 from namedmask.retrieve import NEAR_DUPLICATE, PENDING, SURPLUS, gaps, next_to_try
 
 UNTRIED = "untried"
@@ -25,13 +25,18 @@ UNTRIED = "untried"
 Look = Callable[[list[str]], Mapping[str, str]]
 
 
-def fill_archives(offers: Sequence[Offer], config: RetrieveConfig, look: Look) -> dict[str, str]:
-    """Return the verdicts on the images tried until archives are full or the rounds are over."""
+def fill_archives(
+    offers: Sequence[Offer], config: RetrieveConfig, look: Look, hashes: Mapping[str, int] = NONE
+) -> dict[str, str]:
+    """Return the verdicts on the images tried until archives are full or the rounds are over.
+
+    `hashes` are of the good images by sample id, and grow as `look` looks.
+    """
     verdicts: dict[str, str] = {}
     for _ in range(1 + config.top_up_rounds):
         wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
         for offer in offers:
-            statuses = [status for status, _ in offer.pick(verdicts, config)]
+            statuses = [status for status, _ in offer.pick(verdicts, config, hashes)]
             rate = _pass_rate(offer, statuses, verdicts)
             size = config.archive_size
             if not config.replenish_faces:
@@ -44,12 +49,17 @@ def fill_archives(offers: Sequence[Offer], config: RetrieveConfig, look: Look) -
     return verdicts
 
 
-def settle(offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig) -> pa.Table:
+def settle(
+    offer: Offer,
+    verdicts: Mapping[str, str],
+    config: RetrieveConfig,
+    hashes: Mapping[str, int] = NONE,
+) -> pa.Table:
     """Return the candidates of a category (schema.CANDIDATES) with their final statuses.
 
     Those that were never tried are `untried`.
     """
-    settled = _settled(offer, verdicts, config)
+    settled = _settled(offer, verdicts, config, hashes)
     statuses, duplicates = [one for one, _ in settled], [one for _, one in settled]
     count = len(offer.sample_ids)
     values = (
@@ -95,12 +105,12 @@ def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _settled(
-    offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig
+    offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int]
 ) -> list[tuple[str, str | None]]:
     """Return what `Offer.pick` says once nothing pending holds a place or hides a duplicate."""
     final = dict(verdicts)
     while True:
-        picked = offer.pick(final, config)
+        picked = offer.pick(final, config, hashes)
         pending = [
             sample_id
             for sample_id, (status, _) in zip(offer.sample_ids, picked, strict=True)

@@ -22,6 +22,9 @@ FORMAT_VERSION = 1
 
 OK = "ok"
 
+DUPLICATE_URL = "duplicate_url"
+"""Status of a row or candidate whose url came before."""
+
 BACKGROUND = 0
 """Label id of everything that is no category."""
 
@@ -44,6 +47,8 @@ TYPES: dict[str, pa.DataType] = {
     "image_height": pa.int32(),  # of the decoded image, after EXIF orientation
     "image_width": pa.int32(),
     "embedding": pa.list_(pa.float32()),  # unit L2 norm; null on tombstones
+    "expected": pa.list_(pa.float16()),  # the published vector, where there is one; unit L2 norm
+    "expected_cosine": pa.float32(),  # least cosine of `embedding` with it
     # the candidate funnel
     "category": pa.string(),  # label name
     "label_id": pa.uint16(),
@@ -54,6 +59,7 @@ TYPES: dict[str, pa.DataType] = {
     "num_faces": pa.int32(),
     "saliency": pa.binary(),  # PNG, 8 bit, (H, W): saliency map × 255
     "mask": pa.binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
+    "hash": pa.uint64(),  # perceptual, of the decoded image; see images.hash_of
 }
 
 
@@ -69,13 +75,13 @@ EMBEDDINGS = columns(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )
 ROW_TOMBSTONES = columns("sample_id", "url", "status")
-OFFERS = columns("rank", "score", "sample_id", "url", "status", "neighbors")
+OFFERS = columns("rank", "score", "sample_id", "url", "status", "neighbors", "expected")
 CANDIDATES = columns(
     "category", "label_id", "rank", "score", "sample_id", "url", "status", "duplicate_of"
 )
 IMAGES = columns(  # one row an image between fetch and archive
     "sample_id", "url", "status", "image", "image_height", "image_width", "num_faces",
-    "saliency", "mask",
+    "saliency", "mask", "hash",
 )  # fmt: skip
 ARCHIVE = columns(
     "category", "label_id", "rank", "score", "sample_id", "url", "image", "image_height",

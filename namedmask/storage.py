@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -109,6 +110,15 @@ def fetched(place: Place) -> Iterator[Path]:
 def readable(place: Place) -> Path | S3File:
     """Return what pyarrow reads a place from, by the parts that it needs."""
     return place if isinstance(place, Path) else S3File(place)
+
+
+def opened(place: Place) -> io.RawIOBase:
+    """Return a place as an open file without a buffer: on S3 each read is one request.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return place.open("rb", buffering=0) if isinstance(place, Path) else S3File(place)
 
 
 def read_many(places: Sequence[Place]) -> list[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.errors import SchemaError
+from namedmask.images import hash_of
 from namedmask.ledger import Commit, Ledger, digest, read_parquet, write_unit
 from namedmask.storage import Place
 
@@ -46,6 +48,9 @@ def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_dige
 
 class EmbeddingStore:
     """The vectors of a run, wave by wave."""
+
+    verdicts: Mapping[str, str] = MappingProxyType({})
+    """What speaks against a row before it is tried: nothing, or it would have no vector."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -101,13 +106,14 @@ class ImageStore:
         self._ledger = ledger
         self._units: dict[str, str] = {}  # sample_id of a good image → its unit
         self.verdicts: dict[str, str] = {}
+        self.hashes: dict[str, int] = {}  # of the good images
         units = list(ledger.commits(IMAGES))
         self._next = int(units[-1]) + 1 if units else 0
         for unit in units:
-            for kind in ("wave", "tombstones"):
+            for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
                 path = ledger.folder / _file(IMAGES, kind, unit)
-                table = read_parquet(path, ["sample_id", "status"])
-                self.remember(unit, verdicts_of(table))
+                table = read_parquet(path, ["sample_id", "status", *columns])
+                self.remember(unit, verdicts_of(table), hashes_of(table))
         self._open = lru_cache(OPEN_UNITS)(self._read)
 
     def new_unit(self) -> str:
@@ -115,9 +121,10 @@ class ImageStore:
         self._next += 1
         return f"{self._next - 1:05d}"
 
-    def remember(self, unit: str, verdicts: Mapping[str, str]) -> None:
-        """Take note of a committed unit: the verdict on each of its images, by sample id."""
+    def remember(self, unit: str, verdicts: Mapping[str, str], hashes: Mapping[str, int]) -> None:
+        """Take note of a committed unit: verdict and hash of each of its images, by sample id."""
         self.verdicts.update(verdicts)
+        self.hashes.update(hashes)
         self._units.update((one, unit) for one, status in verdicts.items() if status == schema.OK)
 
     def entries(self, candidates: pa.Table) -> pa.Table:
@@ -142,6 +149,22 @@ class ImageStore:
 def verdicts_of(table: pa.Table) -> dict[str, str]:
     """Return the status of each image of a table by its sample id."""
     return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def hashes_of(table: pa.Table) -> dict[str, int]:
+    """Return the perceptual hash of each image of a table that has one, by its sample id."""
+    if "hash" not in table.column_names:
+        return {}
+    pairs = zip(table["sample_id"].to_pylist(), table["hash"].to_pylist(), strict=True)
+    return {sample_id: bits for sample_id, bits in pairs if bits is not None}
+
+
+def with_hashes(table: pa.Table) -> pa.Table:
+    """Return a table of judged images with `hash` at every good one."""
+    rows = schema.alive(table)
+    good = table.select(["image", "image_height", "image_width"]).take(rows).to_pylist()
+    bits = [hash_of(one["image"], one["image_height"] * one["image_width"]) for one in good]
+    return schema.update(table, rows, {"hash": bits})
 
 
 def read_vectors(path: Place) -> np.ndarray:

@@ -7,10 +7,10 @@ ends with the same rows; run again when finished, it does nothing and says `skip
 A verb says what is to be done; an executor does it (executor.py).
 
 The run folder: `embeddings` and `images` (see stores.py), `offers` (what each category may choose
-from), `labels.json` (label ids), `candidates.parquet` and `funnels.json`
-(what became of everything), `archive`, `refined` and `experts`, `segmenter/checkpoint.pt`,
-`evaluation.json` (with label maps in `evaluation`), and beside them `run.toml` (the config),
-`run.json` (what is finished) and `timings.json` (seconds by stage).
+from), `labels.json` (label ids), `proof.json` (see proof.py), `candidates.parquet` and
+`funnels.json` (what became of everything), `archive`, `refined` and `experts`,
+`segmenter/checkpoint.pt`, `evaluation.json` (with label maps in `evaluation`), and beside them
+`run.toml` (the config), `run.json` (what is finished) and `timings.json` (seconds by stage).
 
 Memory: some numbers a candidate, the vectors of a group of categories (offers.GROUP), and what the
 executor needs.
@@ -19,7 +19,7 @@ executor needs.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,15 +37,31 @@ from namedmask.embed import AskSide, Wording
 from namedmask.errors import InputError
 from namedmask.evaluate import open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
-from namedmask.jobs import Failures, Job, run_verb
+from namedmask.heads import VIOLENT, load_tests
+from namedmask.jobs import Failures, Job, judging_stages, run_verb
 from namedmask.labels import Label, assign_labels, read_labels, write_labels
 from namedmask.ledger import Commit, digest, row_hashes, write_file, write_json
 from namedmask.local import PlainLoop
-from namedmask.offers import OFFERS, Offer, TopK, asks_of, file_parts, read_offer, write_offers
+from namedmask.offers import (
+    OFFERS,
+    Ask,
+    Offer,
+    TopK,
+    VectorStore,
+    asks_of,
+    expected_of,
+    file_parts,
+    is_close,
+    read_offer,
+    write_offers,
+)
 from namedmask.progress import Progress, Step
+from namedmask.proof import prove_model
+from namedmask.published import PublishedStore
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
+from namedmask.storage import Place, place_of
 from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
 from namedmask.waves import Wave, digest_of
 
@@ -65,8 +81,10 @@ def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Embed, then build; return what both ended with."""
+    """Embed, then build; return what both ended with. With published vectors, build alone."""
     category_set_of(config.categories)  # a wrong name should not show after hours of embedding
+    if config.vectors.source:
+        return build(config, progress, executor)
     embedded, built = embed(config, progress, executor), build(config, progress, executor)
     skipped = embedded.pop("skipped", False) and built.pop("skipped", False)
     return ({"skipped": True} if skipped else {}) | embedded | built
@@ -79,6 +97,8 @@ def embed(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
         InputError: a source cannot be read, or is not what it was when the run began.
         TooManyFailuresError: more rows failed than `run.max_failure_share`.
     """
+    if config.vectors.source:
+        return {"skipped": True, "reason": "vectors.source has the vectors"}
     return run_verb("embed", config, progress, partial(_embed, executor), EMBEDDINGS)
 
 
@@ -167,14 +187,22 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     config, folder = job.config, job.ledger.folder
     known = read_labels(folder)
     labels = assign_labels(known, category_set_of(config.categories))
-    offers = _offers(executor, job, labels)
-    judge = Judge(executor, job, offers)
-    verdicts = fill_archives(offers, config.retrieve, judge)
+    vectors = _vectors(job)
+    asks = asks_of(labels, config, vectors.digest())
+    _look_for(executor, job, vectors, asks)
+    offers = [read_offer(folder, ask) for ask in asks]
+    if config.vectors.source:
+        prove_model(executor, job, asks, offers)
+    judge = Judge(executor, job, asks, offers)
+    hashes = judge.store.hashes
+    verdicts = fill_archives(offers, config.retrieve, judge, hashes)
     with job.clock("archive"):
-        settled = {offer.label: settle(offer, verdicts, config.retrieve) for offer in offers}
+        settled = {
+            offer.label: settle(offer, verdicts, config.retrieve, hashes) for offer in offers
+        }
         funnel = candidate_funnel({label.name: table for label, table in settled.items()})
         write_file(folder / "candidates.parquet", pa.concat_tables(settled.values()))
-        write_json(folder / "funnels.json", _write_row_funnel(job) | funnel)
+        write_json(folder / "funnels.json", _row_funnel(job, vectors) | funnel)
         refuse_empty_archives(funnel["by_category"])
         job.start("build")
         write_labels(folder, known, labels)
@@ -190,43 +218,61 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     }
 
 
-def _offers(executor: Executor, job: Job, labels: Sequence[Label]) -> list[Offer]:
-    """Return what each category may choose from; only those not asked for before are looked for."""
+def _row_funnel(job: Job, vectors: VectorStore) -> dict[str, Any]:
+    if isinstance(vectors, PublishedStore):
+        return {"vectors_in": vectors.count}
+    return _write_row_funnel(job)
+
+
+def _vectors(job: Job) -> VectorStore:
+    source = job.config.vectors.source
+    if not source:
+        return EmbeddingStore(job.ledger)
+    return PublishedStore(place_of(source), job.config.metadata)
+
+
+def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence[Ask]) -> None:
+    """Commit the offers of those categories that were not asked for before in the same way."""
     config, folder = job.config, job.ledger.folder
-    store = EmbeddingStore(job.ledger)
-    asks = asks_of(labels, config, store.digest())
+    retrieve = config.retrieve
     there = job.ledger.commits(OFFERS)
     job.ledger.sweep(OFFERS)
     new = list({ask.unit: ask for ask in asks if ask.unit not in there}.values())
     with job.clock("retrieve"), job.progress.step("retrieve", len(asks)) as step:
         step.advance(len(asks) - len(new))
-        if new:
-            text = config.retrieve.violence_text
-            wordings = [*(ask.wording for ask in new), Wording([text] if text else [], ("{}",))]
-            sides = executor.map(job, "embed", partial(AskSide, config.embed), [wordings])
-            *vectors, violence = next(iter(sides))
-            asked = [(ask, *ask.vectors(one)) for ask, one in zip(new, vectors, strict=True)]
-            k = config.retrieve.candidates
-            make = partial(TopK, np.stack([query for _, query, _ in asked]), k)
-            found = executor.map(job, "retrieve", make, file_parts(store, executor.parts))
-            best = merge_top_k(found, k)
-            job.start("build")
-            for _ in write_offers(folder, store, asked, best, config.retrieve, violence):
-                step.advance()
-    return [read_offer(folder, ask) for ask in asks]
+        if not new:
+            return
+        text = [retrieve.violence_text] if retrieve.violence_text else []
+        wordings = [*(ask.wording for ask in new), Wording(text, ("{}",))]
+        sides = executor.map(job, "embed", partial(AskSide, config.embed), [wordings])
+        *found, violence = next(iter(sides))
+        asked = [(ask, *ask.vectors(one)) for ask, one in zip(new, found, strict=True)]
+        queries = np.stack([query for _, query, _ in asked])
+        if isinstance(vectors, PublishedStore):
+            vectors.require_width(queries.shape[1], config.embed.model)
+        tests = load_tests(retrieve, queries.shape[1])
+        tests.append((VIOLENT, partial(is_close, violence, retrieve.violence_cosine)))
+        make = partial(TopK, queries, retrieve.candidates)
+        parts = executor.map(job, "retrieve", make, file_parts(vectors, executor.parts))
+        best = merge_top_k(parts, retrieve.candidates)
+        job.start("build")
+        for _ in write_offers(folder, vectors, asked, best, retrieve, tests):
+            step.advance()
 
 
 class Judge:
     """Fetches and checks images, each once in the life of a run folder; a rounds.Look."""
 
-    def __init__(self, executor: Executor, job: Job, offers: Sequence[Offer]) -> None:
+    def __init__(
+        self, executor: Executor, job: Job, asks: Sequence[Ask], offers: Sequence[Offer]
+    ) -> None:
         self._executor, self._job = executor, job
         self._urls: dict[str, str] = {}
-        for offer in offers:
+        self._offered: dict[str, str] = {}  # sample id → a unit of offers that has it
+        for ask, offer in zip(asks, offers, strict=True):
             self._urls.update(zip(offer.sample_ids, offer.urls, strict=True))
-        enabled = {"faces": job.config.faces.enabled, "bilateral": job.config.bilateral.enabled}
-        stages = ("fetch", "faces", "saliency", "bilateral")
-        self._stages = tuple(name for name in stages if enabled.get(name, True))
+            self._offered.update(dict.fromkeys(offer.sample_ids, ask.unit))
+        self._stages = judging_stages(job.config)
         self._failures = Failures(job.config.run.max_failure_share)
         if job.ledger.commits(IMAGES):
             job.finished("images")  # refuses other settings
@@ -241,7 +287,7 @@ class Judge:
         self._job.start("images")
         with self._job.progress.step("judge", len(new)) as step:
             for written in self._executor.run(self._job, waves, self._stages, IMAGES, step):
-                self.store.remember(written.unit, written.verdicts)
+                self.store.remember(written.unit, written.verdicts, written.hashes)
                 self._failures.add(written.tried, written.counts)
         return {one: self.store.verdicts[one] for one in sample_ids}
 
@@ -253,7 +299,12 @@ class Judge:
 
     def _wave(self, sample_ids: list[str]) -> Wave:
         urls = [self._urls[one] for one in sample_ids]
-        return Wave(self.store.new_unit(), partial(_untouched, sample_ids, urls))
+        rows, config = partial(_untouched, sample_ids, urls), self._job.config.vectors
+        if config.source:
+            units = [self._offered[one] for one in sample_ids]
+            folder = self._job.ledger.folder.absolute()
+            rows = partial(_with_expected, rows, folder, units, config.unchanged_cosine)
+        return Wave(self.store.new_unit(), rows)
 
 
 def _untouched(sample_ids: list[str], urls: list[str]) -> pa.Table:
@@ -264,6 +315,22 @@ def _untouched(sample_ids: list[str], urls: list[str]) -> pa.Table:
         "num_faces": pa.nulls(len(urls), schema.TYPES["num_faces"]),
     }
     return pa.table(columns)
+
+
+def _with_expected(
+    read: Callable[[], pa.Table], folder: Place, units: list[str], cosine: float
+) -> pa.Table:
+    """Return the rows of a wave with the vector that was published of each, and the least cosine.
+
+    `units` are the offers that have them, row by row.
+    """
+    table = read()
+    published = {unit: expected_of(folder, unit) for unit in dict.fromkeys(units)}
+    pairs = zip(units, table["sample_id"].to_pylist(), strict=True)
+    vectors = [published[unit][one] for unit, one in pairs]
+    table = table.append_column("expected", pa.array(vectors, schema.TYPES["expected"]))
+    least = pa.array([cosine] * len(units), schema.TYPES["expected_cosine"])
+    return table.append_column("expected_cosine", least)
 
 
 def _train(executor: Executor, job: Job) -> dict[str, Any]:

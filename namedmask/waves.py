@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from namedmask.ledger import digest, row_hashes
 from namedmask.storage import Place
-from namedmask.stores import IMAGES, verdicts_of, write_wave
+from namedmask.stores import IMAGES, hashes_of, verdicts_of, with_hashes, write_wave
 
 SLICE_BATCHES = 8
 """Batches taken through a stage at once: the pace at which progress shows."""
@@ -46,6 +46,7 @@ class Written:
     tried: int
     counts: Mapping[str, int]
     verdicts: Mapping[str, str] = field(default_factory=dict)  # on its images, by sample id
+    hashes: Mapping[str, int] = field(default_factory=dict)  # of its good images, likewise
 
 
 def input_digest(table: pa.Table) -> str:
@@ -69,6 +70,8 @@ def write(
     folder: Place, store: str, unit: str, table: pa.Table, tried: int, digested: str
 ) -> Written:
     """Commit a wave that has passed all stages; return what became of it."""
+    if store != IMAGES:
+        return Written(unit, tried, write_wave(folder, store, unit, table, digested).counts)
+    table = with_hashes(table)
     commit = write_wave(folder, store, unit, table, digested)
-    verdicts = verdicts_of(table) if store == IMAGES else {}
-    return Written(unit, tried, commit.counts, verdicts)
+    return Written(unit, tried, commit.counts, verdicts_of(table), hashes_of(table))

@@ -48,6 +48,7 @@ class Proxy(ThreadingHTTPServer):
         self.refusal: tuple[int, str] | None = None
         self.requests: list[tuple[str, str]] = []
         self.failed: list[str] = []
+        self.sent_bytes = 0  # of bodies
         self._answered = 0
 
     def handle_error(self, *_: Any) -> None:
@@ -57,7 +58,7 @@ class Proxy(ThreadingHTTPServer):
         """Forget what was counted, and fail every `every`-th request from now on."""
         with self.lock:
             self.every, self.refusal, self._answered = every, None, 0
-            self.requests, self.failed = [], []
+            self.requests, self.failed, self.sent_bytes = [], [], 0
 
     def trouble(self, method: str, path: str) -> tuple[str, int, str]:
         """Return (how to fail this request or nothing, status, code)."""
@@ -97,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.request(self.command, self.path, body, headers)
             response = upstream.getresponse()
             data = response.read()
+        with self.server.lock:
+            self.server.sent_bytes += len(data)
         if how == "after":
             self.answer_error(status, code)
             return

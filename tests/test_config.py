@@ -126,7 +126,12 @@ def test_shipped_run_file_loads_and_names_a_shipped_category_set(path: Path) -> 
 
 def test_shipped_run_files_are_the_documented_ones() -> None:
     names = {path.stem for path in SHIPPED}
-    assert {"laion_imagenet_s_919", "template", "voc2012_from_imagenet"} <= names
+    assert {
+        "laion_imagenet_s_919",
+        "laion_published_919",
+        "template",
+        "voc2012_from_imagenet",
+    } <= names
 
 
 def test_template_holds_every_key_at_its_default() -> None:

@@ -261,6 +261,34 @@ def test_center_crop_takes_the_middle():
         images.center_crop(image, 6)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: images.encode_jpeg(image, 40),
+        lambda image: images.encode_png(images.resize(image, 60, 80)),
+        lambda image: images.encode_png(images.resize(image, 300, 400)),
+        lambda image: images.encode_png((image * 0.8 + 20).astype(np.uint8)),
+    ],
+)
+def test_hash_of_hardly_changes_when_an_image_is_saved_otherwise(change):
+    for seed in range(10):
+        image = photo(120, 160, seed)
+        first, second = images.hash_of(images.encode_png(image)), images.hash_of(change(image))
+        assert (first ^ second).bit_count() <= 8
+        assert 0 <= first < 2**64
+
+
+def test_hash_of_different_images_is_far_apart():
+    hashes = [images.hash_of(images.encode_png(photo(120, 160, seed))) for seed in range(20)]
+    apart = [(a ^ b).bit_count() for n, a in enumerate(hashes) for b in hashes[:n]]
+    assert min(apart) > 12
+    assert 28 < np.mean(apart) < 36
+
+
+def test_hash_of_a_plain_area_is_a_hash():
+    assert images.hash_of(images.encode_png(np.full((9, 7, 3), 200, np.uint8))) < 2**64
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
 def test_mask_round_trip_is_exact(height, width, share, seed):

@@ -144,6 +144,28 @@ def test_pick_archive_lets_an_unjudged_candidate_hold_its_place() -> None:
     assert [status for status, _ in picked] == ["pending", "ok", "surplus"]
 
 
+def test_pick_archive_drops_what_looks_alike_by_its_hash() -> None:
+    ids = ["a", "b", "c", "d", "e"]
+    alone: list[list[int]] = [[]] * 5
+    verdicts = dict.fromkeys("abde", "ok")
+    hashes = {"a": 0b0000, "b": 0b0011, "d": 0b0111, "e": 2**64 - 1}
+    none = pick_archive(ids, alone, verdicts, size=5, hashes=hashes)
+    assert [status for status, _ in none] == ["ok", "ok", "pending", "ok", "ok"]
+    found = pick_archive(ids, alone, verdicts, size=5, hashes=hashes, hash_distance=2)
+    assert found == [
+        ("ok", None),
+        ("near_duplicate", "a"),
+        ("pending", None),  # nobody has seen its pixels
+        ("ok", None),  # like b, which is not accepted, and three bits from a
+        ("ok", None),
+    ]
+
+
+def test_pick_archive_url_that_comes_again_is_said_to() -> None:
+    found = pick_archive(["a", "b", "a"], [[], [], []], {"a": "http_404"}, size=3)
+    assert [status for status, _ in found] == ["http_404", "pending", "duplicate_url"]
+
+
 def test_near_neighbors_in_chains_are_the_best_of_all_that_hang_together() -> None:
     vectors = unit_vectors([0.0, 1.0, 0.1, 3.0, 0.2, 1.1])
     assert near_neighbors(vectors, np.cos(0.15)) == [[], [], [0], [], [2], [1]]

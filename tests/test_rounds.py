@@ -52,42 +52,56 @@ def kept_of(table: pa.Table) -> list[str]:
     return [row["sample_id"] for row in table.to_pylist() if row["status"] == schema.OK]
 
 
-def greedy(ids: list[str], same_as: list[int], truth: Mapping[str, str], size: int) -> list[str]:
+def greedy(
+    ids: list[str], same_as: list[int], prints: list[int], truth: Mapping[str, str], size: int
+) -> list[str]:
     """Return the archive as the words say it: down the ranks, good ones that look like no other."""
     kept: list[str] = []
-    seen: set[int] = set()
+    seen: set[tuple[str, int]] = set()
     for sample_id in ids:
-        look = same_as[int(sample_id, 16)]
-        if truth[sample_id] == schema.OK and look not in seen:
+        number = int(sample_id, 16)
+        looks = {("vector", same_as[number]), ("pixels", prints[number])}
+        if truth[sample_id] == schema.OK and not looks & seen:
             kept.append(sample_id)
-            seen.add(look)
+            seen |= looks
     return kept[:size]
 
 
 @given(
     same_as=st.lists(st.integers(0, COUNT - 1), min_size=COUNT, max_size=COUNT),
+    prints=st.lists(st.integers(0, COUNT - 1), min_size=COUNT, max_size=COUNT),
     order=st.permutations(range(COUNT)),
     bad=st.sets(st.integers(0, COUNT - 1)),
     size=st.integers(1, 12),
     overfetch=st.floats(1, 2),
 )
 def test_rounds_enough_of_them_keep_exactly_the_best_that_pass(
-    same_as: list[int], order: list[int], bad: set[int], size: int, overfetch: float
+    same_as: list[int],
+    prints: list[int],
+    order: list[int],
+    bad: set[int],
+    size: int,
+    overfetch: float,
 ) -> None:
+    hashes: dict[str, int] = {}
     truth = {f"{n:020x}": "has_face" if n in bad else schema.OK for n in range(COUNT)}
     asked: list[str] = []
 
     def look(ids: list[str]) -> dict[str, str]:
         asked.extend(ids)
+        good = [one for one in ids if truth[one] == schema.OK]
+        hashes.update((one, 1 << prints[int(one, 16)]) for one in good)  # two bits apart, or none
         return {one: truth[one] for one in ids}
 
-    config = RetrieveConfig(archive_size=size, overfetch=overfetch, top_up_rounds=COUNT)
+    config = RetrieveConfig(
+        archive_size=size, overfetch=overfetch, top_up_rounds=COUNT, hash_distance=1
+    )
     offers = offers_of(same_as, order)
-    verdicts = fill_archives(offers, config, look)
+    verdicts = fill_archives(offers, config, look, hashes)
     assert len(asked) == len(set(asked)), "an image was tried twice"
     for offer in offers:
-        table = settle(offer, verdicts, config)
-        assert kept_of(table) == greedy(offer.sample_ids, same_as, truth, size)
+        table = settle(offer, verdicts, config, hashes)
+        assert kept_of(table) == greedy(offer.sample_ids, same_as, prints, truth, size)
         statuses = table["status"].to_pylist()
         assert "pending" not in statuses
         pairs = zip(table["sample_id"].to_pylist(), statuses, strict=True)

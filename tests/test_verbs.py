@@ -326,6 +326,81 @@ def test_verbs_category_without_an_image_is_told_with_its_counts_and_can_be_drop
     assert summary["images_kept"] == summary["candidates_by_status"]["ok"] > 0
 
 
+def test_verbs_hash_after_download_drops_copies_that_vectors_let_through(
+    source: str, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    loose = ("retrieve.near_duplicate_cosine=1.0", "retrieve.archive_size=12")
+    verbs.curate(config_of(source, tmp_path / "off", *loose), SILENT)
+    on = config_of(source, tmp_path / "on", *loose, "retrieve.hash_distance=3")
+    verbs.curate(on, SILENT)
+
+    def copies(run: Path) -> int:
+        archive = Archive.open(run / "archive")
+        urls = [url for name in archive.names for url in archive.entries(name)["url"].to_pylist()]
+        return len(urls) - len({url.replace("-copy", "") for url in urls})
+
+    assert copies(tmp_path / "off") > 0
+    rows = pq.read_table(tmp_path / "on" / "candidates.parquet").to_pylist()
+    named = {row["sample_id"]: row["url"].rpartition("/")[2] for row in rows}
+    pairs = [(named[row["sample_id"]], named[row["duplicate_of"]]) for row in rows
+             if row["status"] == "near_duplicate"]  # fmt: skip
+    assert pairs
+    assert all(one.replace("-copy", "") == other.replace("-copy", "") for one, other in pairs)
+    assert copies(tmp_path / "on") == 0
+    funnels = read_json(tmp_path / "on" / "funnels.json")
+    assert funnels["candidates_in"] == sum(funnels["candidates_by_status"].values())
+    before = (tmp_path / "on" / "candidates.parquet").read_bytes()
+    (tmp_path / "on" / "archive" / "manifest.json").unlink()
+    unfinish(tmp_path / "on", "build")
+    hits = web.hits.total()
+    verbs.build(on, SILENT)
+    assert web.hits.total() == hits, "the hashes are in the store"
+    assert (tmp_path / "on" / "candidates.parquet").read_bytes() == before
+
+
+def unfinish(run: Path, verb: str) -> None:
+    """Let a verb look as if the run had ended just before it was done."""
+    record = read_json(run / "run.json")
+    record["verbs"][verb]["finished"] = False
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def test_verbs_heads_on_vectors_rule_candidates_out_unseen(
+    source: str, web: toys.SmallWeb, finished: Path, tmp_path: Path
+) -> None:
+    rows = pa.concat_tables(
+        [ledger.read_parquet(path) for path in (finished / "embeddings").glob("wave*")]
+    )
+    vectors = dict(zip(rows["url"].to_pylist(), rows["embedding"].to_pylist(), strict=True))
+    unsafe, violent = (
+        np.array(vectors[f"{web.url}/{n}-4.jpg"], np.float32) for n in ("red", "blue")
+    )
+    mean = np.mean([vectors[f"{web.url}/blue-{n}.jpg"] for n in range(12)], axis=0)
+    # the head is sure of whatever has a cosine above 0.9999 with the red one
+    np.savez(tmp_path / "head.npz", 1e5 * unsafe[:, None], np.array([-99990.0]))
+    np.save(tmp_path / "prompts.npy", np.stack([mean / np.linalg.norm(mean), violent]))
+    heads = (
+        f"retrieve.safety_head={tmp_path}/head.npz",
+        f"retrieve.violence_prompts={tmp_path}/prompts.npy",
+    )
+    run = tmp_path / "run"
+    verbs.curate(config_of(source, run, *heads), SILENT)
+    candidates = pq.read_table(run / "candidates.parquet").to_pylist()
+    statuses = {row["url"].rpartition("/")[2]: row["status"] for row in candidates}
+    assert statuses["red-4.jpg"] == "unsafe"
+    assert statuses["blue-4.jpg"] == "violent"
+    assert list(statuses.values()).count("unsafe") == 1
+    tried = [
+        ledger.read_parquet(path, ["url"])["url"].to_pylist()
+        for path in (run / "images").glob("*.parquet")
+    ]
+    names = {url.rpartition("/")[2] for url in chain(*tried)}
+    assert names
+    assert not names & {"red-4.jpg", "blue-4.jpg"}, "it was fetched"
+    funnels = read_json(run / "funnels.json")
+    assert funnels["candidates_in"] == sum(funnels["candidates_by_status"].values())
+
+
 def test_verbs_short_archive_is_recorded_with_its_reasons(
     source: str, tmp_path: Path, web: toys.SmallWeb
 ) -> None:
