@@ -150,6 +150,9 @@ class RetrieveConfig(PoolSection):
     archive_size: Count = Field(500, description="images wanted a category. Method: 500")
     overfetch: float = Field(1.5, ge=1.0, description="candidates tried first, over those wanted")
     candidates: Count = Field(3000, description="ranks kept a category. Method: the demo's 3,000")
+    backend: Literal["exact", "faiss"] = Field("exact", description="a scan of all, or an index")
+    index: Source = Field("", description="FAISS index file of the store's vectors, for 'faiss'")
+    nprobe: int = Field(0, ge=0, description="lists an IVF index opens a query; 0: as in the file")
     top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
     near_duplicate_cosine: float = Field(
         0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
@@ -158,6 +161,16 @@ class RetrieveConfig(PoolSection):
     violence_cosine: float = Field(
         0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
     )
+
+
+class SearchConfig(Section):
+    """The index that the verb `search` makes and asks."""
+
+    kind: Literal["auto", "flat", "hnsw", "ivfsq", "ivfpq"] = Field(
+        "auto", description="auto: flat up to 100,000 vectors, ivfsq up to 4 million, else ivfpq"
+    )
+    recall: float = Field(0.95, gt=0, le=1, description="of the exact best 50, when it is made")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
 
 
 class FacesConfig(ModelSection):
@@ -281,6 +294,7 @@ class Config(Section):
     fetch: FetchConfig = FetchConfig()
     embed: EmbedConfig = EmbedConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
+    search: SearchConfig = SearchConfig()
     faces: FacesConfig = FacesConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     bilateral: BilateralConfig = BilateralConfig()

@@ -8,6 +8,7 @@ id, url and status: the pixels of a rejected image are in no file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
@@ -60,6 +61,19 @@ class EmbeddingStore:
         for path, _, count in self.files():
             if count:
                 yield read_vectors(path)
+
+    def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield sample_id, url, caption and the vectors of each wave that has any; as `chunks`."""
+        for path, _, count in self.files():
+            if count:
+                table = read_parquet(path, ["sample_id", "url", "caption", "embedding"])
+                yield table.drop_columns("embedding"), vectors_of(table, path)
+
+    def digest(self) -> str:
+        """Return 64 hex digits of the committed files: equal digits, equal vectors."""
+        commits = self._ledger.commits(EMBEDDINGS).values()
+        shas = [file["sha256"] for commit in commits for file in commit.files.values()]
+        return hashlib.sha256("\n".join(shas).encode()).hexdigest()
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending."""

@@ -34,16 +34,15 @@ from namedmask.embed import TextSide
 from namedmask.errors import InputError
 from namedmask.evaluate import open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
+from namedmask.indexes import scan_of
 from namedmask.jobs import Failures, Job, run_verb
 from namedmask.ledger import Commit, write_file, write_json
 from namedmask.local import PlainLoop
 from namedmask.progress import Progress, Step
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import (
-    TopK,
     accepted,
     candidate_funnel,
-    file_parts,
     fill_archives,
     offers_of,
     refuse_empty_archives,
@@ -174,8 +173,8 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     vectors = EmbeddingStore(job.ledger)
     with job.clock("retrieve"), job.progress.step("retrieve", len(category_set.names)) as step:
         queries, violence = _text_side(executor, job, category_set)
-        make = partial(TopK, queries, config.retrieve.candidates)
-        found = executor.map(job, "retrieve", make, file_parts(vectors, executor.parts))
+        scan, parts = scan_of(config.retrieve, vectors, queries, executor.parts)
+        found = executor.map(job, "retrieve", scan, parts)
         offers = offers_of(vectors, category_set, *merge_top_k(found, config.retrieve.candidates))
         known = violent(offers, violence, config.retrieve.violence_cosine)
         step.advance(len(category_set.names))
