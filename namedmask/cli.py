@@ -214,7 +214,8 @@ def search(
         ensure_writable(html.parent, "--html")
     found = module.search(config, text, k, _progress(as_json), templates=templates)
     if html is not None:
-        html.write_text(module.search_page(found), encoding="utf-8")
+        search_page = _function("namedmask.report.hits", "search_page")
+        html.write_text(search_page(found), encoding="utf-8")
     write_json(found) if as_json else show_hits(found)
 
 

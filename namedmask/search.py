@@ -10,23 +10,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from namedmask.categories import templates_of
-from namedmask.config import Config
-from namedmask.embed import TextSide
+from namedmask.config import Config, EmbedConfig
+from namedmask.embed import EMBEDDERS, Embedder, text_features
 from namedmask.errors import InputError
 from namedmask.jobs import Job
-from namedmask.ledger import Ledger
+from namedmask.ledger import RUN_FILE, Ledger
+from namedmask.plugins import resolve
 from namedmask.progress import Progress
-from namedmask.report.page import Html, element, note, page, table
-from namedmask.search_index import RECALL_AT, open_index
+from namedmask.search_index import RECALL_AT, no_vectors, open_index
 from namedmask.storage import Place
 from namedmask.stores import EmbeddingStore
 
 AS_TYPED = ("{}",)
+
+BATCH = 64
+"""Prompts in one forward: a query alone need not wait for a whole batch of the method's."""
 
 
 def config_of_run(run: Place, overrides: Sequence[str] = ()) -> Config:
@@ -61,16 +65,18 @@ def search(
         raise InputError("the text to search for is empty. Say in words what the image shows.")
     if k < 1:
         raise InputError(f"search needs k of at least 1; got {k}.")
-    ledger = Ledger(config.run.out)
+    if not (config.run.out / RUN_FILE).is_file():
+        raise no_vectors(config.run.out)
+    ledger = Ledger(config.run.out)  # without the run's lock: it may go on meanwhile
     ledger.finished("embed", Job(config, ledger, progress).settings("embed"))
     clock = _Clock()
-    text_side = _TextSide(config)
+    text_side = _TextSide(config.embed)
     index, manifest, made = open_index(
-        config.run.out, EmbeddingStore(ledger), config.search, text_side.as_typed, progress
+        config.run.out, EmbeddingStore(ledger), config.search, text_side, progress
     )
     clock.lap("make" if made else "load")
     prompts = templates_of(config.categories) if templates else AS_TYPED
-    (query,) = text_side(text, prompts)
+    (query,) = text_side([text], prompts)
     clock.lap("text")
     scores, rows = index.search(query, k)
     found = index.rows.table(rows)
@@ -91,59 +97,20 @@ def search(
     }
 
 
-def search_page(found: dict[str, Any]) -> str:
-    """Return what was found as one HTML page of links, with nothing outside it."""
-    text, hits = found["text"], found["hits"]
-    rows = [
-        (str(hit["rank"]), f"{hit['score']:.4f}", _link(hit["url"]), hit["caption"] or "")
-        for hit in hits
-    ]
-    return page(
-        f"NamedMask: {text}",
-        element("h1", text),
-        note(
-            f"The {len(hits)} of {found['vectors']:,} images whose vectors are closest to this "
-            f"text, by cosine. {recall_line(found)}"
-        ),
-        note(
-            "No picture is shown and none was fetched: nobody has judged whether these images are "
-            "safe. A link leads to its owner's server."
-        ),
-        table(("rank", "score", "link", "caption"), rows, numbers=(0, 1)),
-    )
-
-
-def recall_line(found: dict[str, Any]) -> str:
-    """Return what is known of how well the index finds."""
-    recall, target = found[f"recall_at_{RECALL_AT}"], found["measured_on"]
-    return f"Index {found['index']}, recall@{RECALL_AT} {recall:.3f} on {target}."
-
-
-def _link(url: str) -> Html | str:
-    """Return a link to a url; anything but http(s) stays text."""
-    if not url.startswith(("http://", "https://")):
-        return url
-    return element("a", url, href=url, rel="noopener noreferrer nofollow")
-
-
 class _TextSide:
     """The text side of the embedder, loaded when it is first asked."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config.embed
-        self._loaded: TextSide | None = None
+    def __init__(self, config: EmbedConfig) -> None:
+        self._config = config
 
-    def __call__(self, text: str, prompts: Sequence[str]) -> np.ndarray:
-        """Return the vector (1, D) of a text over prompt templates."""
-        return self._features([text], prompts)
+    def __call__(self, texts: Sequence[str], prompts: Sequence[str] = AS_TYPED) -> np.ndarray:
+        """Return the vectors (C, D) float32 of texts, unit L2 norm, over prompt templates."""
+        batch = min(len(texts) * len(prompts), BATCH)
+        return text_features(self._embedder, texts, prompts, batch)
 
-    def as_typed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the vectors (C, D) float32 of texts, each as it is."""
-        return self._features(texts, AS_TYPED)
-
-    def _features(self, texts: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
-        self._loaded = self._loaded or TextSide(self._config)
-        return self._loaded([(texts, prompts)])[0]
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return resolve("embedder", self._config.model, EMBEDDERS)(self._config)
 
 
 class _Clock:

@@ -180,9 +180,7 @@ def open_index(
     load_faiss("gpu" if config.device == "cuda" else "cpu")
     count = sum(rows for _, _, rows in store.files())
     if count == 0:
-        raise InputError(
-            f"run folder {folder} has no vectors to search. Run 'namedmask embed' first."
-        )
+        raise no_vectors(folder)
     wanted = {
         "format_version": schema.FORMAT_VERSION,
         "kind": kind_for(config.kind, count),
@@ -197,6 +195,11 @@ def open_index(
             _make(place, store, config, wanted, embed, progress)
     manifest = read_json(place / MANIFEST)
     return _load(place, manifest, config.device), manifest, why
+
+
+def no_vectors(folder: Place) -> InputError:
+    """The error for a run folder with nothing to search."""
+    return InputError(f"run folder {folder} has no vectors to search. Run 'namedmask embed' first.")
 
 
 def kind_for(name: str, count: int) -> str:
@@ -304,9 +307,11 @@ def _filled(kind: str, rows: Rows, device: str, step: Step) -> Any:
     recipe = KINDS[kind].recipe(len(rows), rows.dim)
     index = faiss.index_factory(rows.dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivfpq":
+        index.do_polysemous_training = False  # for a filter that is not used, at 20 times the cost
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ROUNDS, PQ_ROWS // 256
+        index.pq.cp.min_points_per_centroid = 1  # it only warns below 39
     if kind.startswith("ivf"):
-        index.cp.min_points_per_centroid = 1  # it only warns below 39
+        index.cp.min_points_per_centroid = 1
         index = _on_device(index, kind, device)
         index.train(rows.vectors(_training_rows(len(rows))))
     for chunk in rows.chunks():

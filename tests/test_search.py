@@ -16,7 +16,8 @@ from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, MissingExtraError
 from namedmask.ledger import Ledger, open_run, read_json
 from namedmask.progress import SilentProgress
-from namedmask.search import config_of_run, search, search_page
+from namedmask.report.hits import search_page
+from namedmask.search import config_of_run, search
 from namedmask.search_index import FOLDER, KINDS, MANIFEST, kind_for
 from namedmask.stores import EMBEDDINGS, EmbeddingStore, write_wave
 from tests import toys
@@ -32,7 +33,7 @@ QUIET = SilentProgress()
 def vectors_of(count: int, seed: int, words: Sequence[str] = WORDS) -> np.ndarray:
     """Return (count, 108) unit vectors about the texts of colors, in turn."""
     rng = np.random.default_rng(seed)
-    ground = EMBEDDER.embed_texts([words[row % len(words)] for row in range(count)])
+    ground = EMBEDDER.embed_texts([words[row % len(words)] for row in range(max(count, 1))])[:count]
     vectors = ground + 0.15 * rng.standard_normal(ground.shape)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
@@ -157,12 +158,15 @@ def test_search_of_every_kind_agrees_on_the_best(tmp_path: Path) -> None:
     texts = ("red", "a green thing")
     found = {}
     for kind in KINDS:
-        config = config_of(tmp_path, f"search.kind={kind}")
+        config = config_of(tmp_path, f"search.kind={kind}", "search.recall=1.0")
         answers = [search(config, text, 20, QUIET) for text in texts]
         found[kind] = [[hit["sample_id"] for hit in one["hits"]] for one in answers]
         assert {one["index"] for one in answers} == {kind}
         assert answers[0]["recall_at_50"] >= 0.95
-    assert all(answers == found["flat"] for answers in found.values())
+    for answers in found.values():
+        for ids, best in zip(answers, found["flat"], strict=True):
+            assert ids[0] == best[0]
+            assert len(set(ids) & set(best)) >= 19
 
 
 def test_rows_of_many_waves_come_back_in_the_order_asked_for(out: Path) -> None:
