@@ -158,7 +158,7 @@ def main() -> None:
 def measure(out: Path, count: int, kind: str, world: World) -> dict[str, Any]:
     config = config_of(out, kind, "search:embedder").search
     store, silent = EmbeddingStore(Ledger(out)), SilentProgress()
-    began = time.perf_counter()
+    start = time.perf_counter()
     _, _, made = open_index(out, store, config, world.embed_texts, silent)
     between = time.perf_counter()
     index, manifest, _ = open_index(out, store, config, world.embed_texts, silent)
@@ -179,7 +179,7 @@ def measure(out: Path, count: int, kind: str, world: World) -> dict[str, Any]:
         "search_ms": round(statistics.median(times), 2),
         "search_ms_worst": round(max(times), 2),
         "recall_at_50": manifest["recall_at_50"],
-        "build_s": round(between - began, 1) if made else None,
+        "build_s": round(between - start, 1) if made else None,
         "load_s": round(ended - between, 2),
         "mib": sizes,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

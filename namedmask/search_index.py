@@ -177,7 +177,6 @@ def open_index(
         ConfigError: the kind is not for so few vectors, or not for a GPU.
         MissingExtraError: faiss is not installed.
     """
-    load_faiss("gpu" if config.device == "cuda" else "cpu")
     count = sum(rows for _, _, rows in store.files())
     if count == 0:
         raise no_vectors(folder)
@@ -188,6 +187,7 @@ def open_index(
         "store": store.digest(),
         "recall": config.recall,
     }
+    _refuse_device(wanted["kind"], config.device)
     place = folder / FOLDER
     why = _why_new(place, wanted)
     if why:
@@ -327,15 +327,20 @@ def _training_rows(count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(count, min(count, wanted), replace=False))
 
 
+def _refuse_device(kind: str, device: str) -> None:
+    """Raise unless this faiss has an index of this kind on this device."""
+    faiss = load_faiss("gpu" if device == "cuda" else "cpu")
+    if device == "cuda" and kind == "hnsw":
+        raise ConfigError("search.kind 'hnsw' runs on the CPU alone. Set search.device to 'cpu'.")
+    if device == "cuda" and faiss.get_num_gpus() == 0:
+        raise InputError("search.device is 'cuda', but faiss sees no GPU. Set it to 'cpu'.")
+
+
 def _on_device(index: Any, kind: str, device: str) -> Any:
     """Return the index on `cpu` or `cuda`; never on another device than was asked for."""
     if device == "cpu":
         return index
     faiss = load_faiss("gpu")
-    if kind == "hnsw":
-        raise ConfigError("search.kind 'hnsw' runs on the CPU alone. Set search.device to 'cpu'.")
-    if faiss.get_num_gpus() == 0:
-        raise InputError("search.device is 'cuda', but faiss sees no GPU. Set it to 'cpu'.")
     options = faiss.GpuClonerOptions()
     options.useFloat16 = kind == "ivfpq"  # its tables of 96 codes do not fit a block otherwise
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)
