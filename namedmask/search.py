@@ -76,9 +76,9 @@ def search(
     )
     clock.lap("make" if made else "load")
     prompts = templates_of(config.categories) if templates else AS_TYPED
-    (query,) = text_side([text], prompts)
+    query = text_side([text], prompts)
     clock.lap("text")
-    scores, rows = index.search(query, k)
+    ((scores, rows),) = index.search(query, k)
     found = index.rows.table(rows)
     clock.lap("search")
     return {

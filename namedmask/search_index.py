@@ -153,15 +153,18 @@ class SearchIndex:
         elif self.kind != "flat":
             self._index.nprobe = min(depth, self._index.nlist)
 
-    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the scores (≤ k,) float32, descending, and rows (≤ k,) int64 for a vector (D,).
+    def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return scores (≤ k,) float32 and rows (≤ k,) int64, best first, for each of (C, D).
 
         The scores are exact; of equal ones the lower row comes first.
         """
-        query = np.ascontiguousarray(query, np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
         asked = min(k * KINDS[self.kind].over, len(self.rows))
-        found = np.sort(self._index.search(query[None], asked)[1][0])
-        found = found[found >= 0]
+        found = np.sort(self._index.search(queries, asked)[1], axis=1)
+        return [self._best(*one, k) for one in zip(queries, found, strict=True)]
+
+    def _best(self, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        found = found[found >= 0]  # -1 stands where an index found fewer
         scores = np.einsum("nd,d->n", self.rows.vectors(found), query)
         order = np.lexsort((found, -scores))[:k]
         return scores[order], found[order]
@@ -180,7 +183,7 @@ def open_index(
     count = sum(rows for _, _, rows in store.files())
     if count == 0:
         raise no_vectors(folder)
-    wanted = {
+    wanted: dict[str, Any] = {
         "format_version": schema.FORMAT_VERSION,
         "kind": kind_for(config.kind, count),
         "rows": count,
@@ -378,8 +381,9 @@ def _queries(rows: Rows, embed: Embed) -> tuple[np.ndarray, str]:
 def _recall(made: SearchIndex, queries: np.ndarray, scores: np.ndarray) -> float:
     """Return the share of the exact answers (C, k) that are found; equal scores are as good."""
     k = scores.shape[1]
+    answers = made.search(queries, k)
     found = [
-        np.count_nonzero(made.search(query, k)[0] >= best[-1] - 1e-5)
-        for query, best in zip(queries, scores, strict=True)
+        np.count_nonzero(answer >= best[-1] - 1e-5)
+        for (answer, _), best in zip(answers, scores, strict=True)
     ]
-    return sum(found) / (len(queries) * k)
+    return float(sum(found)) / (len(queries) * k)
