@@ -20,7 +20,16 @@ import namedmask
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
-from namedmask.screen import complain, explain, show, show_plan, show_scorecard, write, write_json
+from namedmask.screen import (
+    complain,
+    explain,
+    show,
+    show_hits,
+    show_plan,
+    show_scorecard,
+    write,
+    write_json,
+)
 from namedmask.storage import Place, place_of, prove_writable
 
 app = typer.Typer(
@@ -182,6 +191,32 @@ def report(
     ensure_writable(run, "another folder")
     path = _function("namedmask.report", "write_report")(run)
     write_json({"report": str(path)}) if as_json else write(f"report: {path}")
+
+
+@app.command()
+def search(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="run file or run folder", parser=place_of)
+    ],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="what the images should show")],
+    k: Annotated[int, typer.Option("--k", min=1, help="images to find")] = 50,
+    html: Annotated[Path | None, typer.Option(help="write a page of links as well")] = None,
+    templates: Annotated[
+        bool, typer.Option("--templates", help="through the run's prompt templates, not as typed")
+    ] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the images of a run's store closest to a text; makes its index when there is none."""
+    module = importlib.import_module("namedmask.search")
+    config = module.config_of_run(run, overrides or ())
+    if html is not None:
+        ensure_writable(html.parent, "--html")
+    found = module.search(config, text, k, _progress(as_json), templates=templates)
+    if html is not None:
+        search_page = _function("namedmask.report.hits", "search_page")
+        html.write_text(search_page(found), encoding="utf-8")
+    write_json(found) if as_json else show_hits(found)
 
 
 @app.command()

@@ -1,8 +1,7 @@
-"""Every knob of a run: one frozen model a section, one section a stage, read from one TOML file.
+"""A run file: every knob of a run, one section a stage (sections.py), in one TOML file.
 
-`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. A default
-that comes from the method says so; one that departs from it says why. `hash_of` names what a
-result depends on, so that a finished run is recognised and a changed one is refused.
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. `hash_of`
+names what a result depends on, so that a finished run is recognized and a changed one is refused.
 """
 
 from __future__ import annotations
@@ -11,306 +10,63 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pydantic
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
 
 from namedmask.errors import ConfigError
 from namedmask.overrides import apply_override, explain
-from namedmask.s3 import S3Path
+from namedmask.sections import (
+    AugmentConfig,
+    BilateralConfig,
+    CategoriesConfig,
+    CategoryConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    ExpertsConfig,
+    FacesConfig,
+    FetchConfig,
+    MetadataConfig,
+    ModelSection,
+    OptimConfig,
+    PoolSection,
+    RayConfig,
+    RetrieveConfig,
+    RunConfig,
+    SaliencyConfig,
+    SearchConfig,
+    Section,
+    SegmenterConfig,
+    TrainConfig,
+    VectorsConfig,
+)
 from namedmask.storage import Place, place_of
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-
-
-def _place(value: object) -> Place:
-    if isinstance(value, str | Path | S3Path):
-        return place_of(value)
-    raise ValueError("expected the path of a folder, or s3://bucket/prefix")
-
-
-def _source(text: str) -> str:
-    place_of(text)  # refuses an s3:// url that names no bucket, or a secret beside it
-    return text
-
-
-Folder = Annotated[Place, PlainValidator(_place), PlainSerializer(str, return_type=str)]
-Source = Annotated[str, AfterValidator(_source)]
-
-
-class Section(pydantic.BaseModel):
-    """A section of the run file: frozen, and strict about unknown keys."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-
-class PoolSection(Section):
-    """A section whose stage is a pool of actors on Ray."""
-
-    actors: tuple[Count, Count] = Field((1, 1), description="fewest and most at once, on Ray")
-    num_cpus: float = Field(1.0, ge=0, description="of each actor, on Ray: what it reserves")
-
-
-class ModelSection(PoolSection):
-    """A section whose stage runs a network."""
-
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-    num_gpus: float = Field(1.0, ge=0, description="of each actor on Ray, where device is cuda")
-
-
-class RunConfig(Section):
-    """Where the run lives and what holds for all of it."""
-
-    out: Folder = Field(description="run folder, or s3://bucket/prefix; made when missing")
-    seed: int = Field(0, ge=0, description="seed of every random choice. Method: 0")
-    threads: int = Field(0, ge=0, description="torch threads; 0: one for each core")
-    wave_rows: Count = Field(2000, description="rows of metadata committed at a time")
-    max_failure_share: Share = Field(1.0, description="failed rows over all rows that end the run")
-
-
-class RayConfig(Section):
-    """The cluster; all of it changes how a run is done, nothing what it makes."""
-
-    address: str = Field("", description="a running Ray (auto, host:port); empty: one started here")
-    num_cpus: int = Field(
-        0, ge=0, description="CPUs a Ray started here may give out; 0: as many as the run needs"
-    )
-    object_store_mb: int = Field(0, ge=0, description="of a Ray started here; 0: Ray's own share")
-    memory_limit_gb: float = Field(
-        0.0, ge=0, description="an actor that asks for more fails; 0: 6/10 of the machine's memory"
-    )
-    heartbeat_s: float = Field(30.0, gt=0, description="between two lines about what waits")
-    stall_timeout_s: float = Field(
-        900.0, gt=0, description="without any progress the run ends, with a diagnosis"
-    )
-
-
-class CategoryConfig(Section):
-    """What one category is asked for beside its query, and what it must not get."""
-
-    queries: tuple[str, ...] = Field((), description="more texts; the mean of all is asked for")
-    examples: tuple[str, ...] = Field(
-        (), description="image files, also on s3://; each counts as one more text"
-    )
-    negatives: tuple[str, ...] = Field(
-        (), description="texts; an image closer to one of them than to what is asked is dropped"
-    )
-    vetoed: tuple[str, ...] = Field((), description="sample ids that the next best replaces")
-    blocked_urls: tuple[str, ...] = ()
-    blocked_hosts: tuple[str, ...] = Field((), description="with all names below them")
-    blocked_hashes: tuple[Hash, ...] = Field(
-        (), description="16 hex digits, see images.hash_of; within retrieve.hash_distance bits"
-    )
-
-
-class CategoriesConfig(Section):
-    """What to segment: a category set by name or path, or names written here."""
-
-    set: str = Field("", description="name of a shipped category set, or a path to a TOML file")
-    names: tuple[str, ...] = Field((), description="label names, when no set is given")
-    templates: tuple[str, ...] = Field(
-        (), description="prompt templates with one {}; empty: the method's 85"
-    )
-    each: dict[str, CategoryConfig] = Field({}, description="by label name: see CategoryConfig")
-
-
-class MetadataConfig(PoolSection):
-    """Which images there are, and which the metadata alone rules out."""
-
-    source: tuple[Source, ...] = Field(
-        (),
-        description="parquet or CSV files, also on s3://, globs, http(s) urls of tables, or one "
-        "image folder",
-    )
-    max_punsafe: Share = Field(0.5, description="rows above are `unsafe`. Method: safe mode, 0.5")
-    unknown_punsafe: Literal["keep", "drop"] = Field(
-        "keep", description="rows without a punsafe value or NSFW tag"
-    )
-    max_pwatermark: Share = Field(1.0, description="1: no watermark filter. Method: none")
-    min_side: int = Field(0, ge=0, description="pixels; on both sides. Method: none")
-    max_aspect: float = Field(0.0, ge=0.0, description="long over short side; 0: any. Method: none")
-    max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
-
-
-class VectorsConfig(Section):
-    """Vectors that somebody published, in place of the run's own."""
-
-    source: Source = Field("", description="folder in clip-retrieval's layout; empty: none")
-    proof_images: Count = Field(100, description="embedded first: is embed.model theirs?")
-    proof_cosine: float = Field(0.9, ge=-1, le=1, description="their median may not be below it")
-    unchanged_cosine: float = Field(0.8, ge=-1, le=1, description="below: `content_changed`")
-
-
-class FetchConfig(PoolSection):
-    """How urls become bytes."""
-
-    timeout_s: float = Field(
-        20.0, gt=0, description="deadline of one try at a url, redirects included"
-    )
-    max_bytes: Count = Field(20_000_000, description="of one response body")
-    max_pixels: Count = Field(50_000_000, description="of one decoded image")
-    max_redirects: int = Field(5, ge=0)
-    retries: int = Field(1, ge=0, description="of transient failures only")
-    in_flight: Count = Field(128, description="requests at once")
-    per_host: Count = Field(16, description="requests at once to one host")
-    longest_side: int = Field(0, ge=0, description="shrink larger images to this; 0: bytes as is")
-    honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml")
-    user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
-    allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
-    file_root: str = Field("", description="file:// urls are read below this folder; empty: none")
-
-
-class EmbedConfig(ModelSection):
-    """Image bytes and category names into one vector space."""
-
-    model: str = Field("miniworld", description="name in EMBEDDERS or a dotted path `pkg.mod:name`")
-    weights: str = Field("", description="open_clip pretrained tag or a weights file; model's own")
-    batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
-
-
-class RetrieveConfig(PoolSection):
-    """Which images each category is offered."""
-
-    archive_size: Count = Field(500, description="images wanted a category. Method: 500")
-    overfetch: float = Field(1.5, ge=1.0, description="candidates tried first, over those wanted")
-    candidates: Count = Field(3000, description="ranks kept a category. Method: the demo's 3,000")
-    top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
-    near_duplicate_cosine: float = Field(
-        0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
-    )
-    near_duplicates: Literal["greedy", "components"] = Field(
-        "greedy",
-        description="greedy: too close to an accepted one; components: to any, in chains. Method",
-    )
-    replenish_faces: bool = Field(
-        True, description="an image with a face is replaced by the next best. Method: no"
-    )
-    violence_text: str = Field("", description="what violence looks like, in words; empty: off")
-    violence_cosine: float = Field(
-        0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
-    )
-    violence_prompts: Source = Field("", description=".npy of LAION's two prompts; empty: off")
-    safety_head: Source = Field("", description="LAION's network, .npz or .pth; empty: off")
-    safety_score: float = Field(0.5, description="`unsafe` above. Method: safe mode, 0.5")
-    hash_distance: int = Field(0, ge=0, le=64, description="bits; see images.hash_of; 0: off")
-
-
-class FacesConfig(ModelSection):
-    """Images with a face are dropped."""
-
-    enabled: bool = Field(True, description="the method: on for LAION, off for ImageNet folders")
-    detector: str = Field("miniworld", description="name in FACE_DETECTORS or a dotted path")
-    weights: str = Field("", description="ONNX file; empty: the detector's own")
-    min_score: Share = Field(0.5, description="the seed gives none; InsightFace's default")
-    nms_iou: Share = Field(0.4, description="overlap above which the weaker box goes. InsightFace")
-    scales: tuple[float, ...] = Field(
-        (1.0, 0.5), description="image's longest side over the detector's input; 0.5: close-ups"
-    )
-
-
-class SaliencyConfig(ModelSection):
-    """Which pixels stand out."""
-
-    detector: str = Field("miniworld", description="name in DETECTORS or a dotted path")
-    weights: str = Field("", description="checkpoint file; empty: the detector's own")
-    batch_size: Count = 16
-    min_share: Share = Field(0.005, description="masks smaller than this share are `no_mask`")
-    max_share: Share = Field(0.98, description="masks larger than this share are `no_mask`")
-
-
-class BilateralConfig(PoolSection):
-    """The pseudo-mask snapped to image edges. Method: all defaults (method of SelfMask)."""
-
-    enabled: bool = True
-    shorter_side: Count = Field(512, description="pixels every image is brought to. Method: 512")
-    sigma_spatial: float = Field(16.0, gt=0)
-    sigma_luma: float = Field(16.0, gt=0)
-    sigma_chroma: float = Field(8.0, gt=0)
-    smoothness: float = Field(256.0, gt=0, description="λ of the solver")
-    confidence: float = Field(0.999, gt=0, le=1)
-    cg_iterations: Count = 25
-
-
-class AugmentConfig(Section):
-    """Training samples. Method: all defaults."""
-
-    crop: Count = Field(384, description="side of the square crop, pixels")
-    scale: tuple[float, float] = (0.1, 1.0)
-    flip: Share = 0.5
-    jitter: Share = 0.8
-    grayscale: Share = 0.2
-    blur: Share = 0.5
-    n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
-
-
-class SegmenterConfig(Section):
-    """The network of the experts and of the final segmenter."""
-
-    name: str = Field("deeplabv3plus_resnet50", description="name in SEGMENTERS or a dotted path")
-    backbone_weights: str = Field("", description="file; 'miniworld'; empty: random")
-
-
-class OptimConfig(Section):
-    """One optimisation. Method: Adam, poly schedule, L2-style decay."""
-
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-    iterations: Count = 20_000
-    batch_size: Count = 16
-    lr_head: float = Field(5e-4, gt=0)
-    lr_backbone: float = Field(5e-5, gt=0)
-    lr_floor: float = Field(1e-6, ge=0)
-    power: float = Field(0.9, gt=0)
-    weight_decay: float = Field(2e-4, ge=0)
-    workers: int = Field(
-        0, ge=0, description="sample making processes of each; 0: a thread; on Ray 0 is as 1"
-    )
-
-
-class ExpertsConfig(OptimConfig):
-    """One small training a category, on its own archive, without copy-paste."""
-
-    enabled: bool = True
-    iterations: Count = Field(5000, description="Method: 5,000")
-    shared_iterations: int = Field(
-        0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
-    )
-    threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a pixel is the thing. Method: 0.5"
-    )
-    mirror: bool = Field(False, description="average with the mirror image's. Method: no")
-    snap: bool = Field(False, description="the solver after the expert as well. Method: no")
-    batch_size: Count = Field(8, description="Method: 8")
-    num_cpus: float = Field(1.0, gt=0, description="cores that Ray keeps for each expert")
-    num_gpus: float = Field(
-        1.0, gt=0, description="GPUs that Ray keeps for each expert on 'cuda'; 0.25: four share one"
-    )
-
-
-class TrainConfig(OptimConfig):
-    """The segmenter over all archives."""
-
-    start: str = Field(
-        "", description="checkpoint to go on from, of these or other categories; empty: none"
-    )
-    checkpoint_every: Count = 1000
-    num_workers: Count = Field(1, description="processes that share a step, on Ray")
-    sync_batch_norm: bool = Field(
-        False, description="statistics over the whole batch, not each process's share; GPUs only"
-    )
-    max_failures: int = Field(3, ge=0, description="lost processes that are replaced, on Ray")
-
-
-class EvaluateConfig(ModelSection):
-    """What to judge the segmenter on."""
-
-    benchmark: str = Field("", description="name in BENCHMARKS or a dotted path; empty: none")
-    root: str = Field("", description="folder of the benchmark, in its published layout")
-    split: str = Field("val")
-    max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
+__all__ = [
+    "AugmentConfig",
+    "BilateralConfig",
+    "CategoriesConfig",
+    "CategoryConfig",
+    "Config",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ExpertsConfig",
+    "FacesConfig",
+    "FetchConfig",
+    "MetadataConfig",
+    "ModelSection",
+    "OptimConfig",
+    "PoolSection",
+    "RayConfig",
+    "RetrieveConfig",
+    "RunConfig",
+    "SaliencyConfig",
+    "SearchConfig",
+    "Section",
+    "SegmenterConfig",
+    "TrainConfig",
+    "VectorsConfig",
+]
 
 
 class Config(Section):
@@ -324,6 +80,7 @@ class Config(Section):
     fetch: FetchConfig = FetchConfig()
     embed: EmbedConfig = EmbedConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
+    search: SearchConfig = SearchConfig()
     faces: FacesConfig = FacesConfig()
     saliency: SaliencyConfig = SaliencyConfig()
     bilateral: BilateralConfig = BilateralConfig()

@@ -57,7 +57,8 @@ BLOCKED = "blocked"
 
 
 FOLLOWS_FROM = (
-    "embed", "retrieve.candidates", "retrieve.near_duplicates", "retrieve.near_duplicate_cosine",
+    "embed", "retrieve.backend", "retrieve.index", "retrieve.nprobe", "retrieve.candidates",
+    "retrieve.near_duplicates", "retrieve.near_duplicate_cosine",
     "retrieve.violence_text", "retrieve.violence_cosine", "retrieve.violence_prompts",
     "retrieve.safety_head", "retrieve.safety_score", "vectors.source", "metadata.max_punsafe",
     "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",

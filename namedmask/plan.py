@@ -185,7 +185,9 @@ def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> Pla
 
 def _retrieve_choice(config: Config) -> str:
     retrieve = config.retrieve
-    return f"{retrieve.archive_size} a category, duplicates above {retrieve.near_duplicate_cosine}"
+    found = f" of what {retrieve.index} finds" if retrieve.backend == "faiss" else ""
+    duplicates = f"duplicates above {retrieve.near_duplicate_cosine}"
+    return f"{retrieve.archive_size} a category{found}, {duplicates}"
 
 
 def _optim_choice(config: Config, section: str) -> str:

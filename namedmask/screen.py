@@ -46,6 +46,33 @@ def show_plan(planned: Mapping[str, Any]) -> None:
     write("nothing was started")
 
 
+def show_hits(found: Mapping[str, Any]) -> None:
+    """Write what a search found, and how well its index finds."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rank", "score", "url", "caption", box=None, pad_edge=False)
+    for hit in found["hits"]:
+        url, caption = (
+            Text(_printable(hit[key] or ""), overflow="fold") for key in ("url", "caption")
+        )
+        table.add_row(f"{hit['rank']}", f"{hit['score']:.4f}", url, caption)
+    Console().print(table)
+    made = f"made now ({found['made_because']}): " if found["made_because"] else ""
+    write(
+        f"index {made}{found['index']} of {found['vectors']:,} vectors, recall@50 "
+        f"{found['recall_at_50']:.3f} on {found['measured_on']}"
+    )
+    times = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in found["seconds"].items())
+    write(f"{times}; {found['prompts']} prompt{'s' if found['prompts'] > 1 else ', as typed'}")
+
+
+def _printable(text: str) -> str:
+    """Return a text of the web without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
     """Write the numbers of a demo beside its bars."""
     from rich.console import Console

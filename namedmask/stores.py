@@ -71,6 +71,13 @@ class EmbeddingStore:
             if count:
                 yield read_vectors(path)
 
+    def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield sample_id, url, caption and the vectors of each wave that has any; as `chunks`."""
+        for path, _, count in self.files():
+            if count:
+                table = read_parquet(path, ["sample_id", "url", "caption", "embedding"])
+                yield table.drop_columns("embedding"), vectors_of(table, path)
+
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending."""
         ids: list[str] = []

@@ -38,6 +38,7 @@ from namedmask.errors import InputError
 from namedmask.evaluate import open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
 from namedmask.heads import VIOLENT, load_tests
+from namedmask.indexes import scan_of
 from namedmask.jobs import Failures, Job, judging_stages, run_verb
 from namedmask.labels import Label, assign_labels, read_labels, write_labels
 from namedmask.ledger import Commit, digest, row_hashes, write_file, write_json
@@ -46,11 +47,9 @@ from namedmask.offers import (
     OFFERS,
     Ask,
     Offer,
-    TopK,
     VectorStore,
     asks_of,
     expected_of,
-    file_parts,
     is_close,
     read_offer,
     write_offers,
@@ -252,9 +251,8 @@ def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence
             vectors.require_width(queries.shape[1], config.embed.model)
         tests = load_tests(retrieve, queries.shape[1])
         tests.append((VIOLENT, partial(is_close, violence, retrieve.violence_cosine)))
-        make = partial(TopK, queries, retrieve.candidates)
-        parts = executor.map(job, "retrieve", make, file_parts(vectors, executor.parts))
-        best = merge_top_k(parts, retrieve.candidates)
+        scan, parts = scan_of(retrieve, vectors, queries, executor.parts)
+        best = merge_top_k(executor.map(job, "retrieve", scan, parts), retrieve.candidates)
         job.start("build")
         for _ in write_offers(folder, vectors, asked, best, retrieve, tests):
             step.advance()

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "namedmask" / "data" / "runs"
 VERBS = (
     "demo", "curate", "embed", "build", "refine", "train", "evaluate", "submit", "predict",
-    "report", "plan", "inspect", "doctor",
+    "report", "search", "plan", "inspect", "doctor",
 )  # fmt: skip
 
 
@@ -348,3 +348,62 @@ def test_doctor_as_json_knows_this_machine(run) -> None:
     assert found["python"] == sys.version.split()[0]
     assert found["cores"] >= 1
     assert {"torch", "torchvision", "pyarrow"} <= found["versions"].keys()
+
+
+@pytest.fixture
+def searched(tmp_path: Path) -> Path:
+    from tests import test_search
+
+    pytest.importorskip("faiss", reason="faiss is not installed: searching needs an extra")
+    out = tmp_path / "out"
+    test_search.add_wave(out, "00000", 60, caption=lambda row: "[red]\x1b[2J thing")
+    (out / "run.toml").write_text(
+        f'[run]\nout = "{out}"\n[embed]\nmodel = "tests.toys:embedder"\n', encoding="utf-8"
+    )
+    return out
+
+
+def test_search_shows_hits_and_says_that_the_index_was_made(run, searched: Path) -> None:
+    code, out, _ = run("search", searched, "red", "--k", 3)
+    assert code == 0
+    assert out.count("http://example.org/00000/") == 3
+    assert "[red] [2J thing" in out
+    assert "index made now (there was none): flat of 60 vectors, recall@50 1.000" in out
+    assert "1 prompt, as typed" in out
+    _, again, _ = run("search", searched / "run.toml", "red", "--k", 3)
+    assert "made now" not in again
+
+
+def test_search_as_json_and_html(run, searched: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "found.html"
+    code, out, err = run("search", searched, "red", "--json", "--k", 2, "--html", page)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [hit["rank"] for hit in found["hits"]] == [0, 1]
+    assert page.read_text(encoding="utf-8").count("<a ") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", "--k", "3"), "is empty"),
+        (("red", "--k", "0"), "--k"),
+        (("red", "--set", "search.kind=tree"), "search.kind"),
+        (("red", "--set", "search.kind=ivfsq"), "at least 1,000 vectors"),
+    ],
+)
+def test_search_bad_input_exits_2(run, searched: Path, arguments, message: str) -> None:
+    code, out, err = run("search", searched, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_search_without_a_run_or_a_store_exits_2(run, run_file: Path, tmp_path: Path) -> None:
+    code, _, err = run("search", run_file, "red")
+    assert code == 2
+    assert "has no vectors to search. Run 'namedmask embed' first." in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("search", tmp_path / "empty", "red")
+    assert code == 2
+    assert "run.toml is missing" in err
+    assert run("search", tmp_path / "nowhere", "red")[0] == 2

@@ -14,14 +14,14 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
-     "config", "progress", "ahead"),
+     "sections", "config", "progress", "ahead"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
      "selfmask", "labels", "archive", "ledger", "stores",
      "heads"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
-    ("waves", "published", "offers", "rounds", "jobs", "executor", "proof", "train", "experts",
-     "refine", "benchmarks", "baselines", "evaluate", "predict", "report", "plan", "inspection",
-     "doctor", "scorecard"),
+    ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
+     "experts", "refine", "benchmarks", "baselines", "evaluate", "predict", "search_index",
+     "search", "report", "plan", "inspection", "doctor", "scorecard"),
     ("local", "on_ray"),
     ("verbs",),
     ("miniworld", "screen"),

@@ -24,6 +24,7 @@ from namedmask.errors import ConfigError, InputError, SchemaError, TooManyFailur
 from namedmask.images import encode_png
 from namedmask.jobs import to_toml
 from namedmask.progress import SilentProgress
+from namedmask.stores import EmbeddingStore
 from tests import toys
 
 SILENT = SilentProgress()
@@ -90,6 +91,24 @@ def digests(run: Path) -> dict[str, str]:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def test_verbs_build_from_a_flat_index_ends_with_the_archive_of_a_scan(
+    finished: Path, source: str, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip(
+        "faiss", reason="faiss is not installed: its backend needs an extra"
+    )
+    out = tmp_path / "run"
+    verbs.embed(config_of(source, out), SILENT)
+    with ledger.open_run(out) as opened:
+        vectors = np.concatenate(list(EmbeddingStore(opened).chunks()))
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "flat.index"))
+    keys = ("retrieve.backend=faiss", f"retrieve.index={tmp_path / 'flat.index'}")
+    verbs.build(config_of(source, out, *keys), SILENT)
+    assert digests(out)["archive"] == digests(finished)["archive"]
 
 
 def test_verbs_curate_counts_of_both_funnels_add_up(finished: Path, web: toys.SmallWeb) -> None:
