@@ -21,12 +21,14 @@ from namedmask import cli, ledger, locks, s3, s3_client, storage, verbs
 from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, NamedMaskError
+from namedmask.indexes import read_index
 from namedmask.jobs import to_toml
 from namedmask.metadata import places_of
 from namedmask.progress import SilentProgress
 from namedmask.s3 import S3Path
+from namedmask.search import search
 from namedmask.segmenter import CHECKPOINT, read_tree
-from tests import toys
+from tests import test_search, toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import config_of, digests, judged_on_disks
 
@@ -302,6 +304,23 @@ def test_storage_sources_on_s3_expand_as_on_a_disk(folder: S3Path, tmp_path: Pat
     config = Config.of({"run": {"out": "x"}, "metadata": {"source": [f"{folder}/a/*.txt"]}})
     with pytest.raises(ConfigError, match="matches no file"):
         places_of(config.metadata)
+
+
+def test_storage_s3_run_is_searched_and_built_from_an_index_as_on_a_disk(
+    folder: S3Path, tmp_path: Path
+) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed: searching needs an extra")
+    found = []
+    for out in (folder / "run", tmp_path / "run"):
+        test_search.add_wave(out, "00000", 90)
+        config = test_search.config_of(out)
+        answers = [search(config, "a red thing", 4, SILENT) for _ in range(2)]
+        assert [bool(one["made_because"]) for one in answers] == [True, False]
+        found.append(answers[1]["hits"])
+    assert found[0] == found[1]
+    faiss.write_index(faiss.IndexFlatIP(8), str(tmp_path / "some.index"))
+    (folder / "some.index").write_bytes((tmp_path / "some.index").read_bytes())
+    assert read_index(folder / "some.index").d == 8
 
 
 @pytest.fixture(scope="module")
