@@ -16,7 +16,6 @@ The violence detector is two prompts in a `.npy`, (2, D) float32: an image neare
 `violent`.
 
 Method: both as in the seed's retrieval page, with 0.5 as the threshold of every safety head.
-Cost per 1,000 vectors on one busy core: 0.01 s for the head of ViT-L/14, 0.14 s for that of H/14.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ DEPENDS_ON: dict[str, tuple[str, ...]] = {
 """
 
 CONTENT = ("build", "refine", "train", "evaluate")
-"""Verbs that have work again when the categories change, other than their templates."""
+"""Verbs that have work again when the categories change, or how images are judged."""
 
 BOUND = ("embed", "images", "build", "refine")
 """Verbs whose units for the categories as they were are of use for the categories as they are."""
@@ -139,12 +139,13 @@ class Job:
         return settings_of(self.config, (*DEPENDS_ON[verb], *more))
 
     def content(self, verb: str) -> str:
-        """Return a digest of the categories, spelled out, for a verb that depends on them."""
+        """Return a digest of the categories and how images are judged, where a verb needs them."""
         if verb not in CONTENT:
             return ""
         category_set = category_set_of(self.config.categories)
         each = self.config.tree()["categories"]["each"]
-        return digest([json.dumps([category_set.names, category_set.queries, each])])
+        content = [category_set.names, category_set.queries, each, self.settings("images")]
+        return digest([json.dumps(content, sort_keys=True)])
 
     def finished(self, verb: str) -> dict[str, Any] | None:
         """Return what `verb` ended with here, None when it has work; raises as Ledger.finished."""

@@ -11,8 +11,8 @@ before a vector is read.
 Unit length: a scan takes the rows as they are, since rounding to float16 moves no norm by more than
 1e-4; `take` normalises, in float32, what it returns, and nothing else does.
 
-Cost: of a file a few small requests when it is opened, and its bytes once when it is scanned (1.3
-GB/s from the page cache of a busy machine). For the candidates `take` reads single vectors, and of
+Cost: of a file a few small requests when it is opened, and its bytes once when it is scanned. For
+the candidates `take` reads single vectors, and of
 the metadata the columns it needs in the row groups that hold one: of LAION-5B that is most of them.
 """
 

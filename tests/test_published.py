@@ -486,6 +486,20 @@ def test_published_vectors_on_s3_build_the_same_archives(
     ).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+def test_published_vectors_on_ray_build_the_same_archives(
+    vectors: Path, finished: Path, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    two = ("retrieve.actors=[2,2]", "embed.actors=[2,2]", "fetch.actors=[2,2]", "run.wave_rows=4")
+    config = config_of(vectors, tmp_path, *two)
+    with verbs.executor_of(config) as executor:
+        verbs.build(config, SILENT, executor)
+    for name in ("candidates.parquet", "proof.json"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
 def test_plan_of_published_vectors_tells_what_would_run(vectors: Path, tmp_path: Path) -> None:
     planned = plan_of(config_of(vectors, tmp_path, "experts.enabled=false"))
     names = [(stage["verb"], stage["name"]) for stage in planned["stages"]]

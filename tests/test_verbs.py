@@ -213,6 +213,8 @@ def test_verbs_another_config_in_the_same_folder_is_refused(finished: Path, sour
         verbs.curate(config_of(source, finished, "retrieve.archive_size=5"), SILENT)
     with pytest.raises(ConfigError, match=r"'build'.*categories\.templates was"):
         verbs.build(config_of(source, finished, 'categories.templates=["{}"]'), SILENT)
+    with pytest.raises(ConfigError, match=r"'images'.*faces\.min_score was 0\.5, is 0\.3"):
+        verbs.build(config_of(source, finished, "faces.min_score=0.3"), SILENT)
     faster = config_of(source, finished, "fetch.in_flight=64", "run.threads=2")
     assert verbs.curate(faster, SILENT)["skipped"]
 

@@ -15,10 +15,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
-
-GRAPHS = (("fetch", "embed"), ("fetch", "faces", "saliency", "bilateral"))
-"""Stages that are up at the same time."""
-
+from namedmask.jobs import judging_stages
 
 QUIET = {
     "ray.data": logging.CRITICAL,  # its errors are raised here, once
@@ -79,7 +76,8 @@ def session(config: Config) -> Iterator[None]:
 
 def cpus_needed(config: Config) -> int:
     """Return the CPUs that the largest graph of a run needs, one more for its reader."""
-    graphs = [sum(_cpus(config, name) for name in stages) for stages in GRAPHS]
+    together = (("fetch", "embed"), judging_stages(config))
+    graphs = [sum(_cpus(config, name) for name in stages) for stages in together]
     training = config.train.num_workers * (1 + max(1, config.train.workers))
     return int(-(-max(*graphs, training, config.experts.num_cpus, 1) // 1)) + 1
 
