@@ -253,23 +253,25 @@ def next_to_try(
 ) -> list[int]:
     """Return the ranks of the pending candidates to fetch and judge next, ascending.
 
-    Enough to fill the archive at the observed `pass_rate` with `overfetch` to spare, or all but
-    surely, whichever is more; and at least every pending candidate that stands where the archive
-    would be. Empty when the archive is full and settled, or when nothing is pending.
+    Where enough good ones are known, all that rank above the last of those that would be kept: then
+    the archive is settled. Else enough to fill it at the observed `pass_rate` with `overfetch` to
+    spare, or all but surely, whichever is more. Empty when the archive is full and settled, or when
+    nothing is pending.
 
     Args:
         statuses: of one category's candidates by rank, as `pick_archive` returns them.
         pass_rate: share of tried candidates that were accepted, in [0, 1]; 1 before any was tried.
         overfetch: at least 1.
     """
-    missing = size - statuses.count(schema.OK)
+    good = [rank for rank, status in enumerate(statuses) if status in (schema.OK, SURPLUS)]
     pending = [rank for rank, status in enumerate(statuses) if status == PENDING]
-    if missing <= 0 or pass_rate <= 0:
-        return pending if missing > 0 else []
-    uncovered = max(0, missing - statuses.count(SURPLUS))
-    expected = min(uncovered / pass_rate * overfetch, len(pending))  # a tiny rate makes it infinite
-    if uncovered:  # a few missing ones need many times their mean
-        tries = np.arange(1, len(pending) + 1)
-        is_sure = bdtr(uncovered - 1, tries, pass_rate) <= SHORT_BY_CHANCE
-        expected = max(expected, tries[is_sure][0] if is_sure.any() else len(pending))
-    return pending[: max(missing, math.ceil(expected))]
+    missing = size - len(good)
+    if missing <= 0:
+        return [rank for rank in pending if size > 0 and rank < good[size - 1]]
+    if pass_rate <= 0:
+        return pending
+    expected = min(missing / pass_rate * overfetch, len(pending))  # a tiny rate makes it infinite
+    tries = np.arange(1, len(pending) + 1)
+    is_sure = bdtr(missing - 1, tries, pass_rate) <= SHORT_BY_CHANCE  # far above a few's mean
+    sure = tries[is_sure][0] if is_sure.any() else len(pending)
+    return pending[: max(math.ceil(expected), sure)]
