@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "s3_client", "s3", "storage", "locks", "config", "progress", "ahead"),
+    ("errors", "schema", "s3_client", "s3", "storage", "locks", "config", "progress", "ahead",
+     "screens"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
-     "selfmask", "archive", "ledger", "stores"),
+     "selfmask", "archive", "ledger", "stores", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("waves", "rounds", "jobs", "executor", "train", "experts", "refine", "benchmarks", "baselines",
      "evaluate", "predict", "report", "plan", "inspection", "doctor", "scorecard"),
