@@ -24,6 +24,17 @@ _TINY = 1e-16
 """More than what squares below 2**-126 can take from a norm when they vanish."""
 
 
+def int8_multiplies(width: int) -> bool:
+    """Return whether this processor multiplies int8 vectors of that width fast and exactly."""
+    if not torch.cpu._is_vnni_supported():  # others may saturate within a sum
+        return False
+    if width >= 1 << 17:  # a sum may not fit into int32
+        return False
+    ends = torch.tensor([[127], [-127]], dtype=torch.int8).repeat(1, width)
+    expected = torch.tensor([[1, -1], [-1, 1]], dtype=torch.int32) * (127**2 * width)
+    return torch.equal(torch._int_mm(ends, ends.T), expected)  # torch 2.14 fails at width 1
+
+
 class FloatScreen:
     """Bounds by the float32 product P: no dot product is above P + |q|·|x|·_rounding."""
 
@@ -65,7 +76,8 @@ class Int8Screen:
         whole, self._scales, self._errors = _whole_numbers(self._queries)
         self._whole = torch.from_numpy(whole).T
         self._center: torch.Tensor | None = None
-        self._scale = 0.0
+        self._scale = self._center_norm = 0.0
+        self._middles = np.zeros(len(queries))
         count, width = queries.shape
         self._rest = torch.empty((block_rows, width))
         self._steps = torch.empty((block_rows, width))
@@ -89,10 +101,11 @@ class Int8Screen:
         assert self._center is not None
         count = len(block)
         rest, steps, narrow = self._rest[:count], self._steps[:count], self._narrow[:count]
-        torch.sub(torch.from_numpy(block), self._center, out=rest)
-        torch.mul(rest, 1 / self._scale, out=steps).round_().clamp_(-127, 127)
+        # in units of the scale: one pass less than subtracting first
+        torch.add(self._center, torch.from_numpy(block), alpha=1 / self._scale, out=rest)
+        torch.round(rest, out=steps).clamp_(-127, 127)
         narrow.copy_(steps)
-        rest.sub_(steps, alpha=self._scale)
+        rest.sub_(steps)
         products = self._products[:count]
         torch._int_mm(narrow, self._whole, out=products)
 
@@ -112,14 +125,11 @@ class Int8Screen:
         self, floors: np.ndarray, longest: float, longest_steps: float, longest_rest: float
     ) -> np.ndarray:
         """Return (C,) int32: a product not above it is of a pair that is out."""
-        assert self._center is not None
-        center = self._center.numpy().astype(np.float64)
-        rounding = _rounding(len(center))
-        errors = (1 + rounding) * self._errors * self._scale * longest_steps
-        errors += (1 + rounding) * self._norms * longest_rest
-        reach = longest + float(np.linalg.norm(center))
-        errors += self._norms * (reach * rounding + _TINY) + _TINY**2
-        limits = (floors - self._queries @ center - errors) / (self._scales * self._scale)
+        rounding = _rounding(self._queries.shape[1])
+        errors = (1 + rounding) * self._scale * self._errors * longest_steps
+        errors += (1 + rounding) * self._scale * self._norms * longest_rest
+        errors += self._norms * ((longest + self._center_norm) * rounding + _TINY) + _TINY**2
+        limits = (floors - self._middles - errors) / (self._scales * self._scale)
         return np.clip(np.floor(limits) - 1, -(2.0**31), 2.0**31 - 1).astype(np.int32)
 
     def _fit(self, block: np.ndarray) -> None:
@@ -128,8 +138,13 @@ class Int8Screen:
         rest = sample - center
         steps = [clip * (np.sqrt(np.mean(rest**2)) + _TINY) / 127 for clip in _CLIPS]
         left = [np.quantile(_left_over(rest, step), 0.9) for step in steps]
-        self._center = torch.from_numpy(center)
         self._scale = float(np.float32(steps[int(np.argmin(left))]))
+        # the center that counts is the one that the scan really subtracts, in units of the scale
+        negative = np.float32(-1 / self._scale) * center
+        self._center = torch.from_numpy(negative)
+        center64 = -self._scale * negative.astype(np.float64)
+        self._middles = self._queries @ center64
+        self._center_norm = float(np.linalg.norm(center64))
 
 
 def _whole_numbers(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

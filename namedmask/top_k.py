@@ -17,14 +17,14 @@ import torch
 
 from namedmask.errors import InputError
 from namedmask.plugins import torch_device
-from namedmask.screens import FloatScreen, Int8Screen
+from namedmask.screens import FloatScreen, Int8Screen, int8_multiplies
 
-_BLOCK_PAIRS = 1 << 21
+_BLOCK_PAIRS = 1 << 22
 """Pairs of a row and a query looked at together: what they need stays near the processor."""
 
-_BLOCK_ROWS = (256, 4096)
+_BLOCK_ROWS = (512, 4096)
 
-_ON_CARD = 16
+_ON_CARD = 8
 """A graphics card takes blocks this much larger."""
 
 _ENOUGH_QUERIES = 256
@@ -133,9 +133,8 @@ class CpuScan:
         self._best = Best(count, k, self.block_rows)
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
         self._float = FloatScreen(queries, norms)
-        usable = count >= _ENOUGH_QUERIES and width < 1 << 17  # the sums stay below 2**31
-        usable = usable and torch.cpu._is_vnni_supported()  # others may saturate
-        self._int8 = Int8Screen(queries, norms, self.block_rows) if usable else None
+        fast = count >= _ENOUGH_QUERIES and int8_multiplies(width)
+        self._int8 = Int8Screen(queries, norms, self.block_rows) if fast else None
         self._rest = 0
 
     def add(self, block: np.ndarray, longest: float, first: int) -> None:
@@ -186,7 +185,7 @@ def dot_products(
         wanted = torch.sparse_csr_tensor(
             torch.from_numpy(starts),
             torch.from_numpy(columns),
-            torch.zeros(len(columns)),
+            torch.from_numpy(np.zeros(len(columns), np.float32)),
             size=(len(block), len(queries)),
             check_invariants=False,
         )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from namedmask import top_k
 from namedmask.errors import InputError
 from namedmask.retrieve import exact_top_k, merge_top_k
+from namedmask.screens import int8_multiplies
 from namedmask.top_k import CpuScan, TorchScan, blocks, dot_products, pack, unpack
 
 
@@ -154,7 +155,7 @@ def test_scan_with_int8_leaves_few_pairs_and_the_exact_answer(
         mock.patch.object(top_k.Int8Screen, "pairs", side_effect=AssertionError),
     ):
         plain = scan_all(vectors, queries, 20)
-    usable = torch.cpu._is_vnni_supported()
+    usable = int8_multiplies(128)
     float_only = mock.Mock(wraps=top_k.FloatScreen.pairs)
     with mock.patch.object(top_k.FloatScreen, "pairs", float_only):
         scan = scan_all(vectors, queries, 20)
@@ -166,7 +167,7 @@ def test_scan_with_int8_leaves_few_pairs_and_the_exact_answer(
 
 
 def test_scan_whose_rows_change_character_stays_exact_and_fits_its_screen_again() -> None:
-    if not torch.cpu._is_vnni_supported():
+    if not int8_multiplies(64):
         pytest.skip("no VNNI: this processor has no int8 screen")
     rng = np.random.default_rng(1)
     near, far = clusters(rng, 3000, 64), noise(rng, 9000, 64)
