@@ -186,10 +186,8 @@ def main() -> None:
     torch.set_num_threads(2)
     if options.side:
         found = SIDES[options.side](options.folder, options.times)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            json.dumps({name: round(s, 3) for name, s in found.items()} | {"peak_mb": round(peak)})
-        )
+        seconds = {name: round(value, 3) for name, value in found.items()}
+        print(json.dumps(seconds | {"peak_mb": peak_mb()}))
         return
     with tempfile.TemporaryDirectory(prefix="bench-retrieve-") as place:
         noise_folder = Path(place) / "noise"
