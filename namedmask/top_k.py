@@ -24,6 +24,9 @@ _BLOCK_PAIRS = 1 << 22
 
 _BLOCK_ROWS = (512, 4096)
 
+_SCORED_PAIRS = 1 << 19
+"""Pairs scored at once; of the first blocks, and of vectors all alike, no pair is out."""
+
 _ON_CARD = 8
 """A graphics card takes blocks this much larger."""
 
@@ -142,9 +145,9 @@ class CpuScan:
         pairs = self._pairs(block, longest)
         self.screened += len(block) * len(self._queries)
         self.scored += len(pairs)
-        if len(pairs):
-            queries = pairs % len(self._queries)
-            rows = pairs // len(self._queries)
+        for start in range(0, len(pairs), _SCORED_PAIRS):
+            part = pairs[start : start + _SCORED_PAIRS]
+            rows, queries = np.divmod(part, len(self._queries))
             scores = dot_products(torch.from_numpy(block), self._queries, rows, queries)
             self._best.add(queries, scores, first + rows)
 
