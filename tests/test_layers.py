@@ -14,10 +14,9 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
-     "sections", "config", "progress", "ahead"),
+     "sections", "config", "progress", "ahead", "screens"),
     ("plugins", "urls", "images", "categories", "metrics", "augment", "backbone", "segmenter",
-     "selfmask", "labels", "archive", "ledger", "stores",
-     "heads"),
+     "selfmask", "labels", "archive", "ledger", "stores", "heads", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
      "experts", "refine", "benchmarks", "baselines", "evaluate", "predict", "search_index",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namedmask import retrieve
+from namedmask import top_k
 from namedmask.errors import InputError
 from namedmask.retrieve import exact_top_k, near_neighbors, next_to_try, pick_archive
 
@@ -46,7 +46,7 @@ def test_exact_top_k_equals_a_full_sort_with_many_ties(
     pool = rng.integers(-3, 4, (distinct, 4)) + 0.5
     vectors = pool[rng.integers(0, distinct, rows)].astype(np.float16 if half else np.float32)
     queries = (rng.integers(-2, 3, (categories, 4)) + 0.5).astype(np.float32)
-    with mock.patch.multiple(retrieve, _BLOCK_ROWS=16, _BLOCK_QUERIES=4):
+    with mock.patch.multiple(top_k, _BLOCK_ROWS=(16, 16), _ENOUGH_QUERIES=1):
         scores, best = exact_top_k(split(vectors, cuts), queries, k)
     expected_scores, expected = full_sort(vectors, queries, k)
     assert scores.dtype == np.float32

@@ -1,0 +1,219 @@
+"""The exact top-k against faiss.IndexFlatIP, from files of float16 vectors, on two threads.
+
+    python bench/retrieve.py [--rows 1000000]
+
+`noise` are directions drawn evenly. `spectrum` is like embeddings of CLIP, as far as an inner
+product can tell: rows share a mean that gives two of them a cosine of 0.45, around it the variance
+of the n-th direction falls as 1/n, in a basis turned at random; queries share another mean, have
+half of their own part in the images' directions, and a cosine of 0.2 with a row on average.
+
+Both sides read the same files by the same reader, which also makes float32 of float16 by torch, and
+run in a process of their own, whose peak memory is taken. Each pair runs twice, in both orders;
+times are medians. `gemm_fraction` is the time of the bare float32 products, by the faster of numpy
+and torch, over our scan without the reading. Ours may take less: see namedmask/screens.py. The last
+line is JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+WIDTH, QUERIES, K = 768, 919, 500
+FILE_ROWS, READ_ROWS = 100_000, 16_384
+PRODUCT_ROWS = 4096
+
+
+def write_vectors(folder: Path, rows: int, like_clip: bool) -> None:
+    """Write queries.npy (C, D) float32 and rows in files of (≤ 100,000, D) float16, unit norm."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
+    spread = torch.arange(1, WIDTH + 1) ** -0.5
+    own = turn[2:] * (spread[2:] / spread[2:].norm())[:, None]  # two directions are for the means
+    mean, text_mean = turn[0], 0.66 * turn[0] + 0.75 * turn[1]
+
+    def draw(count: int, center: torch.Tensor, share: float, mix: float) -> torch.Tensor:
+        drawn = torch.randn(count, WIDTH, generator=generator)
+        if like_clip:
+            alike = drawn[:, 2:] @ own
+            drawn = mix * alike + (1 - mix**2) ** 0.5 * drawn / WIDTH**0.5
+            drawn = share**0.5 * center + (1 - share) ** 0.5 * drawn
+        return drawn / drawn.norm(dim=1, keepdim=True)
+
+    np.save(folder / "queries.npy", draw(QUERIES, text_mean, 0.2, 0.7).numpy())
+    for number, start in enumerate(range(0, rows, FILE_ROWS)):
+        count = min(FILE_ROWS, rows - start)
+        np.save(folder / f"rows-{number:03d}.npy", draw(count, mean, 0.45, 1.0).half().numpy())
+
+
+def read(folder: Path, times: int = 1) -> Iterator[np.ndarray]:
+    """Yield all rows as (≤ 16,384, D) float32 arrays, each overwritten by the next."""
+    half = np.empty((READ_ROWS, WIDTH), np.float16)
+    whole = torch.empty((READ_ROWS, WIDTH))
+    for path in sorted(folder.glob("rows-*.npy")) * times:
+        vectors = np.load(path, mmap_mode="r")  # for its shape; pages of a map would count as ours
+        with path.open("rb") as file:
+            file.seek(vectors.offset)
+            for start in range(0, len(vectors), READ_ROWS):
+                count = min(READ_ROWS, len(vectors) - start)
+                file.readinto(half[:count])
+                whole[:count].copy_(torch.from_numpy(half[:count]))
+                yield whole[:count].numpy()
+
+
+def ours(folder: Path, times: int) -> dict[str, float]:
+    """Scan; reading is timed apart."""
+    from namedmask.retrieve import exact_top_k
+
+    waited = 0.0
+
+    def timed() -> Iterator[np.ndarray]:
+        nonlocal waited
+        chunks = read(folder, times)
+        while True:
+            begin = time.perf_counter()
+            chunk = next(chunks, None)
+            waited += time.perf_counter() - begin
+            if chunk is None:
+                return
+            yield chunk
+
+    queries = np.load(folder / "queries.npy")
+    begin = time.perf_counter()
+    scores, rows = exact_top_k(timed(), queries, K, device="cpu")
+    total = time.perf_counter() - begin
+    np.savez(folder / "ours.npz", scores=scores, rows=rows)
+    return {"total_s": total, "search_s": total - waited}
+
+
+def theirs(folder: Path, times: int) -> dict[str, float]:
+    """Fill a flat index and search it with all queries at once."""
+    import faiss
+
+    faiss.omp_set_num_threads(2)
+    queries = np.load(folder / "queries.npy")
+    begin = time.perf_counter()
+    index = faiss.IndexFlatIP(WIDTH)
+    for chunk in read(folder, times):
+        index.add(chunk)
+    middle = time.perf_counter()
+    scores, rows = index.search(queries, K)
+    end = time.perf_counter()
+    np.savez(folder / "theirs.npz", scores=scores, rows=rows)
+    return {"total_s": end - begin, "search_s": end - middle}
+
+
+def products(folder: Path, times: int) -> dict[str, float]:
+    """Multiply all rows with all queries in float32, by the faster of two libraries; no reading."""
+    queries = np.load(folder / "queries.npy")
+    sums = {"numpy": 0.0, "torch": 0.0}
+    for chunk in read(folder, times):
+        for start in range(0, len(chunk), PRODUCT_ROWS):
+            part = chunk[start : start + PRODUCT_ROWS]
+            for name, multiply in (("numpy", np.matmul), ("torch", torch_product)):
+                begin = time.perf_counter()
+                multiply(part, queries.T)
+                sums[name] += time.perf_counter() - begin
+    return {"total_s": min(sums.values()), "search_s": min(sums.values())}
+
+
+def torch_product(one: np.ndarray, other: np.ndarray) -> torch.Tensor:
+    """Return one @ other, float32."""
+    return torch.from_numpy(one) @ torch.from_numpy(other)
+
+
+SIDES = {"ours": ours, "theirs": theirs, "products": products}
+
+
+def run(side: str, folder: Path, times: int = 1) -> dict[str, float]:
+    """Return seconds and peak memory in MB of one side in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--times", str(times)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    print(folder.name, side, f"× {times}", found, flush=True)
+    return found
+
+
+def peak_mb() -> int:
+    """Return the peak memory of this process; `getrusage` would begin with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def recall(folder: Path) -> float:
+    """Return the share of their scores that ours reach, place by place but for rounding."""
+    one, other = (np.load(folder / f"{side}.npz")["scores"] for side in ("ours", "theirs"))
+    return float((np.sort(one, axis=1) >= np.sort(other, axis=1) - 1e-6).mean())
+
+
+def compare(folder: Path, rows: int, like_clip: bool) -> dict[str, float]:
+    """Return medians of what both sides took, and the recall."""
+    folder.mkdir()
+    write_vectors(folder, rows, like_clip)
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for side in ("ours", "theirs", "theirs", "ours"):
+        found[side].append(run(side, folder))
+    result = {
+        f"{side}_{what}": statistics.median(one[what] for one in ones)
+        for side, ones in found.items()
+        for what in ones[0]
+    }
+    return result | {"recall": recall(folder)}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--side", choices=list(SIDES))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--times", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    if options.side:
+        found = SIDES[options.side](options.folder, options.times)
+        seconds = {name: round(value, 3) for name, value in found.items()}
+        print(json.dumps(seconds | {"peak_mb": peak_mb()}))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-retrieve-") as place:
+        noise_folder = Path(place) / "noise"
+        noise = compare(noise_folder, options.rows, like_clip=False)
+        product = run("products", noise_folder)["total_s"]
+        four = run("ours", noise_folder, 4)
+        for path in noise_folder.iterdir():
+            path.unlink()
+        spectrum = compare(Path(place) / "spectrum", options.rows, like_clip=True)
+    result = {
+        "bench": "retrieve",
+        "rows": options.rows,
+        "ratio": noise["theirs_total_s"] / noise["ours_total_s"],
+        "ratio_spectrum": spectrum["theirs_total_s"] / spectrum["ours_total_s"],
+        "search_ratio": noise["theirs_search_s"] / noise["ours_search_s"],
+        "gemm_fraction": product / noise["ours_search_s"],
+        "memory_ratio": noise["ours_peak_mb"] / noise["theirs_peak_mb"],
+        "memory_growth": four["peak_mb"] / noise["ours_peak_mb"],
+        "recall": min(noise["recall"], spectrum["recall"]),
+        "ours_s": noise["ours_total_s"],
+        "ours_spectrum_s": spectrum["ours_total_s"],
+        "ours_mb": noise["ours_peak_mb"],
+        "ours_mb_four_times": four["peak_mb"],
+    }
+    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in result.items()}))
+
+
+if __name__ == "__main__":
+    main()
