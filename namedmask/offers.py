@@ -30,7 +30,7 @@ from namedmask.errors import InputError
 from namedmask.heads import Test
 from namedmask.images import BadImage, decode
 from namedmask.labels import Label
-from namedmask.ledger import read_parquet, settings_of, write_unit
+from namedmask.ledger import Ledger, read_parquet, settings_of, write_unit
 from namedmask.published import PublishedStore, VectorFile
 from namedmask.retrieve import PENDING, exact_top_k, near_neighbors, pick_archive
 from namedmask.storage import Place, place_of
@@ -124,6 +124,17 @@ class Offer:
             if one in hashes
             and any((hashes[one] ^ bits).bit_count() <= distance for bits in self.blocked)
         }
+
+
+def open_vectors(config: Config, ledger: Ledger) -> VectorStore:
+    """Return the vectors of a run: its own, or those that `vectors.source` names.
+
+    Raises:
+        InputError: published files do not agree; see PublishedStore.
+    """
+    if not config.vectors.source:
+        return EmbeddingStore(ledger)
+    return PublishedStore(place_of(config.vectors.source), config.metadata)
 
 
 @dataclass(frozen=True)

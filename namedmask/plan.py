@@ -23,11 +23,10 @@ from namedmask.config import Config
 from namedmask.jobs import stage_class
 from namedmask.labels import assign_labels, read_labels
 from namedmask.ledger import RUN_FILE, Ledger, read_commits
-from namedmask.offers import OFFERS, asks_of
+from namedmask.offers import OFFERS, asks_of, open_vectors
 from namedmask.plugins import resolve
 from namedmask.published import PublishedStore
 from namedmask.storage import place_of
-from namedmask.stores import EmbeddingStore
 
 ALIVE_SHARE = 0.5
 MEAN_IMAGE_BYTES = 96_000
@@ -82,7 +81,7 @@ def changes_of(config: Config) -> dict[str, Any]:
     folder = config.run.out
     if not (folder / RUN_FILE).exists():
         return {}
-    store, known = EmbeddingStore(Ledger(folder)), read_labels(folder)
+    store, known = open_vectors(config, Ledger(folder)), read_labels(folder)
     files = store.files()
     if not files:
         return {}

@@ -154,6 +154,22 @@ class PublishedStore:
         firsts = np.cumsum([0, *(file.rows for file in self._opened)]).tolist()
         return [(file, first, file.rows) for file, first in zip(self._opened, firsts, strict=False)]
 
+    def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """Yield sample_id, url, caption and unit vectors (N, D) float32, about 32 MB at a time.
+
+        Left out are rows that the filters of `metadata` rule out.
+        """
+        for file in self._opened:
+            described = metadata.rows_of(file.table, np.arange(file.rows), self._config)
+            first = 0
+            for chunk in file.chunks():
+                numbers = np.arange(first, first + len(chunk))
+                vectors = _unit(chunk.astype(np.float32), file.path, numbers)
+                part = described.slice(first, len(chunk))
+                good = schema.alive(part)
+                yield part.select(["sample_id", "url", "caption"]).take(good), vectors[good]
+                first += len(chunk)
+
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending.
 

@@ -21,11 +21,11 @@ from namedmask.embed import EMBEDDERS, Embedder, text_features
 from namedmask.errors import InputError
 from namedmask.jobs import Job
 from namedmask.ledger import RUN_FILE, Ledger
+from namedmask.offers import open_vectors
 from namedmask.plugins import resolve
 from namedmask.progress import Progress
 from namedmask.search_index import RECALL_AT, no_vectors, open_index
 from namedmask.storage import Place
-from namedmask.stores import EmbeddingStore
 
 AS_TYPED = ("{}",)
 
@@ -68,11 +68,12 @@ def search(
     if not (config.run.out / RUN_FILE).is_file():
         raise no_vectors(config.run.out)
     ledger = Ledger(config.run.out)  # without the run's lock: it may go on meanwhile
-    ledger.finished("embed", Job(config, ledger, progress).settings("embed"))
+    if not config.vectors.source:
+        Job(config, ledger, progress).finished("embed")  # refuses other settings
     clock = _Clock()
     text_side = _TextSide(config.embed)
     index, manifest, made = open_index(
-        config.run.out, EmbeddingStore(ledger), config.search, text_side, progress
+        config.run.out, open_vectors(config, ledger), config.search, text_side, progress
     )
     clock.lap("make" if made else "load")
     prompts = templates_of(config.categories) if templates else AS_TYPED

@@ -28,10 +28,10 @@ from namedmask.errors import ConfigError, InputError
 from namedmask.indexes import load_faiss
 from namedmask.ledger import read_json, write_file, write_json
 from namedmask.locks import locked
+from namedmask.offers import VectorStore
 from namedmask.progress import Progress, Step
 from namedmask.retrieve import exact_top_k
 from namedmask.storage import Place, kept_copy, sizes_in
-from namedmask.stores import EmbeddingStore
 
 FOLDER = "index"
 MANIFEST = "manifest.json"
@@ -171,7 +171,7 @@ class SearchIndex:
 
 
 def open_index(
-    folder: Place, store: EmbeddingStore, config: SearchConfig, embed: Embed, progress: Progress
+    folder: Place, store: VectorStore, config: SearchConfig, embed: Embed, progress: Progress
 ) -> tuple[SearchIndex, dict[str, Any], str]:
     """Return the index of a run folder's store, its manifest, and why it was made now, or "".
 
@@ -261,7 +261,7 @@ def _why_new(folder: Place, wanted: Mapping[str, Any]) -> str:
 
 def _make(
     folder: Place,
-    store: EmbeddingStore,
+    store: VectorStore,
     config: SearchConfig,
     wanted: Mapping[str, Any],
     embed: Embed,
@@ -281,7 +281,7 @@ def _make(
     write_json(folder / MANIFEST, {**wanted, **measured, "dim": rows.dim, "files": files})
 
 
-def _write_rows(store: EmbeddingStore, path: Path, step: Step) -> None:
+def _write_rows(store: VectorStore, path: Path, step: Step) -> None:
     """Write the rows of a store as one Arrow file, a batch a wave."""
     with ExitStack() as stack:
         writer = None
@@ -297,7 +297,8 @@ def _write_rows(store: EmbeddingStore, path: Path, step: Step) -> None:
                     f"the store has vectors of {dim} and of {width} numbers; expected one length. "
                     "Remove its embeddings and run 'namedmask embed' again."
                 )
-            writer.write_batch(table.combine_chunks().to_batches()[0])
+            for batch in table.combine_chunks().to_batches():  # none where nothing is left of it
+                writer.write_batch(batch)
             step.advance(len(table))
 
 

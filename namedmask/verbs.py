@@ -51,6 +51,7 @@ from namedmask.offers import (
     asks_of,
     expected_of,
     is_close,
+    open_vectors,
     read_offer,
     write_offers,
 )
@@ -60,8 +61,8 @@ from namedmask.published import PublishedStore
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
-from namedmask.storage import Place, place_of
-from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore, ImageStore
+from namedmask.storage import Place
+from namedmask.stores import EMBEDDINGS, IMAGES, ImageStore
 from namedmask.waves import Wave, digest_of
 
 PLAIN_LOOP = PlainLoop()
@@ -186,7 +187,7 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     config, folder = job.config, job.ledger.folder
     known = read_labels(folder)
     labels = assign_labels(known, category_set_of(config.categories))
-    vectors = _vectors(job)
+    vectors = open_vectors(config, job.ledger)
     asks = asks_of(labels, config, vectors.digest())
     _look_for(executor, job, vectors, asks)
     offers = [read_offer(folder, ask) for ask in asks]
@@ -221,13 +222,6 @@ def _row_funnel(job: Job, vectors: VectorStore) -> dict[str, Any]:
     if isinstance(vectors, PublishedStore):
         return {"vectors_in": vectors.count}
     return _write_row_funnel(job)
-
-
-def _vectors(job: Job) -> VectorStore:
-    source = job.config.vectors.source
-    if not source:
-        return EmbeddingStore(job.ledger)
-    return PublishedStore(place_of(source), job.config.metadata)
 
 
 def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence[Ask]) -> None:

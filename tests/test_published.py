@@ -25,6 +25,7 @@ from namedmask.progress import SilentProgress
 from namedmask.published import PublishedStore
 from namedmask.retrieve import exact_top_k
 from namedmask.s3 import S3Path
+from namedmask.search import search
 from namedmask.storage import Place
 from namedmask.urls import sample_id
 from tests import toys
@@ -498,6 +499,16 @@ def test_published_vectors_on_ray_build_the_same_archives(
         verbs.build(config, SILENT, executor)
     for name in ("candidates.parquet", "proof.json"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_published_vectors_are_searched_without_what_their_metadata_rules_out(
+    vectors: Path, finished: Path, web: toys.SmallWeb
+) -> None:
+    found = search(config_of(vectors, finished), "red", 500, SILENT)
+    urls = [hit["url"].rpartition("/")[2] for hit in found["hits"]]
+    assert found["vectors"] == len(urls) > 40
+    assert all(url.startswith("red") for url in urls[:10])
+    assert "red-1.jpg" not in urls
 
 
 def test_plan_of_published_vectors_tells_what_would_run(vectors: Path, tmp_path: Path) -> None:
