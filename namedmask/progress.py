@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
 
+FIRST_SHARE = 0.02
+"""Of the work, before which no time left is told: what starting takes would be all of it."""
+
+
 class Step(AbstractContextManager["Step"], Protocol):
     """One step under way, left when its `with` block ends."""
 
@@ -174,7 +178,7 @@ class _LineStep(_Step):
         count = f" {self.done:,}{of_total}" if self.done or self.total is not None else ""
         rate = f" ({self.done / seconds:,.1f}/s)" if seconds > 0 and count else ""
         left = ""
-        if self.total and 0 < self.done < self.total:
+        if self.total and FIRST_SHARE * self.total <= self.done < self.total:
             left = f", {seconds * (self.total / self.done - 1):,.0f} s left"
         tail = f"; {self._tail()}" if self._tail() else ""
         self._stream.write(f"{self.name}: {word}{count} in {seconds:.1f} s{rate}{left}{tail}\n")

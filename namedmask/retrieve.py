@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Literal
 
@@ -88,9 +89,16 @@ def merge_top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the `k` best of several answers of `exact_top_k` over different rows, as one answer.
 
-    `parts`: scores (C, k_i) float32 and rows (C, k_i) int64 each, in any order.
+    `parts`: scores (C, k_i) float32 and rows (C, k_i) int64 each, in any order. They are merged as
+    they come, so two are in memory at a time.
     """
-    scores, rows = (np.concatenate(one, axis=1) for one in zip(*parts, strict=True))
+    return reduce(partial(_merged, k), parts)
+
+
+def _merged(
+    k: int, one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
     order = np.lexsort((rows, -scores))[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 

@@ -27,8 +27,7 @@ SILENT = SilentProgress()
 
 @pytest.fixture
 def web() -> Iterator[toys.SmallWeb]:
-    with toys.SmallWeb() as web:
-        toys.fill(web, toys.COLORS, each=10)
+    with toys.filled_web(10) as web:
         yield web
 
 

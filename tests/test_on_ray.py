@@ -38,8 +38,7 @@ SILENT = SilentProgress()
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[toys.SmallWeb]:
-    with toys.SmallWeb() as web:
-        toys.fill(web, toys.COLORS, each=12)
+    with toys.filled_web() as web:
         yield web
 
 

@@ -8,17 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from namedmask import verbs
-from namedmask.jobs import to_toml
+from namedmask.errors import NamedMaskError
+from namedmask.jobs import Job, to_toml
+from namedmask.ledger import Ledger, open_run
+from namedmask.offers import TopK, file_parts
 from namedmask.on_ray import connect
 from namedmask.progress import SilentProgress
+from namedmask.retrieve import merge_top_k
+from namedmask.stores import EmbeddingStore
 from tests import poison, toys
 from tests.test_verbs import config_of, digests
 
@@ -177,3 +185,41 @@ def test_on_ray_killed_driver_goes_on_where_it_was(
         if path.name[5:10] in committed:
             assert path.stat().st_mtime_ns == written, "a committed wave was done again"
     assert digests(tmp_path / "run") == digests(plain)
+
+
+class Dying:
+    """A function whose process is killed as often as a file says."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], times: Path) -> None:
+        self._function, self._times = make(), times
+
+    def __call__(self, item: Any) -> Any:
+        left = int(self._times.read_text())
+        if left:
+            self._times.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._function(item)
+
+
+def test_on_ray_killed_scoring_actor_changes_no_bit_and_a_deadly_part_ends_the_run(
+    source: str, plain: Path, tmp_path: Path
+) -> None:
+    store, times = EmbeddingStore(Ledger(plain)), tmp_path / "times"
+    queries = np.random.default_rng(0).standard_normal((5, 108)).astype(np.float32)
+    make = partial(TopK, queries, 30)
+    expected = make()(file_parts(store, 1)[0])
+    parts = file_parts(store, 6)
+    assert len(parts) > 3
+    config = config_of(source, tmp_path / "run", *ON_RAY, "retrieve.actors=[2, 2]")
+    with open_run(tmp_path / "run") as ledger, connect(config) as executor:
+        job = Job(config, ledger, SILENT)
+        times.write_text("1")
+        scores, rows = merge_top_k(
+            executor.map(job, "retrieve", partial(Dying, make, times), parts), 30
+        )
+        assert times.read_text() == "0"
+        np.testing.assert_array_equal(rows, expected[1])
+        np.testing.assert_array_equal(scores.view(np.int32), expected[0].view(np.int32))
+        times.write_text("99")
+        with pytest.raises(NamedMaskError, match="took its process with it 2 times"):
+            list(executor.map(job, "retrieve", partial(Dying, make, times), parts))

@@ -287,8 +287,7 @@ def test_published_on_s3_with_failing_requests_is_read_all_the_same(
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[toys.SmallWeb]:
-    with toys.SmallWeb() as web:
-        toys.fill(web, toys.COLORS, each=12)
+    with toys.filled_web() as web:
         yield web
 
 

@@ -325,8 +325,7 @@ def test_storage_s3_run_is_searched_and_built_from_an_index_as_on_a_disk(
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[toys.SmallWeb]:
-    with toys.SmallWeb() as web:
-        toys.fill(web, toys.COLORS, each=12)
+    with toys.filled_web() as web:
         yield web
 
 

@@ -33,8 +33,7 @@ SIZE = 8
 
 @pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[toys.SmallWeb]:
-    with toys.SmallWeb() as web:
-        toys.fill(web, toys.COLORS, each=12)
+    with toys.filled_web() as web:
         yield web
 
 

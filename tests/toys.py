@@ -10,6 +10,8 @@ import io
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,3 +173,11 @@ def fill(web: SmallWeb, colors: dict[str, tuple[int, int, int]], each: int) -> N
     web.add("page.jpg", b"<html>not a picture</html>")
     web.add("unsafe.jpg", jpeg(disk((200, 200, 200), 77)), punsafe=0.9)
     web.rows.append(dict(web.rows[0]))
+
+
+@contextmanager
+def filled_web(each: int = 12) -> Iterator[SmallWeb]:
+    """A web with `each` good pictures of every color, and its trouble."""
+    with SmallWeb() as web:
+        fill(web, COLORS, each)
+        yield web

@@ -33,6 +33,11 @@ from namedmask.waves import Wave, input_digest, write
 
 NOTE = "_wave"
 
+MAP = "map"
+
+TRIES = 2
+"""Processes that a part of a list may take with it."""
+
 
 class Clerk:
     """Has the list of what is to be done, and knows who has begun what; one a graph."""
@@ -153,7 +158,16 @@ class Mapper:
         if self._broken:
             raise self._broken
         number = table["id"][0].as_py()
-        return pickled((number, self._function(ray.get(self._clerk.item.remote(number)))))
+        unit = f"{number:05d}"
+        earlier = ray.get(self._clerk.begin.remote(MAP, unit))
+        if earlier >= TRIES:  # there is no row to bury here
+            raise NamedMaskError(
+                f"part {number} took its process with it {earlier} times. Is there memory for it? "
+                "Lower actors of its section, or ray.num_cpus."
+            )
+        found = self._function(ray.get(self._clerk.item.remote(number)))
+        self._clerk.end.remote(MAP, unit)
+        return pickled((number, found))
 
 
 class Chain:
