@@ -78,7 +78,8 @@ def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) ->
     """Write one file a category, then the manifest; return the archive.
 
     A category whose file is there already and follows from the same is not written again. Files of
-    categories that are no more are removed.
+    categories that are no more are removed. While files change there is no manifest, so one that is
+    cut off leaves no archive, and all of it is written again.
     """
     before = _manifest_rows(folder) if (folder / MANIFEST).exists() else []
     by_digest = {(row.file, row.digest): row for row in before}
@@ -91,6 +92,7 @@ def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) ->
             table = schema.conform(
                 category.entries(), schema.ARCHIVE, f"the archive of '{label.name}'"
             )
+            (folder / MANIFEST).unlink(missing_ok=True)
             record = write_file(folder / file, partial(_write_shard, table))
             row = ArchivedCategory(
                 label.name, label.label_id, label.query, file, table.num_rows, wanted,
@@ -99,6 +101,7 @@ def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) ->
         rows.append(row)
     for path in folder.glob("*.parquet"):
         if path.name not in {row.file for row in rows}:
+            (folder / MANIFEST).unlink(missing_ok=True)
             path.unlink()
     write_json(
         folder / MANIFEST,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pydantic
@@ -43,6 +43,7 @@ from namedmask.sections import (
 from namedmask.storage import Place, place_of
 
 __all__ = [
+    "SPEED_ONLY",
     "AugmentConfig",
     "BilateralConfig",
     "CategoriesConfig",
@@ -66,7 +67,19 @@ __all__ = [
     "SegmenterConfig",
     "TrainConfig",
     "VectorsConfig",
+    "settings_of",
 ]
+
+
+SPEED_ONLY = (
+    "in_flight", "per_host", "device", "workers", "checkpoint_every",
+    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures",
+)  # fmt: skip
+"""Keys of any section that change how fast a verb is, not what it computes, up to rounding.
+
+With several `num_workers`, batch norm and dropout are of each one's share: more than rounding, less
+than another training.
+"""
 
 
 class Config(Section):
@@ -132,6 +145,26 @@ class Config(Section):
         tree = self.tree()
         text = json.dumps({name: tree[name] for name in sections}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
+    """Return the settings a verb's output depends on as one flat dict, `section.key` to value.
+
+    `names` are whole sections (`fetch`) or single keys (`run.seed`); those that only change the
+    speed are left out.
+    """
+    flat = {
+        f"{section}.{key}": value
+        for section, keys in config.tree().items()
+        for key, value in keys.items()
+    }
+    wanted = set(names)
+    return {
+        key: value
+        for key, value in flat.items()
+        if (key in wanted or key.partition(".")[0] in wanted)
+        and key.partition(".")[2] not in SPEED_ONLY
+    }
 
 
 def known_keys(section: tuple[int | str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ made, skip what is finished, and write down what it came to and how long each st
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -19,18 +20,18 @@ from typing import Any
 
 from namedmask import schema
 from namedmask.categories import category_set_of
-from namedmask.config import Config
+from namedmask.config import Config, settings_of
 from namedmask.errors import InputError, TooManyFailuresError
 from namedmask.ledger import (
     Ledger,
     digest,
     open_run,
     read_json,
-    settings_of,
     write_file,
     write_json,
 )
 from namedmask.progress import Progress
+from namedmask.storage import place_of
 from namedmask.stores import EMBEDDINGS, IMAGES
 from namedmask.waves import Stage
 
@@ -55,6 +56,9 @@ CONTENT = ("build", "refine", "train", "evaluate")
 
 BOUND = ("embed", "images", "build", "refine")
 """Verbs whose units for the categories as they were are of use for the categories as they are."""
+
+LOOSE = ("build",)
+"""Verbs whose settings hold once they are finished: their units are named by what they are of."""
 
 
 PUBLISHED_ADDS: dict[str, tuple[str, ...]] = {
@@ -144,7 +148,11 @@ class Job:
             return ""
         category_set = category_set_of(self.config.categories)
         each = self.config.tree()["categories"]["each"]
-        content = [category_set.names, category_set.queries, each, self.settings("images")]
+        shown = {path for rules in each.values() for path in rules["examples"]}
+        content = [
+            category_set.names, category_set.queries, each, self.settings("images"),
+            [_sha256_of(path) for path in sorted(shown)],
+        ]  # fmt: skip
         return digest([json.dumps(content, sort_keys=True)])
 
     def finished(self, verb: str) -> dict[str, Any] | None:
@@ -152,10 +160,23 @@ class Job:
         bound = verb in BOUND
         return self.ledger.finished(verb, self.settings(verb), self.content(verb), bound=bound)
 
-    def start(self, verb: str) -> bool:
-        """Bind the run folder to this verb before its first write; True if it was not."""
-        store = STORES.get(verb, "")
-        return self.ledger.start(verb, self.settings(verb), store, self.content(verb))
+    def is_begun(self, verb: str) -> bool:
+        """Return whether the run folder is bound to this verb for the content of today."""
+        return self.ledger.is_begun(verb, self.content(verb))
+
+    def start(self, verb: str) -> None:
+        """Bind the run folder to this verb's settings, before its first write."""
+        store, loose = STORES.get(verb, ""), verb in LOOSE
+        settings, content = self.settings(verb), self.content(verb)
+        self.ledger.start(verb, settings, store, content, loose=loose)
+
+
+def _sha256_of(path: str) -> str:
+    """Return the sha256, hex, of a file; empty where it cannot be read: its reader will say so."""
+    try:
+        return hashlib.sha256(place_of(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def run_verb(

@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from namedmask import schema, storage
-from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
 from namedmask.locks import locked
 from namedmask.storage import Place
@@ -35,16 +34,6 @@ RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 STORES = ("embeddings", "offers", "images", "refined", "experts")
 """Folders of a run whose every file is named by a commit record."""
-
-SPEED_ONLY = (
-    "in_flight", "per_host", "device", "workers", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures",
-)  # fmt: skip
-"""Keys of any section that change how fast a verb is, not what it computes, up to rounding.
-
-With several `num_workers`, batch norm and dropout are of each one's share: more than rounding, less
-than another training.
-"""
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
 """Columns that make a row equal to another run's."""
@@ -97,22 +86,37 @@ class Ledger:
         is_finished = is_same and entry["finished"] and entry["units"] == records
         return dict(entry["result"]) if is_finished else None
 
-    def start(
-        self, verb: str, settings: Mapping[str, Any], store: str = "", content: str = ""
-    ) -> bool:
-        """Bind the folder to these settings, before the first write of `verb`; True if it was not.
-
-        With `store`, the bond is void as long as no unit of that store is committed.
-        """
+    def is_begun(self, verb: str, content: str = "") -> bool:
+        """Return whether the folder is bound to a verb with this content."""
         entry = self._verbs.get(verb)
-        is_new = entry is None or self._is_void(entry) or entry["content"] != content
-        if is_new:
+        return entry is not None and not self._is_void(entry) and entry["content"] == content
+
+    def start(
+        self,
+        verb: str,
+        settings: Mapping[str, Any],
+        store: str = "",
+        content: str = "",
+        *,
+        loose: bool = False,
+    ) -> None:
+        """Bind the folder to these settings, before the first write of `verb`.
+
+        With `store`, the bond is void as long as no unit of that store is committed; a `loose` one
+        until the verb is finished.
+        """
+        if not self.is_begun(verb, content):
             self._verbs[verb] = {
                 "settings": dict(settings), "finished": False, "units": {}, "store": store,
-                "content": content,
+                "content": content, "loose": loose,
             }  # fmt: skip
             self._save()
-        return is_new
+
+    def unfinish(self, verb: str) -> None:
+        """Note that what a verb ended with does not hold any more."""
+        if verb in self._verbs:
+            self._verbs[verb]["finished"] = False
+            self._save()
 
     def finish(self, verb: str, result: Mapping[str, Any], store: str = "") -> None:
         """Record that `verb` is done, and what it ended with (plain values).
@@ -153,8 +157,10 @@ class Ledger:
         return verbs
 
     def _is_void(self, entry: Mapping[str, Any]) -> bool:
-        store = entry.get("store", "")
-        return bool(store) and not entry["finished"] and not _records(self.folder / store)
+        if entry["finished"]:
+            return False
+        store = entry["store"]
+        return entry["loose"] or (bool(store) and not _records(self.folder / store))
 
     def _save(self) -> None:
         write_json(self.folder / RUN_FILE, self._run)
@@ -216,26 +222,6 @@ def open_run(folder: Place) -> Iterator[Ledger]:
                 "run.out."
             ) from error
         yield Ledger(folder)
-
-
-def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """Return the settings a verb's output depends on as one flat dict, `section.key` to value.
-
-    `names` are whole sections (`fetch`) or single keys (`run.seed`); those that only change the
-    speed are left out.
-    """
-    flat = {
-        f"{section}.{key}": value
-        for section, keys in config.tree().items()
-        for key, value in keys.items()
-    }
-    wanted = set(names)
-    return {
-        key: value
-        for key, value in flat.items()
-        if (key in wanted or key.partition(".")[0] in wanted)
-        and key.partition(".")[2] not in SPEED_ONLY
-    }
 
 
 def read_commits(folder: Place, store: str) -> dict[str, Commit]:

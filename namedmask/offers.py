@@ -24,13 +24,13 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.categories import templates_of
-from namedmask.config import CategoryConfig, Config, RetrieveConfig
+from namedmask.config import CategoryConfig, Config, RetrieveConfig, settings_of
 from namedmask.embed import Wording
 from namedmask.errors import InputError
 from namedmask.heads import Test
 from namedmask.images import BadImage, decode
 from namedmask.labels import Label
-from namedmask.ledger import Ledger, read_parquet, settings_of, write_unit
+from namedmask.ledger import Ledger, read_parquet, write_unit
 from namedmask.published import PublishedStore, VectorFile
 from namedmask.retrieve import PENDING, exact_top_k, near_neighbors, pick_archive
 from namedmask.storage import Place, place_of
@@ -105,7 +105,7 @@ class Offer:
         self, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int] = NONE
     ) -> list[tuple[str, str | None]]:
         """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
-        own = self.own | self._blocked_by_hash(hashes, config.hash_distance)
+        own = self.own | self._blocked_by_hash(verdicts, hashes, config.hash_distance)
         return pick_archive(
             self.sample_ids,
             self.neighbors,
@@ -117,11 +117,14 @@ class Offer:
             hash_distance=config.hash_distance,
         )
 
-    def _blocked_by_hash(self, hashes: Mapping[str, int], distance: int) -> dict[str, str]:
+    def _blocked_by_hash(
+        self, verdicts: Mapping[str, str], hashes: Mapping[str, int], distance: int
+    ) -> dict[str, str]:
         return {
             one: BLOCKED
             for one in (self.sample_ids if self.blocked else ())
-            if one in hashes
+            if verdicts.get(one) == schema.OK
+            and one in hashes
             and any((hashes[one] ^ bits).bit_count() <= distance for bits in self.blocked)
         }
 
@@ -235,14 +238,21 @@ def write_offers(
             mine: list[tuple[str, Test]] = [*tests]
             mine.append((NEGATIVE, partial(is_nearer, query, negatives)))
             statuses = statuses_of(vectors[place], mine)
-            for number, one in enumerate(offered[0]):
-                statuses[number] = store.verdicts.get(one, statuses[number])
+            against = _against(store, offered[0], unique[place])
+            statuses = [against.get(one, status)
+                        for one, status in zip(offered[0], statuses, strict=True)]  # fmt: skip
             expected = vectors[place] if isinstance(store, PublishedStore) else None
             table = _offer_table(*offered, score, statuses, vectors[place], expected, config)
             files = {f"{OFFERS}/{ask.unit}.parquet": table}
             counts = schema.counts_by_status(table["status"].to_pylist())
             write_unit(folder, OFFERS, ask.unit, files, rows=table.num_rows, counts=counts)
             yield ask
+
+
+def _against(store: VectorStore, sample_ids: list[str], rows: np.ndarray) -> dict[str, str]:
+    """Return what the store says against a category's images: of two rows of one, one is enough."""
+    pairs = zip(sample_ids, rows.tolist(), strict=True)
+    return {one: store.verdicts[row] for one, row in pairs if row in store.verdicts}
 
 
 def statuses_of(vectors: np.ndarray, tests: Sequence[tuple[str, Test]]) -> list[str]:
@@ -281,10 +291,13 @@ def read_offer(folder: Place, ask: Ask) -> Offer:
 
 
 def expected_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
-    """Return the published vectors (D,) float16 of a committed offer, by sample id."""
+    """Return the published vectors (D,) float16 of a committed offer, by sample id.
+
+    Of an image that is there twice the better-ranked.
+    """
     table = read_parquet(folder / OFFERS / f"{unit}.parquet", ["sample_id", "expected"])
     pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
-    return dict(pairs)
+    return dict(reversed(list(pairs)))
 
 
 def _offer_table(
@@ -310,15 +323,21 @@ def _unwanted(
     sample_ids: Sequence[str], urls: Sequence[str], rules: CategoryConfig
 ) -> Iterator[tuple[str, str]]:
     """Yield the candidates that the category's rules speak against, each with its status."""
-    blocked = {normalize_url(url) or url for url in rules.blocked_urls}
+    vetoed, blocked = set(rules.vetoed), {normalize_url(url) or url for url in rules.blocked_urls}
+    hosts = tuple(_host_of(f"http://{host}/") or host for host in rules.blocked_hosts)
     for one, url in zip(sample_ids, urls, strict=True):
-        if one in rules.vetoed:
+        if one in vetoed:
             yield one, VETOED
-        elif (normalize_url(url) or url) in blocked or _is_below(url, rules.blocked_hosts):
+        elif (blocked and (normalize_url(url) or url) in blocked) or _is_below(url, hosts):
             yield one, BLOCKED
 
 
 def _is_below(url: str, hosts: Sequence[str]) -> bool:
     """Return whether the host of a url is one of `hosts` or a name below one."""
-    host = (urlsplit(url).hostname or "") if hosts else ""
+    host = _host_of(url) if hosts else ""
     return any(host == one or host.endswith(f".{one}") for one in hosts)
+
+
+def _host_of(url: str) -> str:
+    """Return the host of a url, lower case and ASCII; empty where it has none."""
+    return urlsplit(normalize_url(url)).hostname or ""

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from namedmask import schema
-from namedmask.config import Config
+from namedmask.config import Config, settings_of
 from namedmask.errors import InputError
 from namedmask.executor import Executor
 from namedmask.jobs import Job, load_stage
-from namedmask.ledger import read_json, settings_of, write_json
+from namedmask.ledger import read_json, write_json
 from namedmask.offers import Ask, Offer, expected_of
 
 FILE = "proof.json"
@@ -91,10 +91,12 @@ def _measure(
             "there? Else raise vectors.proof_images."
         )
     again = np.array(made["embedding"].take(came).to_pylist(), np.float32)
+    ids = made["sample_id"].take(came).to_pylist()
     published: dict[str, np.ndarray] = {}
     for ask in asks:
-        published |= expected_of(job.ledger.folder, ask.unit)
-    expected = np.stack([published[one] for one in made["sample_id"].take(came).to_pylist()])
+        found = expected_of(job.ledger.folder, ask.unit)
+        published |= {one: found[one] for one in ids if one in found}
+    expected = np.stack([published[one] for one in ids])
     cosines = np.einsum("nd,nd->n", again, expected.astype(np.float32))
     return {
         "tried": rows.num_rows,

@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from namedmask import metadata, schema
 from namedmask.ahead import one_ahead
-from namedmask.config import MetadataConfig
+from namedmask.config import MetadataConfig, PoolSection
 from namedmask.errors import InputError
 from namedmask.ledger import digest
 from namedmask.storage import READERS, Place, opened, readable
@@ -134,11 +134,13 @@ class PublishedStore:
         _refuse_widths(self._opened)
         self.width = self._opened[0].width
         self.count = sum(file.rows for file in self._opened)
-        self.verdicts: dict[str, str] = {}  # what the metadata says against the rows taken so far
+        self.verdicts: dict[int, str] = {}  # what the metadata says against the rows taken so far
 
     def digest(self) -> str:
-        """Return one sha256, hex, over the names, sizes and kinds of all files."""
-        return digest(f"{file.path} {file.rows} {file.width} {file.dtype}" for file in self._opened)
+        """Return one sha256, hex, over the names, sizes and kinds of all files, and the filters."""
+        rules = self._config.model_dump_json(exclude=set(PoolSection.model_fields) | {"source"})
+        files = [f"{one.path} {one.rows} {one.width} {one.dtype}" for one in self._opened]
+        return digest([rules, *files])
 
     def require_width(self, width: int, model: str) -> None:
         """Raise InputError unless the vectors are as wide as those that `model` makes."""
@@ -189,9 +191,8 @@ class PublishedStore:
             return [], [], np.empty((0, self.width), np.float32)
         table = pa.concat_tables([table for table, _ in parts])
         ids: list[str] = table["sample_id"].to_pylist()
-        for sample_id, status in zip(ids, table["status"].to_pylist(), strict=True):
-            if status != schema.OK:  # of two rows with one url, one against it is enough
-                self.verdicts.setdefault(sample_id, status)
+        statuses = zip(rows.tolist(), table["status"].to_pylist(), strict=True)
+        self.verdicts.update((row, status) for row, status in statuses if status != schema.OK)
         return ids, table["url"].to_pylist(), np.concatenate([vectors for _, vectors in parts])
 
 

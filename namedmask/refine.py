@@ -48,7 +48,6 @@ def open_work(job: Job) -> Work:
     """Return what is done and what is left, once the leftovers of a killed run are gone."""
     archive = Archive.open(job.ledger.folder / "archive")
     committed = job.ledger.commits(REFINED)
-    job.ledger.sweep(REFINED, EXPERTS)
     done, left = [], []
     for category in archive.categories:
         commit = committed.get(stem(category.label_id, category.name))
@@ -56,8 +55,9 @@ def open_work(job: Job) -> Work:
             done.append(commit)
         else:
             left.append(category)
-            if commit is not None:  # of another archive
+            if commit is not None:  # of another archive; the sweep takes its files
                 (job.ledger.folder / REFINED / f"commit-{commit.unit}.json").unlink()
+    job.ledger.sweep(REFINED, EXPERTS)
     shared = bool(left) and job.config.experts.shared_iterations > 0
     return Work(
         archive, done, left,

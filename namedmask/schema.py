@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from namedmask.errors import SchemaError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of the store layout; written into every manifest."""
 
 OK = "ok"

@@ -49,7 +49,7 @@ def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_dige
 class EmbeddingStore:
     """The vectors of a run, wave by wave."""
 
-    verdicts: Mapping[str, str] = MappingProxyType({})
+    verdicts: Mapping[int, str] = MappingProxyType({})
     """What speaks against a row before it is tried: nothing, or it would have no vector."""
 
     def __init__(self, ledger: Ledger) -> None:

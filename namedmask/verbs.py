@@ -196,6 +196,7 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     judge = Judge(executor, job, asks, offers)
     hashes = judge.store.hashes
     verdicts = fill_archives(offers, config.retrieve, judge, hashes)
+    job.start("build")
     with job.clock("archive"):
         settled = {
             offer.label: settle(offer, verdicts, config.retrieve, hashes) for offer in offers
@@ -204,7 +205,6 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
         write_file(folder / "candidates.parquet", pa.concat_tables(settled.values()))
         write_json(folder / "funnels.json", _row_funnel(job, vectors) | funnel)
         refuse_empty_archives(funnel["by_category"])
-        job.start("build")
         write_labels(folder, known, labels)
         chosen = (judge.accepted(label, table) for label, table in settled.items())
         archive = write_archive(folder / "archive", chosen, config.retrieve.archive_size)
@@ -247,7 +247,6 @@ def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence
         tests.append((VIOLENT, partial(is_close, violence, retrieve.violence_cosine)))
         scan, parts = scan_of(retrieve, vectors, queries, executor.parts)
         best = merge_top_k(executor.map(job, "retrieve", scan, parts), retrieve.candidates)
-        job.start("build")
         for _ in write_offers(folder, vectors, asked, best, retrieve, tests):
             step.advance()
 
@@ -329,8 +328,10 @@ def _train(executor: Executor, job: Job) -> dict[str, Any]:
     archive = Archive.open(job.ledger.folder / "archive")
     steps = job.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
-    if job.start("train"):  # what is left of another training is none of this
+    if not job.is_begun("train"):  # what is left of another training is none of this
         (job.ledger.folder / TRAINING).unlink(missing_ok=True)
+        job.ledger.unfinish("evaluate")
+    job.start("train")
     with job.clock("train"), job.progress.step("train", steps) as step:
         done = 0
 

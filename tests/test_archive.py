@@ -135,6 +135,21 @@ def test_archive_written_again_touches_only_what_changed(tmp_path: Path) -> None
     assert [category.count for category in archive.categories] == [19, 6]
 
 
+def test_archive_cut_off_in_a_change_and_changed_back_is_what_it_was(tmp_path: Path) -> None:
+    def killed() -> pa.Table:
+        raise RuntimeError("killed")
+
+    old = accepted(entries_of(1, range(19)), entries_of(2, range(17, 22)))
+    write_archive(tmp_path, old, wanted=20)
+    birds, mugs = accepted(entries_of(1, range(1, 19)), entries_of(2, range(16, 22)))
+    with pytest.raises(RuntimeError, match="killed"):
+        write_archive(tmp_path, [birds, replace(mugs, entries=killed)], wanted=20)
+    write_archive(tmp_path, old, wanted=20)
+    assert (
+        Archive.open(tmp_path, verify=True).entries("crane bird").equals(entries_of(1, range(19)))
+    )
+
+
 def test_archive_cut_off_before_its_manifest_is_none(tmp_path: Path) -> None:
     def killed() -> pa.Table:
         raise RuntimeError("killed")

@@ -285,11 +285,11 @@ def test_inspect_checkpoint_tells_names_and_parameters(run, tmp_path: Path) -> N
 
 def test_inspect_run_folder_tells_funnels_and_archive(run, tmp_path: Path) -> None:
     entry = {"name": "horse", "label_id": 1, "count": 3, "wanted": 4}
-    manifest = {"format_version": 1, "categories": [entry]}
+    manifest = {"format_version": 2, "categories": [entry]}
     funnels = {"rows_in": 2, "rows_by_status": {"ok": 2}, "by_category": {"horse": {"ok": 3}}}
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "run.json").write_text(json.dumps({"format_version": 1, "embed": "0123"}))
+    (tmp_path / "run.json").write_text(json.dumps({"format_version": 2, "embed": "0123"}))
     (tmp_path / "funnels.json").write_text(json.dumps(funnels))
     found = json.loads(run("inspect", tmp_path, "--json")[1])
     assert found["kind"] == "run folder"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from namedmask import ledger
-from namedmask.config import Config
+from namedmask.config import Config, settings_of
 from namedmask.errors import ConfigError, InputError
 from namedmask.ledger import open_run
 
@@ -203,17 +203,32 @@ def test_ledger_other_settings_are_refused_key_by_key(tmp_path: Path) -> None:
 
 def test_ledger_other_content_gives_work_again_and_keeps_what_is_bound(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.start("build", {"retrieve.archive_size": 5}, content="two categories")
+        run.start("build", {"retrieve.archive_size": 5}, content="two categories")
         run.finish("build", {"images_kept": 9})
-        assert not run.start("build", {"retrieve.archive_size": 5}, content="two categories")
+        run.start("build", {"retrieve.archive_size": 5}, content="two categories")
         assert run.finished("build", {"retrieve.archive_size": 5}, "two categories") is not None
         assert run.finished("build", {"retrieve.archive_size": 5}, "three categories") is None
         with pytest.raises(ConfigError, match="archive_size was 5, is 6"):
             run.finished("build", {"retrieve.archive_size": 6}, "three categories")
         other = {"retrieve.archive_size": 6}
         assert run.finished("build", other, "three categories", bound=False) is None
-        assert run.start("build", other, content="three categories")
+        assert not run.is_begun("build", "three categories")
+        run.start("build", other, content="three categories")
+        assert run.is_begun("build", "three categories")
         assert run.finished("build", other, "three categories") is None
+
+
+def test_ledger_loose_bond_holds_once_its_verb_is_finished(tmp_path: Path) -> None:
+    few, many = {"retrieve.candidates": 5}, {"retrieve.candidates": 50}
+    with open_run(tmp_path) as run:
+        run.start("build", few, loose=True)
+        assert run.finished("build", many) is None
+        run.start("build", many, loose=True)
+        run.finish("build", {"images_kept": 9})
+        with pytest.raises(ConfigError, match="candidates was 50, is 5"):
+            run.finished("build", few)
+        run.unfinish("build")
+        assert run.finished("build", few) is None
 
 
 def test_ledger_verb_that_wrote_nothing_yet_may_start_with_other_settings(tmp_path: Path) -> None:
@@ -229,8 +244,8 @@ def test_ledger_newer_format_is_refused(tmp_path: Path, name: str) -> None:
         run.start("embed", {})
         commit(run, "00000", "a")
     record = json.loads((tmp_path / name).read_text())
-    (tmp_path / name).write_text(json.dumps(record | {"format_version": 2}))
-    with pytest.raises(InputError, match="format_version 2"), open_run(tmp_path) as run:
+    (tmp_path / name).write_text(json.dumps(record | {"format_version": 99}))
+    with pytest.raises(InputError, match="format_version 99"), open_run(tmp_path) as run:
         run.commits("embeddings")
 
 
@@ -275,7 +290,7 @@ def test_ledger_unwritable_folder_is_a_config_error(tmp_path: Path) -> None:
 
 def test_ledger_settings_hold_sections_and_keys_but_none_that_only_change_speed() -> None:
     config = Config.of({"run": {"out": "somewhere"}, "fetch": {"in_flight": 3}})
-    settings = ledger.settings_of(config, ("fetch", "run.wave_rows"))
+    settings = settings_of(config, ("fetch", "run.wave_rows"))
     assert settings["run.wave_rows"] == 2000
     assert settings["fetch.retries"] == 1
     assert "run.out" not in settings

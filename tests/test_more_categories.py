@@ -15,7 +15,8 @@ from namedmask import verbs
 from namedmask.archive import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
-from namedmask.ledger import row_hashes
+from namedmask.jobs import Job
+from namedmask.ledger import open_run, row_hashes
 from namedmask.plan import plan_of
 from namedmask.progress import SilentProgress
 from namedmask.segmenter import load_checkpoint
@@ -224,3 +225,69 @@ def test_more_categories_plan_tells_what_is_new_before_anything_is_started(
     assert planned["changes"] == expected
     assert planned["images"]["wanted"] == config.retrieve.archive_size
     assert written(tmp_path) == before
+
+
+def test_more_categories_refine_after_a_veto_redraws_that_category_alone(
+    source: str, tmp_path: Path
+) -> None:
+    config = run_of(source, tmp_path, ["red", "green"])
+    for verb in (verbs.curate, verbs.refine):
+        verb(config, SILENT)
+    before = written(tmp_path)
+    unwanted = Archive.open(tmp_path / "archive").entries("red")["sample_id"][0].as_py()
+    vetoed = run_of(source, tmp_path, ["red", "green"], red={"vetoed": [unwanted]})
+    for verb in (verbs.curate, verbs.refine, verbs.train):
+        verb(vetoed, SILENT)
+    after = written(tmp_path)
+    experts = {name for name in before if name.startswith("experts/") and "0" in name}
+    assert {name for name in experts if after[name] != before[name]} == {"experts/00001-red.pt"}
+
+
+def test_more_categories_failed_build_leaves_nothing_that_passes_for_finished(
+    source: str, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    config = run_of(source, tmp_path, ["red"])
+    verbs.curate(config, SILENT)
+    funnels = (tmp_path / "funnels.json").read_text()
+    with pytest.raises(InputError, match="no image is left"):
+        verbs.curate(
+            run_of(source, tmp_path, ["red"], red={"blocked_hosts": ["127.0.0.1"]}), SILENT
+        )
+    web.hits.clear()
+    assert "skipped" not in verbs.curate(config, SILENT)
+    assert (tmp_path / "funnels.json").read_text() == funnels
+    assert not web.hits
+
+
+def test_more_categories_example_that_is_another_picture_now_is_asked_for_anew(
+    source: str, tmp_path: Path
+) -> None:
+    example = tmp_path / "example.jpg"
+    example.write_bytes(toys.jpeg(toys.disk(toys.COLORS["blue"], 9000)))
+    rules = {"examples": [str(example)] * 3}
+    config = run_of(source, tmp_path / "run", ["anything"], anything=rules)
+    verbs.curate(config, SILENT)
+    assert verbs.curate(config, SILENT)["skipped"]
+    example.write_bytes(toys.jpeg(toys.disk(toys.COLORS["red"], 9000)))
+    assert "skipped" not in verbs.curate(config, SILENT)
+    kept = Archive.open(tmp_path / "run/archive").entries("anything")["url"].to_pylist()
+    assert all("/red" in url for url in kept)
+
+
+def test_more_categories_evaluation_of_another_training_does_not_hold(
+    source: str, tmp_path: Path
+) -> None:
+    one, two = run_of(source, tmp_path, ["red"]), run_of(source, tmp_path, ["red", "green"])
+    for config in (one, two):
+        for verb in (verbs.curate, verbs.refine, verbs.train):
+            verb(config, SILENT)
+        if config is one:
+            with open_run(tmp_path) as ledger:
+                job = Job(one, ledger, SILENT)
+                job.start("evaluate")
+                ledger.finish("evaluate", {"miou": 0.5})
+                assert job.finished("evaluate") == {"miou": 0.5}
+    for verb in (verbs.curate, verbs.refine, verbs.train):
+        verb(one, SILENT)
+    with open_run(tmp_path) as ledger:
+        assert Job(one, ledger, SILENT).finished("evaluate") is None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from namedmask import schema
 from namedmask.config import CategoryConfig, Config
 from namedmask.labels import Label
-from namedmask.ledger import read_parquet
+from namedmask.ledger import read_parquet, write_parquet
 from namedmask.offers import (
     Offer,
     asks_of,
@@ -75,7 +77,7 @@ class Vectors:
     """Two images as a store of vectors gives them; the first again under another rank."""
 
     def __init__(self) -> None:
-        self.verdicts = {"b": "unsafe"}
+        self.verdicts = {9: "unsafe"}
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         urls = ["http://a.example/1.jpg", "http://sub.b.example/2.jpg"]
@@ -102,6 +104,7 @@ def written(folder: Path, rules: CategoryConfig) -> Offer:
         ({"blocked_hosts": ["b.example"]}, {"b": "blocked"}),
         ({"blocked_hosts": ["example", "a.exam"]}, {"a": "blocked", "b": "blocked"}),
         ({"blocked_hosts": ["xa.example", "1.jpg"]}, {"b": "unsafe"}),
+        ({"blocked_hosts": ["A.Example"]}, {"a": "blocked", "b": "unsafe"}),
         ({"blocked_urls": ["HTTP://A.example:80/1.jpg#x"]}, {"a": "blocked", "b": "unsafe"}),
         ({"vetoed": ["a", "c"]}, {"a": "vetoed", "b": "unsafe"}),
     ],
@@ -120,5 +123,18 @@ def test_offers_image_like_a_blocked_hash_is_dropped_once_it_was_seen(tmp_path: 
     config = config_of(retrieve={"hash_distance": 2}).retrieve
     seen = {"a": "ok"}
     assert offer.pick({}, config, {})[0] == ("pending", None)
+    assert offer.pick({}, config, {"a": 0xFF})[0] == ("pending", None), "of an earlier run"
     assert offer.pick(seen, config, {"a": 0xFF ^ 3})[0] == ("blocked", None)
     assert offer.pick(seen, config, {"a": 0xFF ^ 7})[0] == ("ok", None)
+
+
+def test_offers_url_that_is_none_has_no_host_to_be_blocked(tmp_path: Path) -> None:
+    offer = written(tmp_path, CategoryConfig())
+    table = read_parquet(next((tmp_path / "offers").glob("*.parquet")))
+    place = table.schema.get_field_index("url")
+    urls = pa.array(["http://[bad/1.jpg", "no url"])
+    write_parquet(table.set_column(place, "url", urls), next((tmp_path / "offers").glob("*.parq*")))
+    rules = CategoryConfig(blocked_hosts=("bad", "example"), blocked_urls=("no url",))
+    (ask,) = asks_of([CAT], config_of(categories={"names": ["cat"]}), "v")
+    assert read_offer(tmp_path, replace(ask, rules=rules)).own == {"b": "blocked"}
+    assert offer.own == {"b": "unsafe"}

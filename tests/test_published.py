@@ -88,7 +88,7 @@ def test_published_folder_of_clip_retrieval_itself_is_read_as_it_is() -> None:
     ids, urls, vectors = store.take(np.array([1, 3, 4, 5, 9]))
     assert urls == [f"http://images.example/{n}.jpg" for n in (1, 3, 4, 5, 9)]
     assert ids == [sample_id(url) for url in urls]
-    assert store.verdicts == {ids[1]: "unsafe"}
+    assert store.verdicts == {3: "unsafe"}
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(vectors, known[[1, 3, 4, 5, 9]].astype(np.float32), atol=1e-3)
 
@@ -209,10 +209,13 @@ def test_published_metadata_rules_judge_the_rows_taken(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "v", random_vectors(6, 8), rows=rows)
     store = PublishedStore(folder, MetadataConfig(min_side=50, max_aspect=4))
     ids, _, _ = store.take(np.arange(5))
-    found = [store.verdicts.get(one, "ok") for one in ids]
+    found = [store.verdicts.get(row, "ok") for row in range(5)]
     assert found == ["ok", "unsafe", "too_small", "bad_aspect", "bad_url"]
-    store.take(np.array([0, 5]))
-    assert store.verdicts[ids[0]] == "unsafe", "one of the two rows with this url says so"
+    again, _, _ = store.take(np.array([0, 5]))
+    assert again == [ids[0]] * 2
+    assert (store.verdicts.get(0), store.verdicts[5]) == (None, "unsafe")
+    looser = PublishedStore(folder, MetadataConfig(min_side=50, max_aspect=4, max_punsafe=0.95))
+    assert looser.digest() != store.digest(), "a search would find what is ruled out now"
 
 
 class Counting:
@@ -498,6 +501,18 @@ def test_published_vectors_on_ray_build_the_same_archives(
         verbs.build(config, SILENT, executor)
     for name in ("candidates.parquet", "proof.json"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_published_wrong_model_may_be_corrected_in_the_same_folder(
+    vectors: Path, finished: Path, web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    strict = config_of(vectors, tmp_path, "vectors.proof_cosine=1.0", 'embed.weights="x"')
+    with pytest.raises(InputError, match=r"Set embed\.model"):
+        verbs.build(strict, SILENT)
+    verbs.build(config_of(vectors, tmp_path), SILENT)
+    assert (tmp_path / "candidates.parquet").read_bytes() == (
+        finished / "candidates.parquet"
+    ).read_bytes()
 
 
 def test_published_vectors_are_searched_without_what_their_metadata_rules_out(

@@ -170,7 +170,7 @@ def whole_run(tmp_path_factory) -> Path:
     run.mkdir()
     names = ("embed", "build", "refine", "train", "evaluate")
     verbs = {name: {"finished": True} for name in names}
-    write_json(run / "run.json", {"format_version": 1, "verbs": verbs})
+    write_json(run / "run.json", {"format_version": 2, "verbs": verbs})
     root = run.parent / "scenes"
     (run / "run.toml").write_text(
         f'[run]\nout = "{run}"\n[categories]\nnames = ["<script>alert(1)</script>"]\n'
@@ -308,7 +308,7 @@ def test_lost_prediction_is_named(run) -> None:
 
 
 def test_run_that_has_just_begun_gives_a_page(tmp_path) -> None:
-    write_json(tmp_path / "run.json", {"format_version": 1, "verbs": {}})
+    write_json(tmp_path / "run.json", {"format_version": 2, "verbs": {}})
     page = page_of(tmp_path)
     assert "No numbers yet" in page.prose and "embed not yet" in page.prose
     assert not page.images
@@ -338,7 +338,7 @@ def test_folder_without_a_run_is_refused(tmp_path) -> None:
 
 def test_large_run_folds_what_is_long(tmp_path) -> None:
     names = tuple(f"thing {number}" for number in range(70))
-    write_json(tmp_path / "run.json", {"format_version": 1, "verbs": {}})
+    write_json(tmp_path / "run.json", {"format_version": 2, "verbs": {}})
     one = entries_of(1, 1)
     write_archive(tmp_path / "archive", accepted(names, names, [one] * 70), wanted=2)
     page = page_of(tmp_path)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from namedmask.config import Config
+from namedmask.storage import is_s3
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the config with the backbone's file told from the root: workers start elsewhere."""
+    """Return the config with files of weights told from the root: workers start elsewhere."""
     weights = config.segmenter.backbone_weights
-    if weights in ("", "miniworld"):
-        return config
-    segmenter = config.segmenter.model_copy(
-        update={"backbone_weights": str(Path(weights).absolute())}
-    )
-    return config.model_copy(update={"segmenter": segmenter})
+    if weights not in ("", "miniworld"):
+        update = {"backbone_weights": str(Path(weights).absolute())}
+        config = config.model_copy(update={"segmenter": config.segmenter.model_copy(update=update)})
+    if config.train.start and not is_s3(config.train.start):
+        update = {"start": str(Path(config.train.start).absolute())}
+        config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    return config
