@@ -10,12 +10,12 @@ import hashlib
 import importlib
 import json
 import os
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from namedmask import schema
@@ -212,8 +212,7 @@ def run_verb(
             _add_timings(job)
         job.start(verb)
         ledger.finish(verb, result, store)
-    peak_rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb}
+    return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb()}
 
 
 def verbs_before(verb: str, config: Config) -> tuple[str, ...]:
@@ -240,6 +239,18 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     pairs = (f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
     return f"{{{', '.join(pairs)}}}"
+
+
+def peak_rss_mb() -> int:
+    """Return the most memory that this process has held, MB; 0 where the system does not tell.
+
+    Not `ru_maxrss`: a process inherits that from whoever started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM")), 0)
 
 
 class Failures:

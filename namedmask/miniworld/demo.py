@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -16,6 +15,7 @@ from namedmask.benchmarks import folder as open_folder
 from namedmask.config import Config
 from namedmask.evaluate import predict_labels
 from namedmask.images import encode_png, resize
+from namedmask.jobs import peak_rss_mb
 from namedmask.ledger import write_json
 from namedmask.miniworld.judge import judge
 from namedmask.miniworld.server import reserve_port, serve
@@ -58,7 +58,7 @@ def run_demo(
         with progress.step("judge by the truth"):
             summary = {"seed": seed, "full": full} | judge(config, world, base)
     summary["seconds"] = json.loads((out / "timings.json").read_text())
-    summary["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    summary["peak_rss_mb"] = peak_rss_mb()
     write_json(done, summary)
     write_report(out)
     (out / "demo.png").write_bytes(picture(out, world))
