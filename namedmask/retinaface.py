@@ -160,7 +160,7 @@ def export_onnx(checkpoint: Path, out: Path, side: int = 640) -> dict[str, Any]:
 
     Raises:
         CheckpointError: as `load_retinaface`.
-        MissingExtraError: onnx or onnxruntime is not installed.
+        MissingExtraError: onnxruntime is not installed.
         NamedMaskError: the file's outputs are not the network's.
     """
     model = load_retinaface(checkpoint)
