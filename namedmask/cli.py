@@ -242,6 +242,20 @@ def inspect(
     write_json(found) if as_json else show(found)
 
 
+@app.command("export-faces")
+def export_faces(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="a RetinaFace, ResNet50")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write")],
+    side: Annotated[int, typer.Option(min=32, help="pixels of the square it will take")] = 640,
+    as_json: AsJson = False,
+) -> None:
+    """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
+    made = _function("namedmask.retinaface", "export_onnx")(checkpoint, out, side)
+    write_json(made) if as_json else show(made)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""

@@ -6,9 +6,11 @@ Reads `image`, adds `num_faces` and `status` (`has_face`; `not_an_image`, `trunc
 A detector sees a square canvas of one size. Each image is laid on it twice: at full size, and at
 half size, where a face that fills the picture still has the surroundings that a detector wants.
 Differs: the seed's detector is a ResNet50 RetinaFace at settings it does not give; by default ours
-is what InsightFace ships today (SCRFD) at InsightFace's thresholds, at both scales.
+is what InsightFace ships today (SCRFD) at InsightFace's thresholds, at both scales. RetinaFace is
+one setting away, see `retinaface.py`.
 
-Cost per 1,000 images at both scales: 200 seconds of one CPU core with SCRFD 2.5G at 640 pixels.
+Cost per 1,000 images at both scales: 200 seconds of one CPU core with SCRFD 2.5G at 640 pixels,
+about 20 times that with a ResNet50 RetinaFace.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import pyarrow as pa
 from namedmask import schema
 from namedmask.config import FacesConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, MissingExtraError
+from namedmask.face_boxes import MXNET, PRIORS, Form
 from namedmask.images import BadImage, decode, resize
 from namedmask.plugins import resolve
 
@@ -39,7 +42,10 @@ class FaceDetector(Protocol):
     side: int
 
     def detect(self, image: np.ndarray) -> np.ndarray:
-        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
+        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB.
+
+        They may overlap and reach over the edge: `find_faces` sees to both.
+        """
         ...
 
 
@@ -83,18 +89,22 @@ def letterbox(image: np.ndarray, side: int, scale: float = 1.0) -> tuple[np.ndar
 
 def non_maximum_suppression(boxes: np.ndarray, iou: float) -> np.ndarray:
     """Return the indices, best score first, of the boxes (N, 5) that no better one overlaps."""
+    corners = boxes[:, :4].astype(np.float64)
     kept: list[int] = []
-    for index in np.argsort(-boxes[:, 4], kind="stable"):
-        if all(_iou(boxes[index], boxes[other]) <= iou for other in kept):
-            kept.append(int(index))
+    order = np.argsort(-boxes[:, 4], kind="stable")
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        order = rest[_iou(corners[best], corners[rest]) <= iou]
     return np.array(kept, np.int64)
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:4], b[2:4]) - np.maximum(a[:2], b[:2])
-    both = float(np.prod(np.maximum(sides, 0)))
-    union = float(np.prod(a[2:4] - a[:2]) + np.prod(b[2:4] - b[:2])) - both
-    return both / union if union > 0 else 0.0
+def _iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the overlap (N,) of one box (4,) with each of the others (N, 4), in [0, 1]."""
+    sides = np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2])
+    both = np.maximum(sides, 0).prod(axis=1)
+    union = (one[2:] - one[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - both
+    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
 class InsightFaceDetector:
@@ -118,11 +128,11 @@ class InsightFaceDetector:
             raise CheckpointError(
                 f"face detector file {path} is not in the SCRFD form: its outputs are {widths} "
                 f"wide; expected one of {SCRFD_WIDTHS}. Use a detector that InsightFace ships, "
-                "such as det_10g.onnx of buffalo_l."
+                "such as det_10g.onnx of buffalo_l, or name the file's own form in faces.detector."
             )
         from insightface.model_zoo.scrfd import SCRFD
 
-        self.side = _side_of(session.get_inputs()[0].shape, path)
+        self.side = _side_of(session, path)
         self._model = SCRFD(model_file=str(path), session=session)
         self._model.nms_thresh = config.nms_iou
         self._min_score = config.min_score
@@ -143,6 +153,55 @@ SCRFD_WIDTHS = [
     for kinds in ((1, 4), (1, 4, 10))
 ]
 """Last dimension of each output: scores, then boxes, then key points."""
+
+
+class RetinaFaceDetector:
+    """A detector file in one of the forms of RetinaFace, which no library of today decodes.
+
+    A blank canvas goes through it at once: a file of another form is refused before any image.
+
+    Raises:
+        CheckpointError: no such file, or not in that form.
+        InputError: the execution provider that was asked for is not to be had.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, config: FacesConfig, form: Form) -> None:
+        self._session = _open_session(path, config.device)
+        self.side = _side_of(self._session, path)
+        self._form = form
+        self._min_score = config.min_score
+        outputs = self._run(np.zeros((self.side, self.side, 3), np.uint8))
+        _require_form(outputs, form, self.side, f"{path} is not in the form '{config.detector}'")
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
+        boxes, chances = self._form.decode(self._run(image), self.side)
+        scores = chances[:, 1]
+        return np.column_stack([boxes, scores])[scores >= self._min_score]
+
+    def _run(self, image: np.ndarray) -> list[np.ndarray]:
+        name = self._session.get_inputs()[0].name
+        outputs: list[np.ndarray] = self._session.run(None, {name: self._form.batch_of(image)})
+        return outputs
+
+
+def _require_form(outputs: Sequence[np.ndarray], form: Form, side: int, problem: str) -> None:
+    """Raise a CheckpointError unless shapes are the form's and each two chances add up to 1."""
+    way_out = "Name the file's own form in faces.detector (scrfd, retinaface_priors, "
+    way_out += "retinaface_mxnet), or export it again."
+    shapes, expected = [output.shape for output in outputs], form.shapes(side)
+    if shapes != expected:
+        raise CheckpointError(
+            f"face detector file {problem}: for {side} × {side} pixels it gives {len(shapes)} "
+            f"outputs {shapes}; expected {len(expected)}, {expected}. {way_out}"
+        )
+    _, chances = form.decode(outputs, side)
+    if not np.allclose(chances.sum(axis=1), 1, atol=1e-3):
+        raise CheckpointError(
+            f"face detector file {problem}: its scores are no probabilities, for face and no face "
+            f"do not add up to 1. The softmax was left out of it. {way_out}"
+        )
 
 
 def _open_session(path: Path, device: str) -> Any:
@@ -189,22 +248,30 @@ def _open_session(path: Path, device: str) -> Any:
     return session
 
 
-def _side_of(shape: Sequence[int | str], path: Path) -> int:
-    """Return the canvas side for an input shape (1, 3, H, W), where names mean any size."""
-    height, width = shape[2:4]
-    if not (isinstance(height, int) and isinstance(width, int)):
-        return DYNAMIC_SIDE
-    if height != width:
+def _side_of(session: Any, path: Path) -> int:
+    """Return the canvas side of a network for images (1, 3, H, W), where names mean any size."""
+    inputs = [(value.type, value.shape) for value in session.get_inputs()]
+    kind, shape = inputs[0]
+    fixed = [size if isinstance(size, int) else None for size in shape]
+    image = len(inputs) == 1 and kind == "tensor(float)" and len(fixed) == 4
+    if not (image and fixed[0] in (1, None) and fixed[1] in (3, None) and fixed[2] == fixed[3]):
         raise CheckpointError(
-            f"face detector file {path} takes {height} × {width}; expected a square."
+            f"face detector file {path} takes {inputs}; expected one batch (1, 3, H, W) of float32 "
+            "for a square image."
         )
-    return height
+    return fixed[2] or DYNAMIC_SIDE
 
 
 def _scrfd(config: FacesConfig) -> FaceDetector:
-    if not config.weights:
-        raise ConfigError("faces.weights is empty; detector 'scrfd' needs an .onnx file there.")
-    return InsightFaceDetector(Path(config.weights), config)
+    return InsightFaceDetector(_weights_of(config), config)
+
+
+def _retinaface_priors(config: FacesConfig) -> FaceDetector:
+    return RetinaFaceDetector(_weights_of(config), config, PRIORS)
+
+
+def _retinaface_mxnet(config: FacesConfig) -> FaceDetector:
+    return RetinaFaceDetector(_weights_of(config), config, MXNET)
 
 
 def _miniworld(config: FacesConfig) -> FaceDetector:
@@ -212,8 +279,18 @@ def _miniworld(config: FacesConfig) -> FaceDetector:
     return InsightFaceDetector(Path(config.weights or str(own)), config)
 
 
+def _weights_of(config: FacesConfig) -> Path:
+    if not config.weights:
+        raise ConfigError(
+            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file there."
+        )
+    return Path(config.weights)
+
+
 FACE_DETECTORS: dict[str, Callable[[FacesConfig], FaceDetector]] = {
     "miniworld": _miniworld,
+    "retinaface_mxnet": _retinaface_mxnet,
+    "retinaface_priors": _retinaface_priors,
     "scrfd": _scrfd,
 }
 
@@ -256,3 +333,12 @@ class Faces:
             return None, error.status
         count = len(find_faces(self.detector, image, self._scales, self._nms_iou))
         return count, HAS_FACE if count else schema.OK
+
+
+def __getattr__(name: str) -> Any:
+    """Return `RetinaFace`, the network, whose import brings torch, which the stage does without."""
+    if name != "RetinaFace":
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from namedmask.retinaface import RetinaFace
+
+    return RetinaFace

@@ -312,7 +312,7 @@ def load_strict(
     if problems:
         raise CheckpointError(
             f"{path}: does not fit {network}: {'; '.join(problems)}. Give the file made for this "
-            "network and label count, or change segmenter.name or the categories."
+            "network and its labels, or name the network and the categories it was made for."
         )
     module.load_state_dict(state)
 

@@ -167,6 +167,12 @@ def test_non_maximum_suppression_equals_the_slow_definition() -> None:
     assert len(kept) < 60
 
 
+def test_non_maximum_suppression_of_boxes_without_area_keeps_each() -> None:
+    boxes = np.array([[1, 1, 1, 5, 0.9], [1, 1, 1, 5, 0.8]], np.float32)
+    assert non_maximum_suppression(boxes, 0.4).tolist() == [0, 1]
+    assert non_maximum_suppression(boxes[:0], 0.4).tolist() == []
+
+
 def test_faces_stage_drops_the_pixels_of_faces(detector_file: Path) -> None:
     two, none = encode_png(picture((0, 0), (32, 32))), encode_png(picture())
     table = table_of([two, none, b"<html>", None], ["ok", "ok", "ok", "timeout"])
@@ -218,27 +224,33 @@ def test_scales_off_the_canvas_are_refused(detector_file: Path, scales: tuple[fl
         Faces(config_of(detector_file, scales))
 
 
-def test_unknown_detector_and_missing_weights_are_refused() -> None:
+def test_unknown_detector_is_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'scrfd'"):
         Faces(FacesConfig(detector="scrdf"))
-    with pytest.raises(ConfigError, match=r"faces\.weights is empty"):
-        Faces(FacesConfig(detector="scrfd"))
 
 
+@pytest.mark.parametrize("form", ["scrfd", "retinaface_priors", "retinaface_mxnet"])
+def test_detector_without_weights_is_refused(form: str) -> None:
+    with pytest.raises(ConfigError, match=rf"faces\.weights is empty; detector '{form}'"):
+        Faces(FacesConfig(detector=form))
+
+
+@pytest.mark.parametrize("form", ["scrfd", "retinaface_priors", "retinaface_mxnet"])
 def test_provider_that_onnxruntime_lacks_is_refused(
-    detector_file: Path, monkeypatch: pytest.MonkeyPatch
+    detector_file: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(InputError, match="needs CUDAExecutionProvider"):
-        Faces(FacesConfig(detector="scrfd", weights=str(detector_file), device="cuda"))
+        Faces(FacesConfig(detector=form, weights=str(detector_file), device="cuda"))
 
 
+@pytest.mark.parametrize("form", ["scrfd", "retinaface_priors", "retinaface_mxnet"])
 def test_provider_that_silently_falls_back_is_refused(
-    detector_file: Path, monkeypatch: pytest.MonkeyPatch
+    detector_file: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: both)
-    config = FacesConfig(detector="scrfd", weights=str(detector_file), device="cuda")
+    config = FacesConfig(detector=form, weights=str(detector_file), device="cuda")
     with (
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(InputError, match="runs on CPUExecutionProvider instead of CUDA"),

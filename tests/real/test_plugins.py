@@ -81,10 +81,35 @@ def crop(image: np.ndarray, box: np.ndarray, margin: float) -> np.ndarray:
     return np.ascontiguousarray(image[rows, columns])
 
 
-def test_real_retinaface_of_another_form_is_refused(real_data: Path) -> None:
+def test_real_retinaface_priors_find_the_faces_that_scrfd_finds(
+    real_data: Path, faces: Faces
+) -> None:
     weights = real_data / "weights" / "retinaface_mobilenet025_priors.onnx"
-    with pytest.raises(CheckpointError, match="not in the SCRFD form"):
-        Faces(FacesConfig(detector="scrfd", weights=str(weights)))
+    priors = Faces(FacesConfig(detector="retinaface_priors", weights=str(weights)))
+    for name, count in FACE_COUNTS.items():
+        image = decode((real_data / "faces" / name).read_bytes())
+        ours, theirs = (
+            find_faces(stage.detector, image, (1.0, 0.5), 0.4) for stage in (priors, faces)
+        )
+        assert len(ours) == len(theirs) == count, name
+        for box in theirs:  # in place of each of theirs, one of ours
+            apart = np.abs(ours[:, :4] - box[:4]).max(axis=1)
+            assert apart.min() < 0.1 * (box[3] - box[1]), name
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("scrfd", "retinaface_mobilenet025_priors.onnx"),
+        ("retinaface_mxnet", "retinaface_mobilenet025_priors.onnx"),
+        ("retinaface_priors", "scrfd_2.5g_kps.onnx"),
+        ("retinaface_mxnet", "scrfd_2.5g_kps.onnx"),  # nine outputs as well, of another meaning
+        ("retinaface_priors", "csnet_saliency_224.onnx"),
+    ],
+)
+def test_real_file_of_another_form_is_refused(real_data: Path, form: str, file: str) -> None:
+    with pytest.raises(CheckpointError, match=r"not in the (SCRFD )?form"):
+        Faces(FacesConfig(detector=form, weights=str(real_data / "weights" / file)))
 
 
 @pytest.mark.slow
