@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from namedmask import images
-from namedmask.benchmarks import read_label_map
+from namedmask import imagenet_s, images
 from namedmask.config import EvaluateConfig
 from namedmask.errors import InputError
 from namedmask.evaluate import evaluate, label_ids, predict_labels, shown_scenes
+from namedmask.labeled import read_label_map
 from namedmask.metrics import ConfusionMatrix
 from namedmask.schema import IGNORE
 
@@ -47,6 +48,7 @@ class Scenes:
     count: int = 15
     absent: str = "skip"
     name: str = "scenes"
+    by_size: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -139,13 +141,47 @@ def test_absent_label_follows_the_rule_of_the_benchmark() -> None:
     assert zeroed["miou"] == pytest.approx(skipped["miou"] * 3 / 4, abs=1e-5)
 
 
+def test_imagenet_s_scores_are_the_means_of_its_protocol() -> None:
+    benchmark = Scenes(by_size=True, absent="zero", count=40)  # more than one part
+    result = evaluate(NearestColor(), NAMES, benchmark, EvaluateConfig())
+    overlaps, measures = np.zeros((5, 3, 4), np.int64), []
+    for index in range(len(benchmark)):
+        _, image, truth = benchmark[index]
+        predicted = predict_labels(NearestColor(), image)
+        scene = ConfusionMatrix(4)
+        scene.update(truth, predicted)
+        overlaps[:4] += imagenet_s.size_overlaps(scene.counts)
+        overlaps[4] += imagenet_s.boundary_overlap(truth, predicted, 4)
+        measures.append(imagenet_s.f_measure(scene.counts))
+    expected = imagenet_s.sum_scores(overlaps, range(4))
+    assert result["f_measure"] == pytest.approx(np.mean(measures), abs=1e-5)
+    assert result["image_accuracy"] == 1.0
+    for key, score in expected.items():
+        assert result[key] == (None if np.isnan(score) else pytest.approx(score, abs=1e-6))
+    assert "f_measure" not in evaluate(NearestColor(), NAMES, Scenes(count=1), EvaluateConfig())
+
+
+def test_export_holds_every_prediction_in_the_benchmarks_ids(tmp_path) -> None:
+    benchmark = Scenes(names=("green", "red"), count=3, by_size=True)
+    config = EvaluateConfig(export=str(tmp_path / "submission"))
+    evaluate(NearestColor(), NAMES, benchmark, config)
+    for index in range(3):
+        name, image, _ = benchmark[index]
+        predicted = predict_labels(NearestColor(), image)  # red 1, green 2, blue 3
+        bgr = cv2.imread(str(tmp_path / "submission" / f"{name}.png"))
+        ids = bgr[..., 2] + 256 * bgr[..., 1].astype(int)
+        assert np.array_equal(ids, np.array([0, 2, 1, 0])[predicted])
+
+
 def test_scene_without_a_counted_pixel_has_no_score() -> None:
     class Void(Scenes):
         def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
             name, image, truth = super().__getitem__(index)
             return name, image, np.full_like(truth, IGNORE)
 
-    result = evaluate(NearestColor(), NAMES, Void(count=2), EvaluateConfig())
+    void = Void(count=2, absent="zero", by_size=True)
+    result = evaluate(NearestColor(), NAMES, void, EvaluateConfig())
+    assert result["boundary_miou"] is None and result["f_measure"] is None
     assert result["miou"] is None and result["pixel_accuracy"] is None
     assert [scene["miou"] for scene in result["scenes"]] == [None, None]
 
