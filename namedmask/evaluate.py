@@ -27,6 +27,7 @@ from namedmask.labeled import Benchmark
 from namedmask.ledger import write_file
 from namedmask.metrics import ConfusionMatrix, mean_iou
 from namedmask.plugins import torch_device
+from namedmask.progress import Progress
 from namedmask.schema import BACKGROUND, IGNORE, LABEL_DTYPE
 from namedmask.segmenter import load_checkpoint
 from namedmask.storage import Place, place_of
@@ -77,6 +78,28 @@ def evaluate(
                 on_scene(scenes.stop)
 
     return sum_up(parts(), names, benchmark, config, out)
+
+
+def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
+    """Return the scores of a segmenter that has no run, without its scenes; see `evaluate`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ConfigError: no benchmark is named, or it is unknown.
+        InputError: as `evaluate`, or the benchmark's files are not as published.
+    """
+    benchmark = open_benchmark(config.evaluate)
+    model, names = load_checkpoint(checkpoint, config.segmenter)
+    scorer = Scorer(model, names, benchmark, config.evaluate)
+    with progress.step("evaluate", len(benchmark)) as step:
+
+        def parts() -> Iterator[Part]:
+            for scenes in scene_ranges(len(benchmark)):
+                yield scorer(scenes)
+                step.advance(len(scenes))
+
+        found = sum_up(parts(), names, benchmark, config.evaluate, None)
+    return {key: value for key, value in found.items() if key != "scenes"}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from namedmask import imagenet_s, images
-from namedmask.config import EvaluateConfig
-from namedmask.errors import InputError
-from namedmask.evaluate import evaluate, label_ids, predict_labels, shown_scenes
+from namedmask.config import Config, EvaluateConfig, SegmenterConfig
+from namedmask.errors import ConfigError, InputError
+from namedmask.evaluate import (
+    evaluate,
+    evaluate_checkpoint,
+    label_ids,
+    predict_labels,
+    shown_scenes,
+)
 from namedmask.labeled import read_label_map
 from namedmask.metrics import ConfusionMatrix
+from namedmask.progress import SilentProgress
 from namedmask.schema import IGNORE
+from namedmask.segmenter import build_segmenter, save_checkpoint
 
 COLORS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250)], np.uint8)
 NAMES = ("red", "green", "blue")
@@ -241,3 +249,23 @@ def test_same_scores_twice_whatever_mode_the_model_came_in() -> None:
     one = evaluate(NearestColor().train(), NAMES, Scenes(count=3), EvaluateConfig())
     two = evaluate(NearestColor().eval(), NAMES, replace(Scenes(), count=3), EvaluateConfig())
     assert one == two
+
+
+def test_checkpoint_alone_is_judged_on_a_folder(tmp_path) -> None:
+    model = build_segmenter(SegmenterConfig(name="deeplabv3plus_tiny"), 3)
+    save_checkpoint(tmp_path / "a.pt", model, name="deeplabv3plus_tiny", names=("red", "green"))
+    for kind in ("images", "labels"):
+        (tmp_path / "own" / "val" / kind).mkdir(parents=True)
+    (tmp_path / "own" / "benchmark.toml").write_text('names = ["green", "red"]\n')
+    picture, truth = COLORS[np.eye(24, 32, dtype=int)], np.eye(24, 32, dtype=np.uint8)
+    (tmp_path / "own" / "val" / "images" / "x.png").write_bytes(images.encode_png(picture))
+    (tmp_path / "own" / "val" / "labels" / "x.png").write_bytes(images.encode_png(truth))
+    section = {"benchmark": "folder", "root": str(tmp_path / "own")}
+    config = Config.of({"run": {"out": ""}, "evaluate": section})
+    found = evaluate_checkpoint(tmp_path / "a.pt", config, SilentProgress())
+    matrix = ConfusionMatrix(3)
+    matrix.update(truth * 2, predict_labels(model, picture))
+    assert found["pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-6)
+    assert set(found["iou"]) == {"background", "green", "red"} and "scenes" not in found
+    with pytest.raises(ConfigError, match="'benchmark' and 'root'"):
+        evaluate_checkpoint(tmp_path / "a.pt", Config.of({"run": {"out": ""}}), SilentProgress())
