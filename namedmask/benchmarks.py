@@ -279,7 +279,7 @@ def _instances(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.nda
             raise InputError(f"{path} lists no photo {name}. Point evaluate.root at its own split.")
         photo = photos[name]
         labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
-        for _, label, regions in sorted(objects.get(photo["id"], []), key=lambda one: -one[0]):
+        for _area, label, regions in sorted(objects.get(photo["id"], []), key=lambda one: -one[0]):
             try:
                 labels[images.draw_regions(regions, *labels.shape)] = label
             except ValueError as error:
