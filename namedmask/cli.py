@@ -96,7 +96,7 @@ VERBS = {
     "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
     "refine": "Train one expert a category and let it redraw the masks of its archive.",
     "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
-    "evaluate": "Measure the segmenter on the run's benchmark.",
+    "evaluate": "Measure the segmenter on the run's benchmark; or a CHECKPOINT.pt, with --set.",
 }
 
 
@@ -109,7 +109,10 @@ def _add_verb(verb: str, help_text: str) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        _run_verb(verb, run_file, overrides, local, address, as_json)
+        if verb == "evaluate" and run_file.suffix == ".pt":
+            _evaluate_checkpoint(run_file, overrides, as_json)
+        else:
+            _run_verb(verb, run_file, overrides, local, address, as_json)
 
 
 for _verb, _help in VERBS.items():
@@ -322,6 +325,13 @@ def _run_verb(
         _say_already_done(config.run.out)
     else:
         show(summary)
+
+
+def _evaluate_checkpoint(checkpoint: Path, overrides: list[str] | None, as_json: bool) -> None:
+    config = Config.of({"run": {"out": ""}}, overrides or ())
+    judge = _function("namedmask.evaluate", "evaluate_checkpoint")
+    found = judge(checkpoint, config, _progress(as_json))
+    write_json(found) if as_json else show(found)
 
 
 def _at(address: str) -> list[str]:

@@ -3,13 +3,14 @@
 Truth and prediction are brought together by name: a benchmark may list its labels in another order
 than the segmenter, and the segmenter may know more labels than the benchmark.
 
-Method: one picture at a time at its original size, argmax, one confusion matrix over the split.
+Method: one picture at a time at its original size, argmax, one confusion matrix over the split; for
+ImageNet-S also by size, at boundaries, and whether the right thing is found at all (imagenet_s.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,22 +19,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from namedmask import images
-from namedmask.benchmarks import Benchmark, open_benchmark
+from namedmask import imagenet_s, images
+from namedmask.benchmarks import open_benchmark
 from namedmask.config import Config, EvaluateConfig
 from namedmask.errors import InputError
+from namedmask.labeled import Benchmark
 from namedmask.ledger import write_file
 from namedmask.metrics import ConfusionMatrix, mean_iou
 from namedmask.plugins import torch_device
+from namedmask.progress import Progress
 from namedmask.schema import BACKGROUND, IGNORE, LABEL_DTYPE
 from namedmask.segmenter import load_checkpoint
-from namedmask.storage import Place
+from namedmask.storage import Place, place_of
 
 SHOWN_SCENES = 6
 """Best and worst scenes, this many each, whose predicted label maps are kept for the report."""
 
 SCENES = 32
 """Scenes judged at a time by one process."""
+
+OF_IMAGES = {"f_measure": imagenet_s.f_measure, "image_accuracy": imagenet_s.image_accuracy}
+"""ImageNet-S's scores whose mean is over images."""
 
 
 def evaluate(
@@ -49,6 +55,8 @@ def evaluate(
 
     `miou` and `pixel_accuracy` over the split; `iou` by label name, `background` among them;
     `scenes`: one {name, index, miou} a sample, its mean over the labels in truth or prediction.
+    ImageNet-S adds `miou_s`, `miou_ms`, `miou_ml`, `miou_l`, `boundary_miou`, and the means over
+    scenes `f_measure` and `image_accuracy`.
 
     Args:
         model: (B, 3, H, W) normalised images to (B, K, H, W) logits; is put into eval mode.
@@ -62,12 +70,36 @@ def evaluate(
             the device is not there.
     """
     scorer = Scorer(model, names, benchmark, config)
-    parts = []
-    for scenes in scene_ranges(len(benchmark)):
-        parts.append(scorer(scenes))
-        if on_scene:
-            on_scene(scenes.stop)
-    return sum_up(parts, names, benchmark, config, out)
+
+    def parts() -> Iterator[Part]:
+        for scenes in scene_ranges(len(benchmark)):
+            yield scorer(scenes)
+            if on_scene:
+                on_scene(scenes.stop)
+
+    return sum_up(parts(), names, benchmark, config, out)
+
+
+def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
+    """Return the scores of a segmenter that has no run, without its scenes; see `evaluate`.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+        ConfigError: no benchmark is named, or it is unknown.
+        InputError: as `evaluate`, or the benchmark's files are not as published.
+    """
+    benchmark = open_benchmark(config.evaluate)
+    model, names = load_checkpoint(checkpoint, config.segmenter)
+    scorer = Scorer(model, names, benchmark, config.evaluate)
+    with progress.step("evaluate", len(benchmark)) as step:
+
+        def parts() -> Iterator[Part]:
+            for scenes in scene_ranges(len(benchmark)):
+                yield scorer(scenes)
+                step.advance(len(scenes))
+
+        found = sum_up(parts(), names, benchmark, config.evaluate, None)
+    return {key: value for key, value in found.items() if key != "scenes"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +107,8 @@ class Part:
     """What some scenes came to: one confusion matrix, an entry a scene, and maps worth showing."""
 
     total: ConfusionMatrix
-    scenes: list[dict[str, Any]]  # {name, index, miou}
+    overlaps: np.ndarray  # (5, 3, K) int64, see imagenet_s.sum_scores; zeros for other benchmarks
+    scenes: list[dict[str, Any]]  # {name, index, miou}, and ImageNet-S's of one image
     predictions: dict[int, bytes]  # by index: PNG, 16 bit, (H, W) label ids
 
 
@@ -89,20 +122,38 @@ class Scorer:
         self._benchmark, self._config = benchmark, config
         self._num_labels = len(names) + 1
         self._label_of = label_ids(benchmark.names, names)
+        self._id_of = np.full(self._num_labels, BACKGROUND, LABEL_DTYPE)
+        self._id_of[self._label_of[: len(benchmark.names) + 1]] = np.arange(
+            len(benchmark.names) + 1
+        )
 
     def __call__(self, indices: Iterable[int]) -> Part:
         """Return what these scenes came to; see `evaluate`."""
         total, scenes, predictions = ConfusionMatrix(self._num_labels), [], {}
+        overlaps = _no_overlaps(self._num_labels)
         for index in indices:
             name, image, truth = self._benchmark[index]
             predicted = predict_labels(self._model, image, self._config.max_side)
+            truth = self._label_of[truth]
             scene = ConfusionMatrix(self._num_labels)
-            scene.update(self._label_of[truth], predicted)
+            scene.update(truth, predicted)
             total.merge(scene)
-            scenes.append({"name": name, "index": index, "miou": _plain(scene.miou())})
+            entry = {"name": name, "index": index, "miou": _plain(scene.miou())}
+            if self._benchmark.by_size:
+                overlaps[:-1] += imagenet_s.size_overlaps(scene.counts)
+                overlaps[-1] += imagenet_s.boundary_overlap(truth, predicted, self._num_labels)
+                entry |= {key: _plain(of(scene.counts)) for key, of in OF_IMAGES.items()}
+            scenes.append(entry)
             predictions[index] = images.encode_png(predicted)
+            self._export(name, predicted)
         shown = {scene["index"] for group in shown_scenes(scenes) for scene in group}
-        return Part(total, scenes, {index: predictions[index] for index in sorted(shown)})
+        shown_predictions = {index: predictions[index] for index in sorted(shown)}
+        return Part(total, overlaps, scenes, shown_predictions)
+
+    def _export(self, name: str, predicted: np.ndarray) -> None:
+        if self._config.export:
+            path = place_of(self._config.export) / f"{name}.png"
+            write_file(path, imagenet_s.encode_label_map(self._id_of[predicted]))
 
 
 def open_scorer(checkpoint: Place, config: Config) -> Scorer:
@@ -117,37 +168,56 @@ def scene_ranges(count: int) -> list[range]:
 
 
 def sum_up(
-    parts: Sequence[Part],
+    parts: Iterable[Part],
     names: Sequence[str],
     benchmark: Benchmark,
     config: EvaluateConfig,
     out: Place | None,
 ) -> dict[str, Any]:
-    """Return what all scenes together came to, as `evaluate` does."""
-    total, scenes = ConfusionMatrix(len(names) + 1), []
+    """Return what all scenes together came to, as `evaluate` does; of `parts` one is held."""
+    total, overlaps = ConfusionMatrix(len(names) + 1), _no_overlaps(len(names) + 1)
+    scenes: list[dict[str, Any]] = []
+    predictions: dict[int, bytes] = {}
     for part in parts:
         total.merge(part.total)
+        overlaps += part.overlaps
         scenes += part.scenes
+        predictions |= part.predictions
     scenes.sort(key=lambda scene: scene["index"])
     if out:
-        predictions = {index: png for part in parts for index, png in part.predictions.items()}
         for scene in (scene for group in shown_scenes(scenes) for scene in group):
             scene["prediction"] = f"{scene['index']:05d}-{scene['name'].replace('/', '_')}.png"
             write_file(out / scene["prediction"], predictions[scene["index"]])
     label_of = label_ids(benchmark.names, names)
     judged = [BACKGROUND, *label_of[1 : len(benchmark.names) + 1].tolist()]
     iou = total.iou()[judged]
+    further = _further_scores(overlaps, scenes, judged) if benchmark.by_size else {}
     return {
         "benchmark": benchmark.name,
         "split": config.split,
         "names": list(names),
         "absent": benchmark.absent,
         "num_scenes": len(scenes),
-        "miou": _plain(mean_iou(iou, benchmark.absent)),
+        "miou": _plain(mean_iou(iou, benchmark.absent)) if total.counts.any() else None,
         "pixel_accuracy": _plain(total.pixel_accuracy()),
+        **further,
         "iou": dict(zip(("background", *benchmark.names), map(_plain, iou), strict=True)),
         "scenes": scenes,
     }
+
+
+def _no_overlaps(num_labels: int) -> np.ndarray:
+    return np.zeros((len(imagenet_s.SIZES) + 1, 3, num_labels), np.int64)
+
+
+def _further_scores(
+    overlaps: np.ndarray, scenes: Sequence[dict[str, Any]], judged: Sequence[int]
+) -> dict[str, float | None]:
+    scores = imagenet_s.sum_scores(overlaps, judged)
+    for key in OF_IMAGES:
+        values = [scene[key] for scene in scenes if scene[key] is not None]
+        scores[key] = float(np.mean(values)) if values else float("nan")
+    return {key: _plain(score) for key, score in scores.items()}
 
 
 def predict_labels(model: nn.Module, image: np.ndarray, max_side: int = 0) -> np.ndarray:

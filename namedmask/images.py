@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -61,8 +61,12 @@ class BadImage(ValueError):
         self.status = status
 
 
-def decode(data: bytes, max_pixels: int = 50_000_000, longest_side: int = 0) -> np.ndarray:
+def decode(
+    data: bytes, max_pixels: int = 50_000_000, longest_side: int = 0, *, upright: bool = True
+) -> np.ndarray:
     """Return the image, (H, W, 3) uint8 RGB, with neither side above `longest_side` unless 0.
+
+    Not `upright`: as it is stored, whatever its EXIF orientation says.
 
     Raises:
         BadImage: `not_an_image`, `truncated`, or `too_many_pixels` (told by the header alone).
@@ -73,7 +77,7 @@ def decode(data: bytes, max_pixels: int = 50_000_000, longest_side: int = 0) -> 
         # libjpeg leaves out the high frequencies: up to 8 times fewer samples a side to compute
         image.draft(None, (width, height))
         image.load()
-        orientation = _orientation(image)
+        orientation = _orientation(image) if upright else 1
         array = np.array(_upright(_rgb(image), orientation))
     except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
         raise BadImage("truncated", str(error)) from error
@@ -234,6 +238,31 @@ def encode_mask(mask: np.ndarray) -> bytes:
     """Return the COCO compressed RLE `counts` of an (H, W) bool mask."""
     counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     return counts
+
+
+def draw_regions(regions: Any, height: int, width: int) -> np.ndarray:
+    """Return the (height, width) bool mask of what COCO calls a segmentation.
+
+    That is polygons [[x, y, …], …], or {size, counts} with counts as a list or compressed.
+
+    Raises:
+        ValueError: `regions` are none of these, or of another size.
+    """
+    if isinstance(regions, list):
+        if not regions or not all(isinstance(one, list) and len(one) >= 6 for one in regions):
+            raise ValueError("a polygon of fewer than three points.")
+        encoded = coco_mask.merge(coco_mask.frPyObjects(regions, height, width))
+    elif isinstance(regions, dict) and regions.get("size") == [height, width]:
+        listed = isinstance(regions.get("counts"), list)
+        encoded = coco_mask.frPyObjects(regions, height, width) if listed else regions
+    else:
+        raise ValueError(f"neither polygons nor RLE of {height} × {width}.")
+    mask: np.ndarray = decode_mask(_bytes(encoded["counts"]), height, width)
+    return mask
+
+
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode() if isinstance(counts, str) else counts
 
 
 def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:

@@ -316,3 +316,6 @@ class EvaluateConfig(ModelSection):
     root: str = Field("", description="folder of the benchmark, in its published layout")
     split: str = Field("val")
     max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
+    export: Source = Field(
+        "", description="folder for every prediction as ImageNet-S wants them; empty: none"
+    )

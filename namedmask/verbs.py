@@ -35,7 +35,7 @@ from namedmask.categories import category_set_of
 from namedmask.config import Config
 from namedmask.embed import AskSide, Wording
 from namedmask.errors import InputError
-from namedmask.evaluate import open_scorer, scene_ranges, sum_up
+from namedmask.evaluate import Part, open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
 from namedmask.heads import VIOLENT, load_tests
 from namedmask.indexes import scan_of
@@ -352,12 +352,14 @@ def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
     benchmark = open_benchmark(config.evaluate)
     names = load_checkpoint(folder / CHECKPOINT, config.segmenter)[1]
     make = partial(open_scorer, folder / CHECKPOINT, config)
-    parts = []
     job.start("evaluate")
     with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
-        for part in executor.map(job, "evaluate", make, scene_ranges(len(benchmark))):
-            step.advance(len(part.scenes))
-            parts.append(part)
-    found = sum_up(parts, names, benchmark, config.evaluate, folder / "evaluation")
+
+        def parts() -> Iterator[Part]:
+            for part in executor.map(job, "evaluate", make, scene_ranges(len(benchmark))):
+                step.advance(len(part.scenes))
+                yield part
+
+        found = sum_up(parts(), names, benchmark, config.evaluate, folder / "evaluation")
     write_json(folder / "evaluation.json", found)
     return {key: value for key, value in found.items() if isinstance(value, int | float | str)}

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from namedmask import images
-from namedmask.benchmarks import read_label_map
-from namedmask.config import EvaluateConfig
-from namedmask.errors import InputError
-from namedmask.evaluate import evaluate, label_ids, predict_labels, shown_scenes
+from namedmask import imagenet_s, images
+from namedmask.config import Config, EvaluateConfig, SegmenterConfig
+from namedmask.errors import ConfigError, InputError
+from namedmask.evaluate import (
+    evaluate,
+    evaluate_checkpoint,
+    label_ids,
+    predict_labels,
+    shown_scenes,
+)
+from namedmask.labeled import read_label_map
 from namedmask.metrics import ConfusionMatrix
+from namedmask.progress import SilentProgress
 from namedmask.schema import IGNORE
+from namedmask.segmenter import build_segmenter, save_checkpoint
 
 COLORS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250)], np.uint8)
 NAMES = ("red", "green", "blue")
@@ -47,6 +56,7 @@ class Scenes:
     count: int = 15
     absent: str = "skip"
     name: str = "scenes"
+    by_size: bool = False
 
     def __len__(self) -> int:
         return self.count
@@ -139,13 +149,47 @@ def test_absent_label_follows_the_rule_of_the_benchmark() -> None:
     assert zeroed["miou"] == pytest.approx(skipped["miou"] * 3 / 4, abs=1e-5)
 
 
+def test_imagenet_s_scores_are_the_means_of_its_protocol() -> None:
+    benchmark = Scenes(by_size=True, absent="zero", count=40)  # more than one part
+    result = evaluate(NearestColor(), NAMES, benchmark, EvaluateConfig())
+    overlaps, measures = np.zeros((5, 3, 4), np.int64), []
+    for index in range(len(benchmark)):
+        _, image, truth = benchmark[index]
+        predicted = predict_labels(NearestColor(), image)
+        scene = ConfusionMatrix(4)
+        scene.update(truth, predicted)
+        overlaps[:4] += imagenet_s.size_overlaps(scene.counts)
+        overlaps[4] += imagenet_s.boundary_overlap(truth, predicted, 4)
+        measures.append(imagenet_s.f_measure(scene.counts))
+    expected = imagenet_s.sum_scores(overlaps, range(4))
+    assert result["f_measure"] == pytest.approx(np.mean(measures), abs=1e-5)
+    assert result["image_accuracy"] == 1.0
+    for key, score in expected.items():
+        assert result[key] == (None if np.isnan(score) else pytest.approx(score, abs=1e-6))
+    assert "f_measure" not in evaluate(NearestColor(), NAMES, Scenes(count=1), EvaluateConfig())
+
+
+def test_export_holds_every_prediction_in_the_benchmarks_ids(tmp_path) -> None:
+    benchmark = Scenes(names=("green", "red"), count=3, by_size=True)
+    config = EvaluateConfig(export=str(tmp_path / "submission"))
+    evaluate(NearestColor(), NAMES, benchmark, config)
+    for index in range(3):
+        name, image, _ = benchmark[index]
+        predicted = predict_labels(NearestColor(), image)  # red 1, green 2, blue 3
+        bgr = cv2.imread(str(tmp_path / "submission" / f"{name}.png"))
+        ids = bgr[..., 2] + 256 * bgr[..., 1].astype(int)
+        assert np.array_equal(ids, np.array([0, 2, 1, 0])[predicted])
+
+
 def test_scene_without_a_counted_pixel_has_no_score() -> None:
     class Void(Scenes):
         def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
             name, image, truth = super().__getitem__(index)
             return name, image, np.full_like(truth, IGNORE)
 
-    result = evaluate(NearestColor(), NAMES, Void(count=2), EvaluateConfig())
+    void = Void(count=2, absent="zero", by_size=True)
+    result = evaluate(NearestColor(), NAMES, void, EvaluateConfig())
+    assert result["boundary_miou"] is None and result["f_measure"] is None
     assert result["miou"] is None and result["pixel_accuracy"] is None
     assert [scene["miou"] for scene in result["scenes"]] == [None, None]
 
@@ -205,3 +249,23 @@ def test_same_scores_twice_whatever_mode_the_model_came_in() -> None:
     one = evaluate(NearestColor().train(), NAMES, Scenes(count=3), EvaluateConfig())
     two = evaluate(NearestColor().eval(), NAMES, replace(Scenes(), count=3), EvaluateConfig())
     assert one == two
+
+
+def test_checkpoint_alone_is_judged_on_a_folder(tmp_path) -> None:
+    model = build_segmenter(SegmenterConfig(name="deeplabv3plus_tiny"), 3)
+    save_checkpoint(tmp_path / "a.pt", model, name="deeplabv3plus_tiny", names=("red", "green"))
+    for kind in ("images", "labels"):
+        (tmp_path / "own" / "val" / kind).mkdir(parents=True)
+    (tmp_path / "own" / "benchmark.toml").write_text('names = ["green", "red"]\n')
+    picture, truth = COLORS[np.eye(24, 32, dtype=int)], np.eye(24, 32, dtype=np.uint8)
+    (tmp_path / "own" / "val" / "images" / "x.png").write_bytes(images.encode_png(picture))
+    (tmp_path / "own" / "val" / "labels" / "x.png").write_bytes(images.encode_png(truth))
+    section = {"benchmark": "folder", "root": str(tmp_path / "own")}
+    config = Config.of({"run": {"out": ""}, "evaluate": section})
+    found = evaluate_checkpoint(tmp_path / "a.pt", config, SilentProgress())
+    matrix = ConfusionMatrix(3)
+    matrix.update(truth * 2, predict_labels(model, picture))
+    assert found["pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-6)
+    assert set(found["iou"]) == {"background", "green", "red"} and "scenes" not in found
+    with pytest.raises(ConfigError, match="'benchmark' and 'root'"):
+        evaluate_checkpoint(tmp_path / "a.pt", Config.of({"run": {"out": ""}}), SilentProgress())

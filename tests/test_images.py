@@ -325,6 +325,38 @@ def test_decode_mask_any_bytes_give_a_mask_or_value_error(counts):
         assert images.decode_mask(counts, 5, 7).shape == (5, 7)
 
 
+RING = [[2, 2, 12, 2, 12, 9, 2, 9], [20, 4, 26, 4, 23, 11]]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools under numpy 2
+def test_draw_regions_agrees_with_pycocotools_in_all_three_forms():
+    listed = {"size": [14, 30], "counts": [14 * 3, 14 * 5, 14 * 22]}
+    packed = coco_mask.frPyObjects(listed, 14, 30)
+    text = packed | {"counts": packed["counts"].decode()}
+    polygons = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(RING, 14, 30)))
+    assert polygons.sum() > 80
+    assert np.array_equal(images.draw_regions(RING, 14, 30), polygons.astype(bool))
+    for regions in (listed, packed, text):
+        mask = images.draw_regions(regions, 14, 30)
+        assert mask.dtype == bool and mask[:, 3:8].all() and mask.sum() == 14 * 5
+
+
+@pytest.mark.parametrize(
+    "regions", [[], [[1, 2]], ["ab"], "ab", {"size": [9, 9], "counts": [81]}, {"counts": "1"}]
+)
+def test_draw_regions_of_something_else_raises(regions):
+    with pytest.raises(ValueError, match=r"polygon|RLE"):
+        images.draw_regions(regions, 14, 30)
+
+
+def test_decode_as_stored_ignores_exif_orientation():
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 9, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
+    assert decode(buffer.getvalue()).shape == (9, 4, 3)
+    assert decode(buffer.getvalue(), upright=False).shape == (4, 9, 3)
+
+
 def test_to_tensor_normalises_channels_first():
     tensor = images.to_tensor([np.full((4, 6, 3), 255, np.uint8), np.zeros((4, 6, 3), np.uint8)])
     assert tuple(tensor.shape) == (2, 3, 4, 6)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from namedmask.errors import InputError
@@ -41,6 +43,32 @@ def test_iou_equals_set_arithmetic(seed) -> None:
             assert iou == pytest.approx(len(true & predicted) / len(true | predicted))
     right = int(((target == prediction) & counted).sum())
     assert matrix.pixel_accuracy() == pytest.approx(right / int(counted.sum()))
+
+
+@given(st.data())
+def test_counts_of_any_maps_equal_set_arithmetic(data) -> None:
+    labels = data.draw(st.integers(1, 5))
+    size = data.draw(st.integers(0, 30))
+    some = st.lists(st.integers(0, labels - 1), min_size=size, max_size=size)
+    target, prediction = (np.array(data.draw(some), np.uint16) for _ in range(2))
+    ignored = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool)
+    target[ignored], prediction[ignored] = IGNORE, 60_000
+    matrix = ConfusionMatrix(labels)
+    matrix.update(target, prediction)
+    ious = []
+    for label in range(labels):
+        true = pixels_with(target, label, ~ignored)
+        predicted = pixels_with(prediction, label, ~ignored)
+        for other in range(labels):
+            shared = true & pixels_with(prediction, other, ~ignored)
+            assert matrix.counts[label, other] == len(shared)
+        ious.append(len(true & predicted) / len(true | predicted) if true | predicted else None)
+    present = [iou for iou in ious if iou is not None]
+    assert matrix.counts.dtype == np.int64
+    assert [None if np.isnan(iou) else iou for iou in matrix.iou()] == pytest.approx(ious)
+    assert matrix.miou("zero") == pytest.approx(sum(present) / labels)
+    if present:
+        assert matrix.miou("skip") == pytest.approx(sum(present) / len(present))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from namedmask import images
-from namedmask.benchmarks import read_label_map
 from namedmask.errors import CheckpointError, InputError
 from namedmask.evaluate import predict_labels
+from namedmask.labeled import read_label_map
 from namedmask.predict import color_of, overlay, predict_files, shares
 from namedmask.schema import IGNORE
 from namedmask.segmenter import deeplabv3plus_tiny, load_checkpoint, save_checkpoint

@@ -9,10 +9,11 @@ import numpy as np
 
 from namedmask import images
 from namedmask.archive import ArchivedCategory
-from namedmask.benchmarks import Benchmark, open_benchmark, read_label_map
+from namedmask.benchmarks import open_benchmark
 from namedmask.config import Config
 from namedmask.errors import InputError
 from namedmask.evaluate import label_ids, shown_scenes
+from namedmask.labeled import Benchmark, read_label_map
 from namedmask.predict import draw_outline, overlay
 from namedmask.report.page import (
     Html,
