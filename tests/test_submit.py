@@ -15,7 +15,7 @@ import pytest
 
 from cluster.local import Head, Shape, cluster
 from namedmask import verbs
-from namedmask.errors import ConfigError, InputError
+from namedmask.errors import ConfigError, InputError, JobError
 from namedmask.jobs import to_toml
 from namedmask.on_ray import submit
 from namedmask.progress import SilentProgress
@@ -284,6 +284,24 @@ def test_submit_log_taken_up_again_shows_each_line_once(monkeypatch: pytest.Monk
     assert lines == log.split("\n")
     with pytest.raises(RuntimeError):
         submit._follow_log(Log(*["x"] * 20), "job", lines.append)
+
+
+def test_submit_ctrl_c_that_looks_like_a_broken_connection_is_none() -> None:
+    class Breaking:
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                yield "never"
+            except BaseException:
+                raise RuntimeError("the connection was closed") from None
+
+        def get_address(self) -> str:
+            return "http://head:8265"
+
+    with pytest.raises(JobError, match="job sleeper goes on") as caught:
+        submit.follow(Breaking(), "sleeper", str)
+    assert caught.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(("code", "expected"), [(2, 2), (-9, 137), (None, 1), (0, 1)])

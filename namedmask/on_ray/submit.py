@@ -16,8 +16,10 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -241,8 +243,8 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
     """
     address = client.get_address()
     try:
-        with _explained(address):
-            _follow_log(client, job, show)
+        with _explained(address), _interrupts() as seen:
+            _follow_log(client, job, show, seen)
             while not (info := client.get_job_info(job)).status.is_terminal():
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
@@ -268,7 +270,35 @@ def _failure(job: str, code: int | None, message: str) -> JobError:
     )
 
 
-def _follow_log(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> None:
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yield a list that grows with each Ctrl-C, which is a KeyboardInterrupt as ever.
+
+    asyncio's own handler cancels instead; what a connection raises on the way out then looks like a
+    broken one, to be taken up again, and the Ctrl-C is lost.
+    """
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _follow_log(
+    client: JobSubmissionClient,
+    job: str,
+    show: Callable[[str], None],
+    interrupts: Sequence[int] = (),
+) -> None:
     """Hand on the lines of a log until it ends; a broken connection is taken up where it was."""
     log = _Log(show)
     tries = 0
@@ -278,6 +308,8 @@ def _follow_log(client: JobSubmissionClient, job: str, show: Callable[[str], Non
             asyncio.run(log.read(client, job))
             return
         except (RuntimeError, OSError, aiohttp.ClientError):
+            if interrupts:
+                raise KeyboardInterrupt from None
             tries = 1 if log.seen > known else tries + 1
             if tries > TRIES:
                 raise
