@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -291,6 +292,7 @@ def test_submit_ctrl_c_that_looks_like_a_broken_connection_is_none() -> None:
         async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
             try:
                 os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(1)
                 yield "never"
             except BaseException:
                 raise RuntimeError("the connection was closed") from None
