@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
-    ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
+    ("errors", "schema", "reasons", "s3_client", "s3", "storage", "locks", "overrides",
      "sections", "config", "progress", "ahead", "screens"),
     ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "backbone",
      "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive", "ledger", "stores",

@@ -1,0 +1,35 @@
+"""The class of every status that a fetch can give: what to do with the row is decided by it alone.
+
+* dead: nothing is there; asking again would be in vain.
+* transient: may go well another time; the only one that is tried again.
+* blocked: somebody says no, the server (http_403) or the rule about addresses.
+* opted_out: the owner does not want it used.
+* too_big, not_an_image: something is there that cannot be used.
+* changed: an image is there, and not the one that the metadata speaks of.
+* crashed: a fault of this program, or a process lost.
+"""
+
+from __future__ import annotations
+
+REASONS: dict[str, tuple[str, ...]] = {
+    "dead": ("dns", "refused", "bad_tls", "bad_response", "too_many_redirects", "no_file",
+             "bad_url"),
+    "transient": ("timeout", "reset", "dns_failed", "unreachable", "http_408", "http_425",
+                  "http_429"),
+    "blocked": ("blocked_address", "http_401", "http_402", "http_403", "http_407", "http_451"),
+    "opted_out": ("opted_out", "robots_txt"),
+    "too_big": ("too_big", "too_many_pixels"),
+    "not_an_image": ("not_an_image", "truncated", "empty"),
+    "changed": ("content_changed",),
+    "crashed": ("crashed",),
+}  # fmt: skip
+"""The statuses of each class by name; http_5xx are transient, all other http_<code> dead."""
+
+_OF_STATUS = {status: reason for reason, statuses in REASONS.items() for status in statuses}
+
+
+def reason_of(status: str) -> str:
+    """Return the class of a status, a key of REASONS; "" for ok and what only other stages say."""
+    if status.startswith("http_") and status not in _OF_STATUS:
+        return "transient" if status.startswith("http_5") else "dead"
+    return _OF_STATUS.get(status, "")
