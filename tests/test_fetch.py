@@ -18,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from namedmask import addresses, download, images
 from namedmask import fetch as fetch_module
-from namedmask import images
+from namedmask.addresses import is_allowed
 from namedmask.config import FetchConfig
 from namedmask.errors import SchemaError
-from namedmask.fetch import Fetch, is_allowed, opted_out
+from namedmask.fetch import Fetch
+from namedmask.politeness import opted_out
 
 
 def jpeg(height=60, width=80, **options):
@@ -318,12 +320,12 @@ def test_fetch_redirect_to_private_address_is_never_connected(server, connected)
 
 def test_fetch_redirect_to_loopback_when_not_allowed_is_blocked(server, monkeypatch):
     # stands for a public server: its one port is let through, any other on this machine is not
-    real, port = fetch_module._open_socket, server.server_port
+    real, port = addresses.open_socket, server.server_port
 
     def open_socket(_, address):
         return real(address[4][1] == port, address)
 
-    monkeypatch.setattr(fetch_module, "_open_socket", open_socket)
+    monkeypatch.setattr(addresses, "open_socket", open_socket)
     with Server() as inside:
         thread = threading.Thread(target=inside.serve_forever, args=(0.02,))
         thread.start()
@@ -340,7 +342,7 @@ def test_fetch_name_that_answers_anew_is_judged_where_it_connects(server, monkey
     def lie(host, port, *_, **__):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", lie)
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", lie)
     url = f"http://rebound.example:{server.server_port}/ok/"
     assert status(url, allow_loopback=False) == "blocked_address"
     assert server.hits == []
@@ -355,7 +357,7 @@ def test_fetch_dead_name_is_asked_once_a_batch(monkeypatch):
         time.sleep(0.05)
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
 
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", fail)
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", fail)
     table = run([f"http://gone.example/{i}.jpg" for i in range(40)])
     assert set(table["status"].to_pylist()) == {"dns"}
     assert asked == ["gone.example"]
@@ -370,7 +372,7 @@ def test_fetch_name_server_that_hangs_delays_nothing_but_its_row(server, monkeyp
             raise socket.gaierror(socket.EAI_AGAIN, "late")
         return real(host, *arguments, **options)
 
-    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", hang)
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", hang)
     start = time.monotonic()
     urls = ["http://stuck.example/a", f"{server.address}/ok/"]
     table = run(urls, timeout_s=1.5, retries=0)
@@ -556,7 +558,7 @@ def test_fetch_fault_of_the_program_is_crashed_and_logged(server, monkeypatch, c
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(fetch_module, "opted_out", broken)
+    monkeypatch.setattr(download, "opted_out", broken)
     assert status(f"{server.address}/ok/") == "crashed"
     assert re.search("a bug", caplog.text)
 
