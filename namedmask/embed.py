@@ -34,14 +34,13 @@ from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError, ConfigError, unknown_name
 from namedmask.images import BadImage, decode
 from namedmask.plugins import resolve, torch_device
+from namedmask.reasons import CONTENT_CHANGED
 
 if TYPE_CHECKING:
     import torch
 
 TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
-
-CONTENT_CHANGED = "content_changed"
 
 T = TypeVar("T")
 

@@ -11,6 +11,9 @@
 
 from __future__ import annotations
 
+CONTENT_CHANGED = "content_changed"
+"""Status of an image that is not the one its metadata or its published vector was made of."""
+
 REASONS: dict[str, tuple[str, ...]] = {
     "dead": ("dns", "refused", "bad_tls", "bad_response", "too_many_redirects", "no_file",
              "bad_url"),
@@ -20,7 +23,7 @@ REASONS: dict[str, tuple[str, ...]] = {
     "opted_out": ("opted_out", "robots_txt"),
     "too_big": ("too_big", "too_many_pixels"),
     "not_an_image": ("not_an_image", "truncated", "empty"),
-    "changed": ("content_changed",),
+    "changed": (CONTENT_CHANGED,),
     "crashed": ("crashed",),
 }  # fmt: skip
 """The statuses of each class by name; http_5xx are transient, all other http_<code> dead."""

@@ -149,8 +149,12 @@ class FetchConfig(PoolSection):
     retries: int = Field(1, ge=0, description="of transient failures only")
     in_flight: Count = Field(128, description="requests at once")
     per_host: Count = Field(16, description="requests at once to one host")
+    max_pause_s: float = Field(
+        30.0, ge=0, description="a host's Retry-After may hold it up so long; then it is given up"
+    )
     longest_side: int = Field(0, ge=0, description="shrink larger images to this; 0: bytes as is")
     honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml")
+    robots_txt: bool = Field(False, description="ask each site's robots.txt, and keep to it")
     user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
     allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
     file_root: str = Field("", description="file:// urls are read below this folder; empty: none")

@@ -14,17 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from namedmask import addresses, download, images
 from namedmask import fetch as fetch_module
-from namedmask.addresses import is_allowed
 from namedmask.config import FetchConfig
 from namedmask.errors import SchemaError
 from namedmask.fetch import Fetch
-from namedmask.politeness import opted_out
 
 
 def jpeg(height=60, width=80, **options):
@@ -190,6 +186,9 @@ def server():
 @pytest.fixture(autouse=True)
 def short_backoff(monkeypatch):
     monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
+    addresses.forget_names()
+    yield
+    addresses.forget_names()
 
 
 def table_of(urls, statuses=None):
@@ -385,20 +384,6 @@ def test_fetch_https_from_a_server_without_tls_is_bad_tls(server):
     assert status(server.address.replace("http:", "https:") + "/ok/") == "bad_tls"
 
 
-@pytest.mark.parametrize(
-    ("tags", "out"),
-    [
-        (["noai"], True), (["noindex, noimageai"], True), (["noindex", "NoML"], True),
-        (["otherbot: noai"], False), (["namedmask: noai"], True), (["*: noai"], True),
-        (["otherbot: noindex, noai"], False), (["otherbot: noindex, namedmask: noai"], True),
-        (["noindex, nofollow"], False), ([""], False), ([], False),
-        (["unavailable_after: 25 Jun 2030"], False),
-    ],
-)  # fmt: skip
-def test_opted_out_reads_tags_for_all_agents_and_ours(tags, out):
-    assert opted_out(tags, "NamedMask/0.1 (+https://example.org)") is out
-
-
 def test_fetch_opt_out_is_honored_before_the_body(server):
     start = time.monotonic()
     assert status(f"{server.address}/tagged_forever/") == "opted_out"
@@ -561,39 +546,3 @@ def test_fetch_fault_of_the_program_is_crashed_and_logged(server, monkeypatch, c
     monkeypatch.setattr(download, "opted_out", broken)
     assert status(f"{server.address}/ok/") == "crashed"
     assert re.search("a bug", caplog.text)
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"],
-)
-def test_is_allowed_loopback_only_by_option(address):
-    assert not is_allowed(address, allow_loopback=False)
-    assert is_allowed(address, allow_loopback=True)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1",
-        "100.100.100.200", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "fe80::1",
-        "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "fec0::1", "ff02::1", "::ffff:10.0.0.1",
-        "64:ff9b::a00:1", "2002:a00:1::", "198.18.0.1",
-    ],
-)  # fmt: skip
-def test_is_allowed_addresses_off_the_public_web_never(address):
-    assert not is_allowed(address, allow_loopback=True)
-
-
-@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:2800:220:1::1"])
-def test_is_allowed_public_addresses(address):
-    assert is_allowed(address, allow_loopback=False)
-
-
-@settings(deadline=None)
-@given(st.ip_addresses(v=4))
-def test_is_allowed_mapped_address_is_judged_like_its_inner_one(address):
-    assert is_allowed(str(address), False) == is_allowed(f"::ffff:{address}", False)
-    if is_allowed(str(address), False):
-        assert address.is_global
-        assert not address.is_private

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "reasons", "s3_client", "s3", "storage", "locks", "overrides",
-     "sections", "config", "progress", "ahead", "screens", "addresses", "politeness"),
+     "sections", "config", "progress", "ahead", "screens", "remembered",
+     "addresses", "politeness"),
     ("download", "plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment",
      "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive", "ledger",
      "stores", "heads", "top_k"),
