@@ -14,7 +14,7 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
-     "sections", "config", "progress", "ahead", "screens"),
+     "sections", "presets", "config", "progress", "ahead", "screens"),
     ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "backbone",
      "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive", "ledger", "stores",
      "heads", "top_k"),
