@@ -41,6 +41,12 @@ SCENE_TEMPLATES = (
     "this is one {} in the scene.",
 )
 
+PEOPLE = frozenset(
+    ("person", "people", "man", "men", "woman", "women", "child", "children", "boy", "girl",
+     "human", "rider", "pedestrian", "groom", "diver", "ballplayer")
+)  # fmt: skip
+"""Words whose categories are people."""
+
 _FOLDER = resources.files("namedmask").joinpath("data", "category_sets")
 
 SHIPPED = tuple(sorted(Path(file.name).stem for file in _FOLDER.iterdir()))
@@ -129,6 +135,23 @@ def templates_of(config: CategoriesConfig) -> tuple[str, ...]:
         if template.count("{}") != 1:
             raise ConfigError(f"categories.templates: '{template}' must hold {{}} exactly once.")
     return config.templates or _prompt_templates()
+
+
+def face_warning(config: CategoriesConfig, faces_enabled: bool) -> str:
+    """Return what the face filter would do to categories of people; empty where there are none.
+
+    Raises:
+        ConfigError: as `category_set_of`.
+    """
+    names = [one for one in category_set_of(config).names if PEOPLE & {*one.lower().split()}]
+    if not faces_enabled or not names:
+        return ""
+    return (
+        f"faces.enabled drops every image with a face, and these categories are people: "
+        f"{', '.join(names)}. What is left of their archives shows people from behind or afar, or "
+        "none; other categories lose the images with people in them. The released VOC2012 weights "
+        "were made without it: set faces.enabled = false where that is allowed."
+    )
 
 
 def fill(template: str, query: str) -> str:

@@ -1,6 +1,7 @@
 """A run file: every knob of a run, one section a stage (sections.py), in one TOML file.
 
-`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. `hash_of`
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. What neither
+says is as `run.preset` has it (presets.py), or at its default. `hash_of`
 names what a result depends on, so that a finished run is recognized and a changed one is refused.
 """
 
@@ -16,6 +17,7 @@ import pydantic
 
 from namedmask.errors import ConfigError
 from namedmask.overrides import apply_override, explain
+from namedmask.presets import with_preset
 from namedmask.sections import (
     AugmentConfig,
     BilateralConfig,
@@ -126,11 +128,12 @@ class Config(Section):
     def of(
         cls, tree: dict[str, Any], overrides: Sequence[str] = (), place: str = "config"
     ) -> Config:
-        """Return the config of a tree of plain values; see `load`."""
+        """Return the config of a tree of plain values, on its preset if it has one; see `load`."""
         tree = {name: dict(section) if isinstance(section, dict) else section
                 for name, section in tree.items()}  # fmt: skip
         for override in overrides:
             apply_override(tree, override)
+        tree = with_preset(tree)
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:

@@ -133,15 +133,16 @@ def redraw(
     """Return the expert's mask (H, W) bool of each sample, and how many are as they were.
 
     With a `solver` the masks are snapped to the image's edges, as the pseudo-masks were. An empty
-    one gives way to the pseudo-mask. Differs: the method trains on empty masks, and snaps none.
+    one gives way to the pseudo-mask, unless `keep_unseen` is false. Differs: the method trains on
+    empty masks, and snaps none.
     """
     masks, kept = [], 0
     for index in range(len(samples)):  # decoded one by one: all together may not fit
         image, label = samples[index]
         mask = refine_masks(expert, [image], config.threshold, config.mirror)[0]
-        if not mask.any():
+        if mask.any():
+            mask = mask if solver is None else snap(image, mask, solver)
+        elif config.keep_unseen:
             mask, kept = label != BACKGROUND, kept + 1
-        elif solver is not None:
-            mask = snap(image, mask, solver)
         masks.append(mask)
     return masks, kept

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from namedmask import schema
-from namedmask.categories import category_set_of
+from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.jobs import stage_class
 from namedmask.labels import assign_labels, read_labels
 from namedmask.ledger import RUN_FILE, Ledger, read_commits
 from namedmask.offers import OFFERS, asks_of, open_vectors
 from namedmask.plugins import resolve
+from namedmask.presets import departures
 from namedmask.published import PublishedStore
 from namedmask.storage import place_of
 
@@ -44,7 +45,10 @@ class PlannedStage:
 
 
 def plan_of(config: Config) -> dict[str, Any]:
-    """Return the plan of a run as plain values: `run`, `categories`, `stages`, `images`, `notes`.
+    """Return the plan of a run as plain values.
+
+    Its keys: `run`, `preset` (with what beats it), `categories`, `stages`, `images`, `changes`,
+    `notes`.
 
     Raises:
         ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
@@ -57,6 +61,7 @@ def plan_of(config: Config) -> dict[str, Any]:
     count = len(changes["new"] if changes else categories.names)
     return {
         "run": str(config.run.out),
+        "preset": {"name": config.run.preset, "departures": departures(config.tree())},
         "categories": {
             "set": categories.name,
             "count": len(categories.names),
@@ -264,6 +269,8 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
             f"there are {rows:,} rows for {wanted:,} wanted images: unless categories share "
             "images, archives will stay short; lower retrieve.archive_size or add metadata."
         )
+    if warning := face_warning(config.categories, config.faces.enabled):
+        notes.append(warning)
     if not config.evaluate.benchmark:
         notes.append("evaluate.benchmark is empty: the verb evaluate has nothing to judge on.")
     return notes

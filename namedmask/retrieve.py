@@ -108,9 +108,12 @@ def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False)
 
     Args:
         vectors: (N, D) float32, unit L2 norm, in the order of their ranks.
+        cosine: 1 is off, not even equal vectors are close: rounding would decide which of them are.
         chained: what is close to something close counts as well, and only the best-ranked of each
             such connected component is named. Method: so; it depends on the length of the list.
     """
+    if cosine >= 1:
+        return [[] for _ in vectors]
     close = np.tril(vectors @ vectors.T >= cosine, -1)
     if not chained:
         return [np.flatnonzero(row).tolist() for row in close]

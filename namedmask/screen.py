@@ -38,7 +38,8 @@ def show_plan(planned: Mapping[str, Any]) -> None:
         reads, adds = ", ".join(stage["reads"]), ", ".join(stage["adds"])
         table.add_row(stage["verb"], stage["name"], reads, adds, stage["choice"])
     categories = dict(planned["categories"], names=", ".join(planned["categories"]["names"][:8]))
-    show({"run": planned["run"], "categories": categories})
+    preset = planned["preset"] if planned["preset"]["name"] else "none"
+    show({"run": planned["run"], "preset": preset, "categories": categories})
     Console().print(table)
     show(planned["images"] | ({"changes": planned["changes"]} if planned["changes"] else {}))
     for note in planned["notes"]:

@@ -57,6 +57,7 @@ class ModelSection(PoolSection):
 class RunConfig(Section):
     """Where the run lives and what holds for all of it."""
 
+    preset: str = Field("", description="recipe whose values are the defaults; see presets.py")
     out: Folder = Field(description="run folder, or s3://bucket/prefix; made when missing")
     seed: int = Field(0, ge=0, description="seed of every random choice. Method: 0")
     threads: int = Field(0, ge=0, description="torch threads; 0: one for each core")
@@ -153,7 +154,7 @@ class FetchConfig(PoolSection):
         30.0, ge=0, description="a host's Retry-After may hold it up so long; then it is given up"
     )
     longest_side: int = Field(0, ge=0, description="shrink larger images to this; 0: bytes as is")
-    honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml")
+    honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml. Method: no")
     robots_txt: bool = Field(False, description="ask each site's robots.txt, and keep to it")
     user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
     allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
@@ -179,7 +180,7 @@ class RetrieveConfig(PoolSection):
     nprobe: int = Field(0, ge=0, description="lists an IVF index opens a query; 0: as in the file")
     top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
     near_duplicate_cosine: float = Field(
-        0.94, ge=-1, le=1, description="a candidate closer than this to a better one is dropped"
+        0.94, ge=-1, le=1, description="a candidate as close to a better one is dropped; 1: off"
     )
     near_duplicates: Literal["greedy", "components"] = Field(
         "greedy",
@@ -227,8 +228,8 @@ class SaliencyConfig(ModelSection):
     detector: str = Field("miniworld", description="name in DETECTORS or a dotted path")
     weights: str = Field("", description="checkpoint file; empty: the detector's own")
     batch_size: Count = 16
-    min_share: Share = Field(0.005, description="masks smaller than this share are `no_mask`")
-    max_share: Share = Field(0.98, description="masks larger than this share are `no_mask`")
+    min_share: Share = Field(0.005, description="smaller masks are `no_mask`. Method: 0")
+    max_share: Share = Field(0.98, description="larger masks are `no_mask`. Method: 1")
 
 
 class BilateralConfig(PoolSection):
@@ -291,6 +292,9 @@ class ExpertsConfig(OptimConfig):
         0.5, gt=0, lt=1, description="probability from which a pixel is the thing. Method: 0.5"
     )
     mirror: bool = Field(False, description="average with the mirror image's. Method: no")
+    keep_unseen: bool = Field(
+        True, description="where it sees nothing the pseudo-mask stays, for no mask. Method: no"
+    )
     snap: bool = Field(False, description="the solver after the expert as well. Method: no")
     batch_size: Count = Field(8, description="Method: 8")
     num_cpus: float = Field(1.0, gt=0, description="cores that Ray keeps for each expert")

@@ -18,6 +18,7 @@ executor needs.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.archive import REFINED, Accepted, Archive, write_archive
 from namedmask.benchmarks import open_benchmark
-from namedmask.categories import category_set_of
+from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.embed import AskSide, Wording
 from namedmask.errors import InputError
@@ -66,6 +67,8 @@ from namedmask.stores import EMBEDDINGS, IMAGES, ImageStore
 from namedmask.waves import Wave, digest_of
 
 PLAIN_LOOP = PlainLoop()
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -185,6 +188,8 @@ def _write_row_funnel(job: Job) -> dict[str, Any]:
 
 def _build(executor: Executor, job: Job) -> dict[str, Any]:
     config, folder = job.config, job.ledger.folder
+    if warning := face_warning(config.categories, config.faces.enabled):
+        _log.warning(warning)
     known = read_labels(folder)
     labels = assign_labels(known, category_set_of(config.categories))
     vectors = open_vectors(config, job.ledger)

@@ -220,6 +220,19 @@ def test_archive_image_of_two_categories_is_two_samples(tmp_path: Path) -> None:
     assert (samples[17][1].max(), samples[19][1].max()) == (1, 2)
 
 
+def test_image_of_two_categories_keeps_a_mask_of_each(tmp_path: Path) -> None:
+    archive = write(tmp_path / "archive")
+    ids = [archive.entries(name)["sample_id"].to_pylist() for name in archive.names]
+    assert ids[0][17] == ids[1][0]
+    write_refined(archive, "mug")
+    of_mug = archive.refined_path("mug").read_bytes()
+    assert "refined_mask" not in archive.entries("crane bird").column_names
+    write_refined(archive, "crane bird")
+    assert archive.refined_path("mug").read_bytes() == of_mug
+    refined = archive.samples(refined=True)
+    assert (refined[17][1].max(), refined[19][1].max()) == (1, 2)
+
+
 def test_archive_one_category_samples_have_label_one(tmp_path: Path) -> None:
     samples = write(tmp_path).one_category_samples("mug")
     assert len(samples) == 5

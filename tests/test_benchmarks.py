@@ -72,6 +72,17 @@ def test_voc_reads_photos_ids_and_void(voc_tree) -> None:
     assert len(voc2012(voc_tree, "train")) == 1
 
 
+def test_voc_reading_leaves_its_folder_as_it_was(voc_tree) -> None:
+    def found() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in voc_tree.rglob("*") if path.is_file()}
+
+    before, benchmark = found(), voc2012(voc_tree, "val")
+    first = [benchmark[index] for index in range(len(benchmark))]
+    first[0][2][:] = 7  # what is handed out belongs to nobody else
+    assert (benchmark[0][2] != 7).any()
+    assert found() == before
+
+
 @pytest.mark.parametrize("below", ["VOCdevkit", "VOCdevkit/VOC2012"])
 def test_voc_root_may_be_one_of_the_inner_folders(voc_tree, below) -> None:
     assert len(voc2012(voc_tree / below, "val")) == 2

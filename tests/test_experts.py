@@ -181,6 +181,14 @@ def test_redraw_keeps_the_pseudo_mask_where_the_expert_saw_nothing() -> None:
     assert np.array_equal(masks[1], bright[..., 0] > 0)
 
 
+def test_redraw_as_the_method_does_leaves_an_empty_mask_empty() -> None:
+    half = np.ones((8, 8), np.uint16)
+    dark = np.zeros((8, 8, 3), np.uint8)
+    solver = BilateralConfig(shorter_side=8)
+    masks, kept = redraw(Blind(), [(dark, half)], ExpertsConfig(keep_unseen=False), solver)
+    assert (kept, masks[0].any()) == (0, False)
+
+
 def test_redraw_with_a_solver_closes_a_hole_the_image_does_not_have() -> None:
     image = np.full((32, 32, 3), 40, np.uint8)
     image[4:28, 4:28] = 210

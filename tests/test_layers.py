@@ -14,11 +14,11 @@ PACKAGE = ROOT / "namedmask"
 
 LAYERS = (
     ("errors", "schema", "reasons", "s3_client", "s3", "storage", "locks", "overrides",
-     "sections", "config", "progress", "ahead", "screens", "remembered",
-     "addresses", "politeness"),
+     "sections", "presets", "config", "progress", "ahead", "screens", "remembered", "addresses",
+     "politeness"),
     ("download", "plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment",
-     "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive", "ledger",
-     "stores", "heads", "top_k"),
+     "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive",
+     "ledger", "stores", "heads", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",

@@ -166,6 +166,12 @@ def test_pick_archive_url_that_comes_again_is_said_to() -> None:
     assert [status for status, _ in found] == ["http_404", "pending", "duplicate_url"]
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_near_neighbors_at_a_cosine_of_one_are_off(chained: bool) -> None:
+    equal = np.tile(np.float32([0.6, 0.8]), (3, 1))
+    assert near_neighbors(equal, 1.0, chained=chained) == [[], [], []]
+
+
 def test_near_neighbors_in_chains_are_the_best_of_all_that_hang_together() -> None:
     vectors = unit_vectors([0.0, 1.0, 0.1, 3.0, 0.2, 1.1])
     assert near_neighbors(vectors, np.cos(0.15)) == [[], [], [0], [], [2], [1]]

@@ -15,7 +15,15 @@ from namedmask import schema
 from namedmask.config import AugmentConfig, OptimConfig, SegmenterConfig, TrainConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.segmenter import build_segmenter, read_tree, write_tree
-from namedmask.train import Samples, build_optimizer, pixel_loss, poly_rate, set_rates, train
+from namedmask.train import (
+    Batches,
+    Samples,
+    build_optimizer,
+    pixel_loss,
+    poly_rate,
+    set_rates,
+    train,
+)
 
 IGNORE = schema.IGNORE
 TINY = SegmenterConfig(name="deeplabv3plus_tiny")
@@ -89,6 +97,15 @@ def test_train_finished_checkpoint_trains_no_further(tmp_path: Path) -> None:
     again = fit(checkpoint=path, on_step=stop_at(1))
     assert_same_weights(finished, again)
     assert not again.training
+
+
+def test_train_pool_of_one_more_than_a_batch_has_no_batch_of_one() -> None:
+    batches = Batches(Squares(count=5), range(4), AUGMENT, seed=0)
+    assert all(len(batches[step][0]) == 4 for step in range(4))
+    optim = OPTIM.model_copy(update={"iterations": 2, "batch_size": 4})
+    steps: list[int] = []
+    fit(Squares(count=5), optim=optim, on_step=lambda done, loss: steps.append(done))
+    assert steps == [1, 2]
 
 
 def test_train_in_two_processes_equals_one() -> None:

@@ -501,6 +501,15 @@ def judged_on_disks(config: Config, root: Path) -> Config:
     return config.model_copy(update={"evaluate": section})
 
 
+def test_verbs_build_of_people_with_the_face_filter_warns(
+    source: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    people = 'categories.names=["red person", "green"]'
+    verbs.curate(config_of(source, tmp_path, people), SILENT)
+    (warning,) = caplog.messages
+    assert "these categories are people: red person." in warning
+
+
 def test_verbs_evaluate_without_a_benchmark_names_those_there_are(
     source: str, tmp_path: Path
 ) -> None:
