@@ -15,9 +15,9 @@ PACKAGE = ROOT / "namedmask"
 LAYERS = (
     ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
      "sections", "config", "progress", "ahead", "screens"),
-    ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "backbone",
-     "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive", "ledger", "stores",
-     "heads", "top_k"),
+    ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "checkpoints",
+     "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive",
+     "ledger", "stores", "heads", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",
