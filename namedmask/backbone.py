@@ -20,8 +20,12 @@ class ResNet50(ResNet):
     low_channels = 256
     out_channels = 2048
 
+    blocks = (3, 4, 6, 3)
+
     def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3], replace_stride_with_dilation=[False, True, True])
+        super().__init__(
+            Bottleneck, list(self.blocks), replace_stride_with_dilation=[False, True, True]
+        )
         del self.fc
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -34,6 +38,12 @@ class ResNet50(ResNet):
         """
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         return {"low": low, "out": self.layer4(self.layer3(self.layer2(low)))}
+
+
+class ResNet101(ResNet50):
+    """The same with 101 layers."""
+
+    blocks = (3, 4, 23, 3)
 
 
 class TinyResNet(nn.Module):

@@ -125,6 +125,11 @@ def category_set_of(config: CategoriesConfig) -> CategorySet:
     return category_set
 
 
+def names_told(config: CategoriesConfig) -> tuple[str, ...]:
+    """Return the label names that the `categories` section gives, none where it gives nothing."""
+    return category_set_of(config).names if config.set or config.names else ()
+
+
 def templates_of(config: CategoriesConfig) -> tuple[str, ...]:
     """Return the prompt templates of the `categories` section; the method's 85 when it gives none.
 

@@ -96,7 +96,6 @@ VERBS = {
     "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
     "refine": "Train one expert a category and let it redraw the masks of its archive.",
     "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
-    "evaluate": "Measure the segmenter on the run's benchmark; or a CHECKPOINT.pt, with --set.",
 }
 
 
@@ -109,14 +108,48 @@ def _add_verb(verb: str, help_text: str) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        if verb == "evaluate" and run_file.suffix == ".pt":
-            _evaluate_checkpoint(run_file, overrides, as_json)
-        else:
-            _run_verb(verb, run_file, overrides, local, address, as_json)
+        _run_verb(verb, run_file, overrides, local, address, as_json)
 
 
 for _verb, _help in VERBS.items():
     _add_verb(_verb, _help)
+
+
+@app.command()
+def evaluate(
+    run_file: Annotated[
+        Path, typer.Argument(metavar="RUN.toml", help="the run file, or a checkpoint alone")
+    ],
+    benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
+    root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
+    split: Annotated[str, typer.Option(help="short for --set evaluate.split=")] = "",
+    overrides: Overrides = None,
+    local: Local = False,
+    address: Address = "",
+    as_json: AsJson = False,
+) -> None:
+    """Measure the segmenter on the run's benchmark; or a CHECKPOINT.pt alone, by its category set.
+
+    Weights without label names take those of the benchmark, or of --set voc2012.
+    """
+    said = {"benchmark": benchmark, "root": root, "split": split}
+    given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
+    if run_file.suffix not in CHECKPOINTS:
+        _run_verb("evaluate", run_file, [*(overrides or ()), *given], local, address, as_json)
+        return
+    config = _config_of_checkpoint([*(overrides or ()), *given])
+    judge = _function("namedmask.evaluate", "evaluate_checkpoint")
+    found = judge(run_file, config, _progress(as_json))
+    write_json(found) if as_json else show(found)
+
+
+CHECKPOINTS = (".pt", ".pth", ".safetensors")
+
+
+def _config_of_checkpoint(overrides: Sequence[str]) -> Config:
+    """Return the config for a checkpoint without a run; `voc2012` is `categories.set=voc2012`."""
+    written = [one if "=" in one else f"categories.set={json.dumps(one)}" for one in overrides]
+    return Config.of({"run": {"out": ""}}, written)
 
 
 @app.command()
@@ -168,14 +201,19 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
     out: Annotated[Path, typer.Option(help="folder for the overlays")] = Path("predictions"),
     device: Annotated[str, typer.Option(help="cpu or cuda; never falls back")] = "cpu",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SET|SECTION.KEY=VALUE", help="of weights without names"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment pictures and draw the names on the regions."""
+    config = _config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
             raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
     ensure_writable(out, "--out")
-    found = _function("namedmask.predict", "predict_files")(checkpoint, images, out, device)
+    found = _function("namedmask.predict", "predict_files")(checkpoint, images, out, device, config)
     if as_json:
         write_json(found)
         return
@@ -325,13 +363,6 @@ def _run_verb(
         _say_already_done(config.run.out)
     else:
         show(summary)
-
-
-def _evaluate_checkpoint(checkpoint: Path, overrides: list[str] | None, as_json: bool) -> None:
-    config = Config.of({"run": {"out": ""}}, overrides or ())
-    judge = _function("namedmask.evaluate", "evaluate_checkpoint")
-    found = judge(checkpoint, config, _progress(as_json))
-    write_json(found) if as_json else show(found)
 
 
 def _at(address: str) -> list[str]:

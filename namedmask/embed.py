@@ -236,8 +236,10 @@ def _loading(weights: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, StopIteration,
             EOFError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
+        # torch's own text advises to load the file with code and all, so it is not passed on
+        reason = "it holds code, which is never run" if "weights_only" in str(error) else error
         raise CheckpointError(
-            f"embed: weights '{weights}' cannot be loaded: {error}. Expected a checkpoint of the "
+            f"embed: weights '{weights}' cannot be loaded: {reason}. Expected a checkpoint of the "
             "model in embed.model. Without a network, download it elsewhere and set embed.weights "
             "to the file."
         ) from error

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from namedmask import imagenet_s, images
 from namedmask.benchmarks import open_benchmark
+from namedmask.categories import names_told
 from namedmask.config import Config, EvaluateConfig
 from namedmask.errors import InputError
 from namedmask.labeled import Benchmark
@@ -83,13 +84,16 @@ def evaluate(
 def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
     """Return the scores of a segmenter that has no run, without its scenes; see `evaluate`.
 
+    Labels of bare weights are those of the `categories` section, else the benchmark's.
+
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ConfigError: no benchmark is named, or it is unknown.
         InputError: as `evaluate`, or the benchmark's files are not as published.
     """
     benchmark = open_benchmark(config.evaluate)
-    model, names = load_checkpoint(checkpoint, config.segmenter)
+    told = names_told(config.categories) or benchmark.names
+    model, names = load_checkpoint(checkpoint, config.segmenter, told)
     scorer = Scorer(model, names, benchmark, config.evaluate)
     with progress.step("evaluate", len(benchmark)) as step:
 

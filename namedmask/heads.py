@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 
@@ -120,7 +119,7 @@ def load_safety_head(file: str) -> SafetyHead:
         with fetched(place) as path:
             return loaders[place.suffix](path)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError,
-            RuntimeError, UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
+            RuntimeError, StopIteration, CheckpointError, zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
             f"retrieve.safety_head '{file}' cannot be read as a safety head: {error}. Expected "
             "LAION's, as docs/guide.md tells."
@@ -196,9 +195,9 @@ def _is_dense(kernel: np.ndarray, bias: np.ndarray) -> bool:
 
 
 def _from_torch(path: Path) -> SafetyHead:
-    import torch
+    from namedmask.checkpoints import read_tree
 
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_tree(path)
     found = (re.search(r"(\d+)\.weight$", key) for key in state)
     numbers = sorted(int(match[1]) for match in found if match)
     prefix = next(key for key in state if key.endswith(f"{numbers[0]}.weight"))

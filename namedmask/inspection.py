@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from namedmask.config import Config, MetadataConfig
-from namedmask.errors import CheckpointError, InputError, SchemaError
+from namedmask.errors import InputError, SchemaError
 from namedmask.published import PublishedStore, is_published
 from namedmask.schema import counts_by_status
-from namedmask.storage import Place, fetched, readable, sizes_below
+from namedmask.storage import Place, readable, sizes_below
 
 
 def inspect_path(path: Place) -> dict[str, Any]:
@@ -29,13 +29,14 @@ def inspect_path(path: Place) -> dict[str, Any]:
         return _archive(path)
     if is_published(path):
         return _vectors(path)
-    readers = {".parquet": _table, ".pt": _checkpoint, ".toml": _run_file}
+    readers = {".parquet": _table, ".toml": _run_file}
+    readers |= dict.fromkeys((".pt", ".pth", ".safetensors"), _checkpoint)
     if path.is_file() and path.suffix in readers:
         return readers[path.suffix](path)
     raise InputError(
         f"{path} is nothing that NamedMask knows; expected a run folder (with run.json), an "
         "archive folder (with manifest.json), published vectors (with img_emb and metadata), or a "
-        ".parquet, .pt or .toml file."
+        ".parquet, .pt, .pth, .safetensors or .toml file."
     )
 
 
@@ -112,19 +113,9 @@ def _table(path: Place) -> dict[str, Any]:
 
 
 def _checkpoint(path: Place) -> dict[str, Any]:
-    from pickle import UnpicklingError
+    from namedmask.checkpoints import read_tensors
 
-    import torch
-
-    try:
-        with fetched(path) as file:
-            tree = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error) or "it is empty").splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of weights only: {reason}"
-        ) from error
-    tensors, plain = _walk(tree)
+    tensors, plain = _walk(read_tensors(path))
     return {
         "kind": "checkpoint",
         "path": str(path),

@@ -13,8 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from namedmask import images
+from namedmask.categories import names_told
+from namedmask.config import Config
 from namedmask.errors import InputError
 from namedmask.schema import BACKGROUND, IGNORE
+from namedmask.storage import Place
 
 FILL = 0.45
 """Share of a label's color over the picture."""
@@ -70,11 +73,16 @@ def color_of(label_id: int) -> tuple[int, int, int]:
 
 
 def predict_files(
-    checkpoint: Path, paths: Sequence[Path], out: Path, device: str = "cpu"
+    checkpoint: Place,
+    paths: Sequence[Path],
+    out: Path,
+    device: str = "cpu",
+    config: Config | None = None,
 ) -> list[dict[str, Any]]:
     """Segment pictures; return one {file, labels: {name: share of the pixels}} each, in order.
 
     Writes `<stem>.png`, the overlay, and `<stem>_labels.png`, the label ids in 16 bit, to `out`.
+    `config` says what a checkpoint of bare weights does not: its network and its categories.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -87,7 +95,8 @@ def predict_files(
     _refuse_clashes(paths, out)
     for path in paths:
         _read_picture(path)
-    model, names = load_checkpoint(checkpoint)
+    told = (config.segmenter, names_told(config.categories)) if config else ()
+    model, names = load_checkpoint(checkpoint, *told)
     model = model.to(torch_device(device, "predict"))
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from namedmask.checkpoints import load_strict, read_tensors
 from namedmask.errors import MissingExtraError, NamedMaskError
 from namedmask.face_boxes import priors_batch
-from namedmask.segmenter import load_strict, read_tensors
 from namedmask.storage import replaced
 
 WIDTH = 256

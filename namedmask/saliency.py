@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from namedmask import images as imagelib
+from namedmask.checkpoints import load_strict, read_tensors
 from namedmask.config import SaliencyConfig
-from namedmask.errors import CheckpointError, ConfigError
+from namedmask.errors import ConfigError
 from namedmask.plugins import resolve, torch_device
 from namedmask.schema import OK, alive, bury, require_columns, update
 from namedmask.selfmask import CHECKPOINT_URL, best_mask, load_selfmask
@@ -86,7 +87,7 @@ class UNetSaliency:
 
     def __init__(self, weights: Path, device: torch.device, batch_size: int) -> None:
         self.net = TinyUNet()
-        _load(self.net, weights)
+        load_strict(self.net, read_tensors(weights), weights, "the detector 'miniworld'")
         self.net.eval().to(device)
         self.device, self.batch_size = device, batch_size
 
@@ -219,16 +220,3 @@ class Saliency:
 def _conv(before: int, after: int, stride: int) -> nn.Sequential:
     conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
-
-
-def _load(net: nn.Module, weights: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        net.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"saliency.weights {weights} is not a checkpoint of {type(net).__name__}: {error}. "
-            f"Leave it empty for the detector's own."
-        ) from error

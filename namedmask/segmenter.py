@@ -1,31 +1,28 @@
 """DeepLabv3+: a normalised image batch in, one logit a label and pixel out; its checkpoints.
 
 `deeplabv3plus_resnet50` is the network of the method (method section 3.1), with the layout of the
-released checkpoints; `deeplabv3plus_tiny` is the same head, narrow, over a small backbone for CPUs
-and pictures of 64 to 128 pixels. Others come by a dotted path. Every file is read without running
-code from it, and either fits exactly or is refused with what does not fit.
+released checkpoints; `deeplabv3plus_resnet101` has the same head over a deeper backbone;
+`deeplabv3plus_tiny` has it narrow, over a small one for CPUs and pictures of 64 to 128 pixels.
+Others come by a dotted path. How a file is read and filled in stands in checkpoints.py.
 """
 
 from __future__ import annotations
 
-import pickle
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from namedmask.backbone import ResNet50, TinyResNet
+from namedmask.backbone import ResNet50, ResNet101, TinyResNet
+from namedmask.checkpoints import load_strict, read_tensors, some_of, write_tree
 from namedmask.config import SegmenterConfig
-from namedmask.errors import CheckpointError, NamedMaskError
+from namedmask.errors import CheckpointError
 from namedmask.plugins import resolve
 from namedmask.schema import FORMAT_VERSION, IGNORE
-from namedmask.storage import Place, fetched, place_of, replaced
+from namedmask.storage import Place, place_of
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 TRAINING = Path("segmenter") / "training.pt"
@@ -133,6 +130,15 @@ def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))
 
 
+def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
+    """Return the method's head over a ResNet-101, for as many labels; random weights.
+
+    Differs: the method has a ResNet-50 alone.
+    """
+    backbone = ResNet101()
+    return DeepLabV3Plus(backbone, Head(backbone, num_labels))
+
+
 def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
     """Return the same design in 0.5 M parameters, for pictures of about 100 pixels on a CPU.
 
@@ -146,6 +152,7 @@ def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
 
 SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
     "deeplabv3plus_resnet50": deeplabv3plus_resnet50,
+    "deeplabv3plus_resnet101": deeplabv3plus_resnet101,
     "deeplabv3plus_tiny": deeplabv3plus_tiny,
 }
 
@@ -245,30 +252,33 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Place, config: SegmenterConfig | None = None
+    path: Place, config: SegmenterConfig | None = None, names: Sequence[str] = ()
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
     A file does not choose which code runs: one that names a dotted path is loaded only when
-    `config` names the same.
+    `config` names the same. A flat state dict, as the original releases them, says neither which
+    network it is of nor what its labels are called: `config` and `names` do.
 
     Raises:
         CheckpointError: missing, truncated, not ours, newer, or of another label count.
     """
-    tree = read_tree(path)
+    tree = read_tensors(path)
+    if tree and all(isinstance(value, Tensor) for value in tree.values()):
+        return _of_bare_weights(tree, path, config or SegmenterConfig(), names), tuple(names)
     version = tree.get("format_version")
     if not isinstance(version, int) or not isinstance(tree.get("model"), dict):
         raise CheckpointError(
-            f"{path}: expected a NamedMask checkpoint with format_version and model, got entries "
-            f"{_some(tree)}. Bare weights belong in segmenter.backbone_weights or `load_strict`."
+            f"{path}: expected a NamedMask checkpoint with format_version and model, or a flat "
+            f"state dict; got entries {some_of(tree)}."
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}. "
             "Upgrade namedmask."
         )
-    name, names = tree.get("segmenter"), tree.get("names")
-    if not isinstance(name, str) or not _are_label_names(names):
+    name, held = tree.get("segmenter"), tree.get("names")
+    if not isinstance(name, str) or not _are_label_names(held):
         raise CheckpointError(
             f"{path}: expected the name of a segmenter and 1 to {IGNORE - 1} different label names."
         )
@@ -277,53 +287,32 @@ def load_checkpoint(
             f"{path}: holds segmenter '{name}'; known: {', '.join(SEGMENTERS)}. For a plug-in, "
             "name the same in segmenter.name of the run file."
         )
-    model = resolve("segmenter", name, SEGMENTERS)(len(names) + 1)
-    load_strict(model, tree["model"], path, f"{name} with {len(names) + 1} labels")
-    return model.eval(), tuple(names)
+    model = resolve("segmenter", name, SEGMENTERS)(len(held) + 1)
+    load_strict(model, tree["model"], path, f"{name} with {len(held) + 1} labels")
+    return model.eval(), tuple(held)
 
 
-def load_strict(
-    module: nn.Module, state: Mapping[str, Any], path: Place | str, network: str
-) -> None:
-    """Fill `module` with `state`; every entry of either must be in the other, in the same shape.
-
-    Half precision is widened. `path` and `network` are for the message.
-
-    Raises:
-        CheckpointError: with what is missing, unexpected or of another shape.
-    """
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    misfits = [
-        f"{key} {_shape(state[key])}, expected {_shape(value)}"
-        for key, value in expected.items()
-        if key in state and _shape(state[key]) != _shape(value)
-    ]
-    problems = [
-        f"{len(keys)} {what} ({_some(keys)})"
-        for what, keys in (
-            ("entries missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misfits),
-        )
-        if keys
-    ]
-    if problems:
+def _of_bare_weights(
+    state: Mapping[str, Tensor], path: Place, config: SegmenterConfig, names: Sequence[str]
+) -> nn.Module:
+    """Return the configured segmenter with these weights, whose last layer has a row a label."""
+    rows = {state[key].shape[:1] for key in _keys_by_label(config) if key in state}
+    count = next(iter(rows))[0] if len(rows) == 1 and all(rows) else None
+    if count and not names:
         raise CheckpointError(
-            f"{path}: does not fit {network}: {'; '.join(problems)}. Give the file made for this "
-            "network and its labels, or name the network and the categories it was made for."
+            f"{path}: holds bare weights of {count} labels, background included, without their "
+            "names. Name the category set they were trained on: --set voc2012, or --set "
+            "categories.set=FILE.toml."
         )
-    module.load_state_dict(state)
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _some(keys: object, limit: int = 3) -> str:
-    listed = [str(key) for key in keys] if isinstance(keys, Mapping | Sequence) else []
-    return ", ".join(listed[:limit]) + (", …" if len(listed) > limit else "")
+    if count and count != len(names) + 1:
+        raise CheckpointError(
+            f"{path}: its last layer has {count} labels, background included; the {len(names)} "
+            f"names given and the background are {len(names) + 1}. Name the category set it was "
+            "trained on: --set voc2012, or --set categories.set=FILE.toml."
+        )
+    model = resolve("segmenter", config.name, SEGMENTERS)(len(names) + 1)
+    load_strict(model, state, path, f"{config.name} with {len(names) + 1} labels")
+    return model.eval()
 
 
 def _are_label_names(names: object) -> TypeGuard[list[str]]:
@@ -333,68 +322,3 @@ def _are_label_names(names: object) -> TypeGuard[list[str]]:
         and all(isinstance(name, str) and name for name in names)
         and len(set(names)) == len(names)
     )
-
-
-def read_tensors(path: Path) -> dict[str, Any]:
-    """Return the flat state dict in a `.safetensors` file, or in one written by torch.
-
-    Raises:
-        CheckpointError: missing, truncated or hostile.
-    """
-    if path.suffix != ".safetensors":
-        return read_tree(path)
-    try:
-        return dict(safetensors.torch.load_file(path))
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-def read_tree(path: Place) -> dict[str, Any]:
-    """Return the dict in a file written by torch; tensors and plain values only, on the CPU.
-
-    Raises:
-        CheckpointError: missing, truncated, hostile, or something else than a dict.
-    """
-    try:
-        with fetched(path) as file:
-            tree = torch.load(file, map_location="cpu", weights_only=True)
-    except _TORN as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: expected a dict of tensors, got {type(tree).__name__}.")
-    return tree
-
-
-_TORN = (
-    OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error, ValueError, TypeError,
-    LookupError, AttributeError, MemoryError, OverflowError, AssertionError,
-)  # fmt: skip
-"""What torch raises on a file that is absent, cut short or not its own, found by cutting files."""
-
-
-def _unreadable(path: Place, error: BaseException) -> CheckpointError:
-    if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{path} does not exist. Check the path, or make the file first.")
-    # torch's own text advises to load the file with code and all, so it is not passed on
-    return CheckpointError(
-        f"{path}: expected tensors and plain values, but it cannot be read as such "
-        f"({type(error).__name__}): it is truncated, no checkpoint, or holds code, which is "
-        "never run. Fetch or write it again."
-    )
-
-
-def write_tree(path: Place, tree: Mapping[str, Any]) -> None:
-    """Write a dict of tensors and plain values so that `path` is the old file or the new one.
-
-    Raises:
-        NamedMaskError: the folder cannot be written.
-    """
-    try:
-        # a path would be written into the file, name and all
-        with replaced(path) as part, part.open("wb") as file:
-            torch.save(dict(tree), file)
-    except (OSError, RuntimeError) as error:
-        raise NamedMaskError(
-            f"checkpoint {path} cannot be written: {error}. Free space there, or choose another "
-            "run.out."
-        ) from error

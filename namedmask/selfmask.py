@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from namedmask.errors import CheckpointError
-from namedmask.segmenter import read_tensors
+from namedmask.checkpoints import load_strict, read_tensors
 
 CHECKPOINT_URL = "https://www.robots.ox.ac.uk/~vgg/research/selfmask/shared_files/selfmask_nq20.pt"
 PATCH = 8
@@ -212,23 +211,6 @@ def load_selfmask(path: Path) -> SelfMask:
     state = tree["model"] if isinstance(tree.get("model"), Mapping) else tree
     with torch.device("meta"):
         model = SelfMask()
-    _require_fit(model.state_dict(), state, path)
-    model.to_empty(device="cpu").load_state_dict(state)
+    model.to_empty(device="cpu")
+    load_strict(model, state, path, f"SelfMask, released as {CHECKPOINT_URL}")
     return model.eval()
-
-
-def _require_fit(expected: Mapping[str, Tensor], state: Mapping[str, Any], path: Path) -> None:
-    odd = [key for key in {**expected, **state} if _shape(expected, key) != _shape(state, key)]
-    if odd:
-        raise CheckpointError(
-            f"{path}: {len(odd)} entries do not fit SelfMask's {len(expected)}; the first, "
-            f"{odd[0]}, is {_shape(state, odd[0])}, expected {_shape(expected, odd[0])}. "
-            f"The released file is {CHECKPOINT_URL}"
-        )
-
-
-def _shape(state: Mapping[str, Any], key: str) -> str:
-    if key not in state:
-        return "absent"
-    value = state[key]
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -30,11 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from namedmask.ahead import one_ahead
 from namedmask.augment import Samples, make_batch
+from namedmask.checkpoints import load_strict, read_tree, write_tree
 from namedmask.config import AugmentConfig, OptimConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.plugins import torch_device
 from namedmask.schema import FORMAT_VERSION, IGNORE
-from namedmask.segmenter import load_strict, read_tree, write_tree
 from namedmask.storage import Place
 
 __all__ = ["Feed", "Group", "Samples", "train", "train_from"]

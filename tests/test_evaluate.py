@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from namedmask import imagenet_s, images
+from namedmask.cli import main
 from namedmask.config import Config, EvaluateConfig, SegmenterConfig
 from namedmask.errors import ConfigError, InputError
 from namedmask.evaluate import (
@@ -269,3 +270,36 @@ def test_checkpoint_alone_is_judged_on_a_folder(tmp_path) -> None:
     assert set(found["iou"]) == {"background", "green", "red"} and "scenes" not in found
     with pytest.raises(ConfigError, match="'benchmark' and 'root'"):
         evaluate_checkpoint(tmp_path / "a.pt", Config.of({"run": {"out": ""}}), SilentProgress())
+
+
+def test_bare_weights_are_judged_by_the_names_of_benchmark_or_set(tmp_path, capsys) -> None:
+    """A flat state dict, as the original releases its segmenters: no names, no network in it."""
+    network = "segmenter.name=deeplabv3plus_tiny"
+    model = build_segmenter(SegmenterConfig(name="deeplabv3plus_tiny"), 21)
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    torch.save(build_segmenter(SegmenterConfig(name="deeplabv3plus_tiny"), 3).state_dict(),
+               tmp_path / "other.pt")  # fmt: skip
+    base = tmp_path / "VOCdevkit" / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / name).mkdir(parents=True)
+    picture = COLORS[np.eye(24, 32, dtype=int)]
+    truth = np.where(np.eye(24, 32) > 0, 3, 0).astype(np.uint8)
+    (base / "JPEGImages" / "x.jpg").write_bytes(images.encode_jpeg(picture))
+    (base / "SegmentationClass" / "x.png").write_bytes(images.encode_png(truth))
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("x\n")
+    asked = ["evaluate", str(tmp_path / "bare.pt"), "--benchmark", "voc2012", "--root",
+             str(tmp_path), "--set", network, "--json"]  # fmt: skip
+    assert main(asked) == 0
+    told = json.loads(capsys.readouterr().out)
+    matrix = ConfusionMatrix(21)
+    shown = images.decode((base / "JPEGImages" / "x.jpg").read_bytes())
+    matrix.update(truth, predict_labels(model, shown))
+    assert told["pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-6)
+    assert told["miou"] == pytest.approx(matrix.miou(), abs=1e-6)
+    assert main([*asked, "--set", "voc2012"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert main([*asked, "--set", "coco2017"]) == 2
+    assert "last layer has 21 labels, background included; the 80 names" in capsys.readouterr().err
+    asked[1] = str(tmp_path / "other.pt")
+    assert main(asked) == 2
+    assert "last layer has 3 labels, background included; the 20 names" in capsys.readouterr().err

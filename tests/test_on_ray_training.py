@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from namedmask.archive import Archive
+from namedmask.checkpoints import read_tree
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError, NamedMaskError
 from namedmask.on_ray.training import train_on_ray
-from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter, read_tree
+from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter
 from namedmask.train import Group, train
 from tests import toy_runs
 from tests.groups import run_group

@@ -7,8 +7,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from namedmask import images
+from namedmask.categories import load_category_set
+from namedmask.cli import main
 from namedmask.errors import CheckpointError, InputError
 from namedmask.evaluate import predict_labels
 from namedmask.labeled import read_label_map
@@ -161,3 +164,18 @@ def test_a_picture_is_never_replaced_by_its_overlay(checkpoint, pictures, tmp_pa
 def test_checkpoint_that_is_none_is_refused(pictures, tmp_path) -> None:
     with pytest.raises(CheckpointError):
         predict_files(pictures[0], pictures, tmp_path / "out")
+
+
+def test_bare_weights_are_drawn_with_the_names_of_a_set(pictures, tmp_path, capsys) -> None:
+    model = deeplabv3plus_tiny(21)
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    asked = ["predict", str(tmp_path / "bare.pt"), str(pictures[0]), "--json", "--out",
+             str(tmp_path / "out"), "--set", "segmenter.name=deeplabv3plus_tiny"]  # fmt: skip
+    assert main(asked) == 2
+    assert "bare weights of 21 labels, background included" in capsys.readouterr().err
+    assert main([*asked, "--set", "voc2012"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    labels = predict_labels(model, images.decode(pictures[0].read_bytes()))
+    assert row["labels"] == shares(labels, load_category_set("voc2012").names)
+    assert main([*asked, "--set", "voc2021"]) == 2
+    assert "Did you mean 'voc2012'" in capsys.readouterr().err

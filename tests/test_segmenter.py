@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from torch import nn
 
 from namedmask import schema
+from namedmask.categories import load_category_set
+from namedmask.checkpoints import load_strict, read_tree, write_tree
 from namedmask.config import SegmenterConfig
 from namedmask.errors import CheckpointError, ConfigError, NamedMaskError
 from namedmask.images import to_tensor
@@ -22,11 +25,8 @@ from namedmask.segmenter import (
     deeplabv3plus_resnet50,
     deeplabv3plus_tiny,
     load_checkpoint,
-    load_strict,
-    read_tree,
     save_checkpoint,
     starting_segmenter,
-    write_tree,
 )
 from tests.golden import golden_arrays, golden_keys, golden_weights
 
@@ -57,10 +57,13 @@ def test_resnet50_state_dict_has_the_released_layout(resnet50: nn.Module) -> Non
 
 
 @pytest.mark.parametrize("num_labels", [2, 21])
-def test_resnet50_parameters_follow_the_published_formula(num_labels: int) -> None:
+def test_resnet_parameters_follow_the_published_formula(num_labels: int) -> None:
     with torch.device("meta"):
         model = deeplabv3plus_resnet50(num_labels)
+        deeper = SEGMENTERS["deeplabv3plus_resnet101"](num_labels)
     assert sum(p.numel() for p in model.parameters()) == 26_608_976 + 257 * num_labels
+    more = sum(p.numel() for p in deeper.parameters()) - 26_608_976 - 257 * num_labels
+    assert more == 42_500_160 - 23_508_032  # torchvision's two networks without their classifiers
 
 
 def test_resnet50_golden_picture_gives_the_original_logits(resnet50: nn.Module) -> None:
@@ -125,6 +128,23 @@ def test_build_backbone_file_fills_the_backbone(tmp_path: Path, suffix: str) -> 
     for key, value in model.backbone.state_dict().items():
         assert value.dtype == state[key].dtype
         torch.testing.assert_close(value, state[key], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_build_backbone_file_in_torchvisions_layout_fits(tmp_path: Path, depth: int) -> None:
+    """DINO releases its ResNet-50 so: torchvision's names, no classifier."""
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, f"resnet{depth}")()
+    del theirs.fc
+    made = {key: torch.full(v.shape, 0.5, dtype=v.dtype) for key, v in theirs.state_dict().items()}
+    path = tmp_path / f"dino_resnet{depth}_pretrain.pth"
+    torch.save(made, path)
+    name = f"deeplabv3plus_resnet{depth}"
+    model = build_segmenter(SegmenterConfig(name=name, backbone_weights=str(path)), 2)
+    assert {key: v.shape for key, v in model.backbone.state_dict().items()} == {
+        key: v.shape for key, v in made.items()
+    }
+    assert all((v == v.new_tensor(0.5)).all() for v in model.backbone.state_dict().values())
 
 
 def test_build_backbone_with_a_classifier_names_the_unexpected_entries(tmp_path: Path) -> None:
@@ -219,11 +239,41 @@ def test_checkpoint_with_code_is_refused_and_the_code_not_run(
     assert not marker.exists()
 
 
-def test_checkpoint_bare_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_checkpoint_bare_weights_load_with_the_names_told(tmp_path: Path, suffix: str) -> None:
+    model, path = build_segmenter(TINY, 4, seed=3), tmp_path / f"bare{suffix}"
+    write = safetensors.torch.save_file if suffix == ".safetensors" else torch.save
+    write(model.state_dict(), path)
+    loaded, names = load_checkpoint(path, TINY, NAMES)
+    images = torch.randn(1, 3, 32, 40)
+    assert names == NAMES
+    assert not loaded.training
+    assert torch.equal(logits_of(loaded, images), logits_of(model, images))
+
+
+def test_checkpoint_bare_weights_without_a_config_are_the_methods_network(
+    resnet50: nn.Module, tmp_path: Path
+) -> None:
+    path, names = tmp_path / "namedmask_voc2012.pt", load_category_set("voc2012").names
+    torch.save(resnet50.state_dict(), path)
+    loaded, found = load_checkpoint(path, names=names)
+    assert found == names
+    assert all(
+        torch.equal(value, loaded.state_dict()[key]) for key, value in resnet50.state_dict().items()
+    )
+
+
+def test_checkpoint_bare_weights_with_other_names_or_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bare.pt"
     torch.save(build_segmenter(TINY, 4).state_dict(), path)
-    with pytest.raises(CheckpointError, match="Bare weights belong"):
-        load_checkpoint(path)
+    for names, config, message in (
+        ((), TINY, "bare weights of 4 labels, background included, without their names"),
+        (NAMES[:2], TINY, "last layer has 4 labels.* the 2 names given and the background are 3"),
+        (NAMES, None, "does not fit deeplabv3plus_resnet50 with 4 labels"),
+    ):
+        with pytest.raises(CheckpointError, match=message) as error:
+            load_checkpoint(path, config, names)
+        assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 
 from namedmask import cli, ledger, locks, s3, s3_client, storage, verbs
 from namedmask.archive import Archive
+from namedmask.checkpoints import read_tree
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, NamedMaskError
 from namedmask.indexes import read_index
@@ -27,7 +28,7 @@ from namedmask.metadata import places_of
 from namedmask.progress import SilentProgress
 from namedmask.s3 import S3Path
 from namedmask.search import search
-from namedmask.segmenter import CHECKPOINT, read_tree
+from namedmask.segmenter import CHECKPOINT
 from tests import test_search, toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import config_of, digests, judged_on_disks

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from namedmask import schema
+from namedmask.checkpoints import read_tree, write_tree
 from namedmask.config import AugmentConfig, OptimConfig, SegmenterConfig, TrainConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
-from namedmask.segmenter import build_segmenter, read_tree, write_tree
+from namedmask.segmenter import build_segmenter
 from namedmask.train import (
     Batches,
     Samples,

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from namedmask.checkpoints import read_tree, write_tree
 from namedmask.config import AugmentConfig, OptimConfig, SegmenterConfig, TrainConfig
 from namedmask.errors import ConfigError, InputError
 from namedmask.schema import IGNORE
-from namedmask.segmenter import build_segmenter, read_tree, write_tree
+from namedmask.segmenter import build_segmenter
 from namedmask.train import Group, train
 from tests.groups import run_group
 
