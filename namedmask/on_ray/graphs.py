@@ -1,8 +1,9 @@
 """A streaming graph: numbers in, each through pools of actors, pickled results out, in any order.
 
 One block a number and one number a block, so that a wave stays together and its neighbors do not
-matter. Where a pool waits, a line says which and what for; where nothing moves at all for
-`ray.stall_timeout_s`, the run ends with the same words.
+matter. No more of them are on their way at once than the pools have actors: so little is done again
+after the driver's death, and so little is in memory. Where a pool waits, a line says which and what
+for; where nothing moves at all for `ray.stall_timeout_s`, the run ends with the same words.
 
 A graph costs seconds before it works; bench/overhead.py measures how many.
 """
@@ -12,19 +13,20 @@ from __future__ import annotations
 import gc
 import pickle
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.data._internal.execution import backpressure_policy
 
 from namedmask.config import RayConfig
 from namedmask.errors import NamedMaskError
 from namedmask.on_ray.cluster import Pool
-from namedmask.on_ray.watch import Seen, watch_of
+from namedmask.on_ray.watch import Seen, stage_of, watch_of
 
 IN_FLIGHT = 2
-"""Blocks an actor has in hand: one in work, one waiting with it."""
+"""Blocks an actor has in hand: one in work, one waiting with it, which tells Ray to add actors."""
 
 
 def stream(
@@ -93,7 +95,35 @@ def _context(pools: list[Pool], config: RayConfig, seen: Seen) -> ray.data.DataC
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
     context.custom_execution_callback_classes = [watch_of(pools, config, seen)]
+    if len(pools) > 1:  # in one pool alone nothing waits that was begun
+        policies = [*backpressure_policy.ENABLED_BACKPRESSURE_POLICIES, _gate_of(pools)]
+        context.set_config(backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     return context
+
+
+class Gate(backpressure_policy.BackpressurePolicy):
+    """Lets a block into the first pool while fewer are on their way than all pools have actors.
+
+    On their way is what the first pool was given and the last one has not ended: counted by Ray in
+    the process that schedules, so never less than what is being worked on.
+    """
+
+    pools: ClassVar[list[Pool]]
+
+    def can_add_input(self, op: Any) -> bool:
+        """Return whether Ray may give a block to this operator."""
+        first, last = self.pools[0].name, self.pools[-1].name
+        if stage_of(op.name) != first:
+            return True
+        ended = sum(
+            one.metrics.num_tasks_finished for one in self._topology if stage_of(one.name) == last
+        )
+        on_their_way: int = op.metrics.num_inputs_received - ended
+        return on_their_way < sum(pool.actors[1] for pool in self.pools)
+
+
+def _gate_of(pools: list[Pool]) -> type[Gate]:
+    return type("Gate", (Gate,), {"pools": pools})
 
 
 def own_error(error: BaseException) -> NamedMaskError | None:

@@ -66,9 +66,9 @@ class Watch(ExecutionCallback):
 
     def _slowest(self, executor: Any) -> str:
         queues = {
-            _stage_of(operator.name): state.total_enqueued_input_blocks()
+            stage_of(operator.name): state.total_enqueued_input_blocks()
             for operator, state in executor._topology.items()
-            if _stage_of(operator.name) in self.pools
+            if stage_of(operator.name) in self.pools
         }
         longest = max(queues, key=lambda name: queues[name], default="")
         return longest if longest and queues[longest] else ""
@@ -78,7 +78,7 @@ class Watch(ExecutionCallback):
         free = ray.available_resources()
         said = []
         for operator in executor._topology:
-            pool = self.pools.get(_stage_of(operator.name))
+            pool = self.pools.get(stage_of(operator.name))
             if operator.has_completed() or pool is None:
                 continue
             running, pending = _actors_of(operator)
@@ -148,7 +148,7 @@ def _actors_of(operator: Any) -> tuple[int, int]:
     return (pool.num_running_actors(), pool.num_pending_actors()) if pool else (0, 0)
 
 
-def _stage_of(operator_name: str) -> str:
+def stage_of(operator_name: str) -> str:
     """Return `fetch` for `MapBatches(Fetch)`, and for what Ray fuses with it."""
     return operator_name.rpartition("(")[2].rstrip(")").lower()
 
