@@ -16,6 +16,8 @@ LAYERS = (
     ("errors", "schema", "reasons", "s3_client", "s3", "storage", "locks", "overrides",
      "sections", "presets", "config", "progress", "ahead", "screens", "remembered", "addresses",
      "politeness"),
+    ("download", "plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment",
+     "checkpoints",
      "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive",
      "ledger", "stores", "heads", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),

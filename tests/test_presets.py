@@ -24,7 +24,7 @@ NOT_A_RECIPES = {
     "metadata": {"source", "max_rows"},
     "fetch": {  # how bytes come, and what is refused for safety
         "timeout_s", "max_bytes", "max_pixels", "max_redirects", "retries", "user_agent",
-        "allow_loopback", "file_root",
+        "max_pause_s", "allow_loopback", "file_root",
     },
     "embed": {"batch_size"},  # results do not vary with it
     "retrieve": {"overfetch", "index", "nprobe"},  # how many at once; of another backend
