@@ -16,8 +16,10 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -32,7 +34,7 @@ from namedmask import schema
 from namedmask.categories import fill
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError, ConfigError, unknown_name
-from namedmask.images import BadImage, decode
+from namedmask.images import BadImage, decode, decode_coarse
 from namedmask.plugins import resolve, torch_device
 from namedmask.reasons import CONTENT_CHANGED
 
@@ -42,11 +44,18 @@ if TYPE_CHECKING:
 TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
+ENOUGH = 2
+"""Pixels of a JPEG's side for each that the model sees: where it has twice as many, libjpeg halves."""
+
 T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """What turns images and texts into comparable vectors."""
+    """What turns images and texts into comparable vectors.
+
+    It may have `decode(data: bytes) -> np.ndarray` too, which many threads call at once: what of a
+    file it needs, in a form that `embed_images` takes, for less work than `images.decode`.
+    """
 
     dim: int
 
@@ -103,6 +112,7 @@ class AskSide:
             templates: iter(text_features(embedder, listed, templates))
             for templates, listed in texts.items()
         }
+        decode = decoder_of(embedder)
         shown = [decode(data) for one in wordings for data in one.images]
         vectors = iter(
             _in_padded_batches(shown, self._batch_size, embedder.embed_images, embedder.dim)
@@ -113,6 +123,12 @@ class AskSide:
             found += islice(vectors, len(one.images))
             answers.append(np.array(found, np.float32).reshape(-1, embedder.dim))
         return answers
+
+
+def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:
+    """Return bytes → (H, W, 3) uint8 RGB, raising BadImage: the embedder's own, or that of all."""
+    decoder: Callable[[bytes], np.ndarray] = getattr(embedder, "decode", decode)
+    return decoder
 
 
 def _in_padded_batches(
@@ -133,44 +149,92 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 class OpenClip:
-    """An Embedder around an open_clip model, its own preprocessing and its own tokenizer."""
+    """An Embedder around an open_clip model, its own preprocessing and its own tokenizer.
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+    `precision` is that of the networks: auto is bf16 on a GPU and float32 on a CPU. Norms, softmax
+    and the vectors stay in float32.
+
+    Differs: open_clip decodes a JPEG in full. Here libjpeg shrinks a large one on the way, never
+    below the side that the model wants; the resizing to it is open_clip's.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, device: torch.device, precision: str = "auto"
+    ) -> None:
         import open_clip
+        import torch
 
         self._model = model.eval().requires_grad_(False).to(device)
         self._tokenizer = tokenizer
         self._device = device
+        self._bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
         preprocessing = open_clip.transform.PreprocessCfg(
             **open_clip.get_model_preprocess_cfg(model)
         )
-        self._prepare = open_clip.transform.image_transform_v2(preprocessing, is_train=False)
+        *self._fit, _, _ = open_clip.transform.image_transform_v2(
+            preprocessing, is_train=False
+        ).transforms  # the last two are ToTensor and Normalize, here done by `_normalized`
+        size = preprocessing.size  # an int or a pair
+        self._size = (size, size) if isinstance(size, int) else tuple(size)
+        self._mean, self._std = (
+            torch.tensor(channels, device=device).view(1, 3, 1, 1)
+            for channels in (preprocessing.mean, preprocessing.std)
+        )
         self.dim: int = self.embed_texts([""]).shape[1]
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """Return the image as the model sees it, (S, S, 3) uint8 RGB of its own size S.
+
+        Raises:
+            BadImage: as `images.decode`.
+        """
+        return self._fitted(decode_coarse(data, ENOUGH * max(self._size)))
 
     def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B images (H, W, 3) uint8 RGB of any sizes."""
         import torch
 
-        batch = torch.stack([self._prepare(Image.fromarray(image)) for image in images])
-        with torch.inference_mode():
-            vectors = self._model.encode_image(batch.to(self._device))
+        batch = torch.from_numpy(np.stack([self._fitted(image) for image in images]))
+        with self._inference():
+            vectors = self._model.encode_image(self._normalized(batch.to(self._device)))
         return _unit(vectors.float().cpu().numpy())
+
+    def _fitted(self, image: np.ndarray) -> np.ndarray:
+        if image.shape[:2] == self._size:
+            return image
+        picture = Image.fromarray(image)
+        for step in self._fit:
+            picture = step(picture)
+        return np.asarray(picture)
+
+    def _normalized(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return (B, 3, H, W) float32 of a (B, H, W, 3) uint8 batch, by open_clip's arithmetic."""
+        pixels = batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return pixels.sub_(self._mean).div_(self._std)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        import torch
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16),
+        ):
+            yield
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B texts; cut at the model's context length."""
-        import torch
-
-        with torch.inference_mode():
+        with self._inference():
             vectors = self._model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
 
 
-def load_clip_folder(folder: Path, device: torch.device) -> OpenClip:
+def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto") -> OpenClip:
     """Return the embedder of a folder with `clip.json`, `clip.safetensors` and `bpe.txt.gz`.
 
     `clip.json` is an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`); the merges of
     the tokenizer are in open_clip's own format. Weights may be stored in half precision; they run
-    in single.
+    in `precision`.
 
     Raises:
         CheckpointError: a file is missing or broken, or they do not fit together.
@@ -195,7 +259,7 @@ def load_clip_folder(folder: Path, device: torch.device) -> OpenClip:
             )
         model = open_clip.CLIP(**config)
         open_clip.load_checkpoint(model, str(weights))
-    return OpenClip(model, tokenizer, device)
+    return OpenClip(model, tokenizer, device, precision)
 
 
 CLIP_FOLDER = ("clip.json", "clip.safetensors", "bpe.txt.gz")
@@ -203,7 +267,8 @@ CLIP_FOLDER = ("clip.json", "clip.safetensors", "bpe.txt.gz")
 
 def _miniworld(config: EmbedConfig) -> OpenClip:
     own = resources.files("namedmask.miniworld").joinpath("weights")
-    return load_clip_folder(Path(config.weights or str(own)), torch_device(config.device, "embed"))
+    device = torch_device(config.device, "embed")
+    return load_clip_folder(Path(config.weights or str(own)), device, config.precision)
 
 
 def _open_clip(config: EmbedConfig) -> OpenClip:
@@ -226,7 +291,7 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
             pretrained=config.weights,
             force_quick_gelu=bool(trained.get("quick_gelu", False)),  # else only a warning
         )
-    return OpenClip(model, open_clip.get_tokenizer(name), device)
+    return OpenClip(model, open_clip.get_tokenizer(name), device, config.precision)
 
 
 @contextmanager
@@ -269,8 +334,8 @@ class Embed:
         data = table["image"].take(rows).to_pylist()
         embeddings: list[np.ndarray | None] = []
         statuses: list[str] = []
-        for start in range(0, len(data), self._batch_size):
-            for vector, status in self._embed(data[start : start + self._batch_size]):
+        for decoded in self._decoded(data):
+            for vector, status in self._embed(decoded):
                 embeddings.append(vector)
                 statuses.append(status)
         if "expected" in table.column_names:
@@ -278,8 +343,24 @@ class Embed:
         table = schema.update(table, rows, {"embedding": embeddings, "status": statuses})
         return schema.bury(table, ("image",))
 
-    def _embed(self, data: list[bytes]) -> Iterator[tuple[np.ndarray | None, str]]:
-        decoded = [_decode(item) for item in data]
+    def _decoded(self, data: list[bytes]) -> Iterator[list[np.ndarray | str]]:
+        """Yield the batches, decoded; while one is embedded the next is under way."""
+        import torch
+
+        read = partial(_decode, decoder_of(self.embedder))
+        batches = [
+            data[start : start + self._batch_size]
+            for start in range(0, len(data), self._batch_size)
+        ]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            ahead = [pool.map(read, batch) for batch in batches[:1]]
+            for batch in batches[1:]:
+                decoded = list(ahead.pop())
+                ahead.append(pool.map(read, batch))
+                yield decoded
+            yield from map(list, ahead)
+
+    def _embed(self, decoded: list[np.ndarray | str]) -> Iterator[tuple[np.ndarray | None, str]]:
         good = [image for image in decoded if not isinstance(image, str)]
         embedder = self.embedder
         vectors = iter(
@@ -304,9 +385,9 @@ def _refuse_changed(
             embeddings[number], statuses[number] = None, CONTENT_CHANGED
 
 
-def _decode(data: bytes) -> np.ndarray | str:
+def _decode(decoder: Callable[[bytes], np.ndarray], data: bytes) -> np.ndarray | str:
     """Return the image (H, W, 3) uint8 RGB, or the status that says why there is none."""
     try:
-        return decode(data)
+        return decoder(data)
     except BadImage as error:
         return error.status

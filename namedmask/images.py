@@ -73,17 +73,33 @@ def decode(
     """
     image = _open(data, max_pixels)
     width, height = _fit(*image.size, longest_side)
-    try:
-        # libjpeg leaves out the high frequencies: up to 8 times fewer samples a side to compute
-        image.draft(None, (width, height))
-        image.load()
-        orientation = _orientation(image) if upright else 1
-        array = np.array(_upright(_rgb(image), orientation))
-    except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
-        raise BadImage("truncated", str(error)) from error
+    array, orientation = _pixels(image, (width, height), upright)
     if orientation in _SIDEWAYS:
         width, height = height, width
     return array if array.shape[:2] == (height, width) else resize(array, height, width)
+
+
+def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
+    """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG at a half, quarter or eighth.
+
+    That is the smallest of them with no side below `least_side`; what is smaller comes as it is.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    return _pixels(_open(data, max_pixels), (least_side, least_side), upright=True)[0]
+
+
+def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:
+    """Return the pixels, no side shorter than `enough` asks for, and the orientation undone."""
+    try:
+        # libjpeg leaves out the high frequencies: up to 8 times fewer samples a side to compute
+        image.draft(None, enough)
+        image.load()
+        orientation = _orientation(image) if upright else 1
+        return np.array(_upright(_rgb(image), orientation)), orientation
+    except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
+        raise BadImage("truncated", str(error)) from error
 
 
 def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:

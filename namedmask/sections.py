@@ -167,6 +167,9 @@ class EmbedConfig(ModelSection):
     model: str = Field("miniworld", description="name in EMBEDDERS or a dotted path `pkg.mod:name`")
     weights: str = Field("", description="open_clip pretrained tag or a weights file; model's own")
     batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="of the networks; auto: bf16 where device is cuda, float32 on a CPU"
+    )
 
 
 class RetrieveConfig(PoolSection):

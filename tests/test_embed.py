@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -15,28 +16,28 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from namedmask.config import EmbedConfig
-from namedmask.embed import EMBEDDERS, Embed, load_clip_folder, text_features
+from namedmask.embed import EMBEDDERS, Embed, OpenClip, load_clip_folder, text_features
 from namedmask.errors import CheckpointError, ConfigError, InputError, SchemaError
-from namedmask.images import encode_jpeg, encode_png
+from namedmask.images import decode, decode_coarse, encode_jpeg, encode_png, resize
 
 CONTEXT = 16
 SIDE = 32
+
+CLIP: dict[str, Any] = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": SIDE, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "vocab_size": 512 + 3 + 2, "width": 32, "heads": 2,
+                 "layers": 1},
+}  # fmt: skip
 
 
 def write_clip_folder(folder: Path) -> Path:
     """Write a tiny CLIP as the package ships one: config, merges, weights in half precision."""
     merges = gzip.compress(b"#version\nc r\ncr a\nn e</w>")
     (folder / "bpe.txt.gz").write_bytes(merges)
-    config = {
-        "embed_dim": 24,
-        "vision_cfg": {"image_size": SIDE, "layers": 1, "width": 32, "head_width": 16,
-                       "patch_size": 8},
-        "text_cfg": {"context_length": CONTEXT, "vocab_size": 512 + 3 + 2, "width": 32, "heads": 2,
-                     "layers": 1},
-    }  # fmt: skip
-    (folder / "clip.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "clip.json").write_text(json.dumps(CLIP), encoding="utf-8")
     torch.manual_seed(0)
-    weights = {k: v.half() for k, v in open_clip.CLIP(**config).state_dict().items()}
+    weights = {k: v.half() for k, v in open_clip.CLIP(**CLIP).state_dict().items()}
     save_file(weights, folder / "clip.safetensors")
     return folder
 
@@ -99,6 +100,55 @@ def test_embed_prepares_images_as_the_model_was_trained(
     open_clip.load_checkpoint(model, str(clip_folder / "clip.safetensors"))
     expected = model.eval().encode_image(blob, normalize=True).detach().numpy()
     np.testing.assert_allclose(embedder.embed_images(photos[:1]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [SIDE, (SIDE, 24)])
+def test_embed_decode_of_a_lossless_file_is_what_open_clip_makes_of_it(
+    photos: list[np.ndarray], mode: str, size: int | tuple[int, int]
+) -> None:
+    config = CLIP | {"vision_cfg": CLIP["vision_cfg"] | {"image_size": size}}
+    model = open_clip.CLIP(**config)
+    wanted = {"size": size, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.1),
+              "resize_mode": mode, "interpolation": "bilinear"}  # fmt: skip
+    open_clip.model.set_model_preprocess_cfg(model, wanted)
+    own = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), False
+    )
+    tokenizer = open_clip.get_tokenizer("ViT-B-32", context_length=CONTEXT)
+    model.encode_text = lambda tokens: torch.ones(len(tokens), 24)
+    embedder = OpenClip(model, tokenizer, torch.device("cpu"))
+    expected = torch.stack([own(Image.fromarray(photo)) for photo in photos])
+    decoded = np.stack([embedder.decode(encode_png(photo)) for photo in photos])
+    assert decoded.dtype == np.uint8
+    assert torch.equal(embedder._normalized(torch.from_numpy(decoded)), expected)
+    np.testing.assert_array_equal(
+        embedder.embed_images(list(decoded)), embedder.embed_images(photos)
+    )
+
+
+def test_embed_of_a_large_jpeg_stays_close_to_open_clips(clip_folder: Path) -> None:
+    stage = stage_of(clip_folder)
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    data = encode_jpeg(resize(coarse, 300, 400))
+    assert decode_coarse(data, 2 * SIDE).shape == (75, 100, 3)
+    (vector,) = vectors_of(stage(table_of([data])))
+    (full,) = stage.embedder.embed_images([decode(data)])
+    assert 0.999 < vector @ full < 1
+
+
+def test_embed_in_bf16_stays_close_to_float32(clip_folder: Path, photos: list[np.ndarray]) -> None:
+    single, half = (
+        Embed(EmbedConfig(weights=str(clip_folder), precision=precision)).embedder
+        for precision in ("float32", "bf16")
+    )
+    for one, other in (
+        (single.embed_images(photos), half.embed_images(photos)),
+        (single.embed_texts(["a crane"]), half.embed_texts(["a crane"])),
+    ):
+        cosines = (one * other).sum(axis=1)
+        assert (cosines > 0.999).all() and (cosines < 0.9999999).any()
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-6)
 
 
 def test_embed_stage_tells_what_is_wrong_with_a_row(
