@@ -258,6 +258,9 @@ class AugmentConfig(Section):
     grayscale: Share = 0.2
     blur: Share = 0.5
     n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
+    on_device: bool = Field(
+        False, description="colors and pasting by whole batches, on the device that trains"
+    )
 
 
 class SegmenterConfig(Section):
