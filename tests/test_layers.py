@@ -15,7 +15,8 @@ PACKAGE = ROOT / "namedmask"
 LAYERS = (
     ("errors", "schema", "s3_client", "s3", "storage", "locks", "overrides",
      "sections", "config", "progress", "ahead", "screens"),
-    ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "checkpoints",
+    ("plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment", "weights",
+     "checkpoints",
      "backbone", "segmenter", "selfmask", "face_boxes", "retinaface", "labels", "archive",
      "ledger", "stores", "heads", "top_k"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
@@ -25,7 +26,7 @@ LAYERS = (
     ("local", "on_ray"),
     ("verbs",),
     ("miniworld", "screen"),
-    ("cli",),
+    ("cli_weights", "cli"),
     ("__main__",),
 )  # fmt: skip
 STAGES = LAYERS[2]
