@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import namedmask
+from namedmask.cli_weights import weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
@@ -295,6 +296,9 @@ def export_faces(
     """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
     made = _function("namedmask.retinaface", "export_onnx")(checkpoint, out, side)
     write_json(made) if as_json else show(made)
+
+
+app.command("weights")(weights)
 
 
 @app.command()

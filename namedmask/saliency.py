@@ -29,6 +29,7 @@ from namedmask.plugins import resolve, torch_device
 from namedmask.schema import OK, alive, bury, require_columns, update
 from namedmask.selfmask import CHECKPOINT_URL, best_mask, load_selfmask
 from namedmask.selfmask import SelfMask as SelfMask
+from namedmask.weights import path_of
 
 THRESHOLD = 0.5
 
@@ -160,7 +161,7 @@ def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, 
 def miniworld(config: SaliencyConfig) -> SaliencyDetector:
     """Return the mini world's own detector, trained without labels (miniworld/training)."""
     default = resources.files("namedmask.miniworld") / "weights" / "saliency.safetensors"
-    path = Path(config.weights) if config.weights else Path(str(default))
+    path = path_of(config.weights) if config.weights else Path(str(default))
     return UNetSaliency(path, torch_device(config.device, "saliency"), config.batch_size)
 
 
@@ -169,9 +170,10 @@ def selfmask(config: SaliencyConfig) -> SaliencyDetector:
     if not config.weights:
         raise ConfigError(
             "saliency.weights is empty; detector 'selfmask' needs its checkpoint there, which is "
-            f"not shipped. Fetch {CHECKPOINT_URL} and give its path."
+            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask', or give "
+            f"the path of {CHECKPOINT_URL}"
         )
-    return SelfMaskSaliency(Path(config.weights), torch_device(config.device, "saliency"))
+    return SelfMaskSaliency(path_of(config.weights), torch_device(config.device, "saliency"))
 
 
 DETECTORS: dict[str, Callable[[SaliencyConfig], SaliencyDetector]] = {
