@@ -53,8 +53,8 @@ def retry_after(value: str) -> float:
 def may_fetch(robots_txt: bytes, user_agent: str, url: str) -> bool:
     """Return whether a robots.txt lets this program have `url`.
 
-    Differs: RFC 9309 takes the longest rule that fits and knows wildcards; the standard library
-    takes the first and knows none.
+    Read by the standard library, which takes the first rule that fits and knows no wildcards; RFC
+    9309 takes the longest.
     """
     return _rules_of(robots_txt).can_fetch(agent_of(user_agent), url)
 
