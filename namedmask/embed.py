@@ -46,7 +46,7 @@ TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
 ENOUGH = 2
-"""Pixels of a JPEG's side for each that the model sees: where it has twice as many, libjpeg halves."""
+"""Pixels of a JPEG's side for each that the model sees: of twice as many, libjpeg makes half."""
 
 T = TypeVar("T")
 

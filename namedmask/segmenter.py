@@ -134,7 +134,7 @@ def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
 def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
     """Return the method's head over a ResNet-101, for as many labels; random weights.
 
-    The method has a ResNet-50 alone.
+    Differs: the method has a ResNet-50 alone.
     """
     backbone = ResNet101()
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))

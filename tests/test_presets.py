@@ -33,6 +33,7 @@ NOT_A_RECIPES = {
 }  # fmt: skip
 
 DEPARTURES = {
+    "embed.precision": ("auto", "float32"),
     "fetch.honor_opt_out": (True, False),
     "retrieve.near_duplicates": ("greedy", "components"),
     "retrieve.replenish_faces": (True, False),
