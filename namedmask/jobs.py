@@ -65,8 +65,8 @@ PUBLISHED_ADDS: dict[str, tuple[str, ...]] = {
     "images": ("vectors.source", "vectors.unchanged_cosine", "embed"),
     "build": (
         "vectors.source", "vectors.unchanged_cosine", "embed", "metadata.max_punsafe",
-        "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",
-        "metadata.max_aspect",
+        "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
+        "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
     ),
 }  # fmt: skip
 """The same, where the vectors are published and no verb `embed` comes before."""
