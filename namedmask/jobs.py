@@ -32,7 +32,7 @@ from namedmask.ledger import (
 )
 from namedmask.progress import Progress
 from namedmask.storage import place_of
-from namedmask.stores import EMBEDDINGS, IMAGES
+from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore
 from namedmask.waves import Stage
 
 VERBS = ("embed", "build", "refine", "train", "evaluate")
@@ -65,8 +65,8 @@ PUBLISHED_ADDS: dict[str, tuple[str, ...]] = {
     "images": ("vectors.source", "vectors.unchanged_cosine", "embed"),
     "build": (
         "vectors.source", "vectors.unchanged_cosine", "embed", "metadata.max_punsafe",
-        "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",
-        "metadata.max_aspect",
+        "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
+        "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
     ),
 }  # fmt: skip
 """The same, where the vectors are published and no verb `embed` comes before."""
@@ -143,7 +143,7 @@ class Job:
         return settings_of(self.config, (*DEPENDS_ON[verb], *more))
 
     def content(self, verb: str) -> str:
-        """Return a digest of the categories and how images are judged, where a verb needs them."""
+        """Return a digest of categories, vectors and how images are judged, if it matters."""
         if verb not in CONTENT:
             return ""
         category_set = category_set_of(self.config.categories)
@@ -153,6 +153,8 @@ class Job:
             category_set.names, category_set.queries, each, self.settings("images"),
             [_sha256_of(path) for path in sorted(shown)],
         ]  # fmt: skip
+        if vectors := self.ledger.made("embed"):  # others once rows were tried again
+            content.append(vectors)
         return digest([json.dumps(content, sort_keys=True)])
 
     def finished(self, verb: str) -> dict[str, Any] | None:
@@ -185,10 +187,12 @@ def run_verb(
     progress: Progress,
     work: Callable[[Job], dict[str, Any]],
     store: str = "",
+    again: bool = False,
 ) -> dict[str, Any]:
     """Return what `work` ends with, or what it ended with when it was finished before.
 
     With `store`, the verb is finished only as long as that store has all its commit records.
+    With `again`, one that is finished is worked on too.
 
     Raises:
         ConfigError: the run folder was made by another config, or cannot be written.
@@ -203,7 +207,7 @@ def run_verb(
                     f"on. Run 'namedmask {needed}' with this run file first."
                 )
         done = job.finished(verb)
-        if done is not None:
+        if done is not None and not again:
             return {"skipped": True, **done}
         write_file(ledger.folder / "run.toml", to_toml(config).encode())
         try:
@@ -211,7 +215,8 @@ def run_verb(
         finally:
             _add_timings(job)
         job.start(verb)
-        ledger.finish(verb, result, store)
+        made = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
+        ledger.finish(verb, result, store, made)
     return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb()}
 
 

@@ -62,6 +62,7 @@ class Ledger:
     def __init__(self, folder: Place) -> None:
         self.folder = folder
         self._run = _read_run(folder)
+        self._verbs: dict[str, Any] = self._run["verbs"]
 
     def finished(
         self, verb: str, settings: Mapping[str, Any], content: str = "", *, bound: bool = True
@@ -114,18 +115,23 @@ class Ledger:
 
     def unfinish(self, verb: str) -> None:
         """Note that what a verb ended with does not hold any more."""
-        if verb in self._verbs:
+        if self._verbs.get(verb, {}).get("finished"):
             self._verbs[verb]["finished"] = False
             self._save()
 
-    def finish(self, verb: str, result: Mapping[str, Any], store: str = "") -> None:
+    def finish(self, verb: str, result: Mapping[str, Any], store: str = "", made: str = "") -> None:
         """Record that `verb` is done, and what it ended with (plain values).
 
-        With `store`, it counts as done as long as that store has as many units as now.
+        With `store`, it counts as done as long as that store has as many units as now. `made` is a
+        digest of what it made, for the verbs that build on it.
         """
         units = {store: len(_records(self.folder / store))} if store else {}
-        self._verbs[verb].update(finished=True, result=dict(result), units=units)
+        self._verbs[verb].update(finished=True, result=dict(result), units=units, made=made)
         self._save()
+
+    def made(self, verb: str) -> str:
+        """Return the digest of what a verb made when it was last finished; empty: none is known."""
+        return str(self._verbs.get(verb, {}).get("made", ""))
 
     def commits(self, store: str) -> dict[str, Commit]:
         """Return the committed units of a store, by name in ascending order.
@@ -150,11 +156,6 @@ class Ledger:
                     (self.folder / name).unlink()
                     orphans.append(name)
         return orphans
-
-    @property
-    def _verbs(self) -> dict[str, Any]:
-        verbs: dict[str, Any] = self._run["verbs"]
-        return verbs
 
     def _is_void(self, entry: Mapping[str, Any]) -> bool:
         if entry["finished"]:
@@ -188,20 +189,26 @@ def write_unit(
     rows: int,
     counts: Mapping[str, int],
     input_digest: str = "",
+    over: Commit | None = None,
 ) -> Commit:
     """Write the files of a unit (by name below the run folder), then its record; return it.
 
     Needs no lock: whoever holds the folder's may let others write, a unit each. A unit with a
     record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
+    With `over`, the record there, the unit is made anew of files with other names; the old files
+    stay until the next sweep.
     """
     path = folder / store / f"commit-{unit}.json"
-    if input_digest and path.is_file():
-        done = _commit_of(read_json(path), path)
+    if input_digest and path.is_file() and not over:
+        done = read_commit(folder, store, unit)
         if done.input_digest == input_digest:
             return done
     written = {name: write_file(folder / name, what) for name, what in files.items()}
     commit = Commit(unit, written, rows, dict(counts), input_digest)
-    storage.create(path, _json({"format_version": schema.FORMAT_VERSION} | asdict(commit)))
+    if over:
+        storage.replace(path, _record_of(over), _record_of(commit))
+    else:
+        storage.create(path, _record_of(commit))
     return commit
 
 
@@ -242,6 +249,16 @@ def read_commits(folder: Place, store: str) -> dict[str, Commit]:
                 )
         commits[commit.unit] = commit
     return commits
+
+
+def read_commit(folder: Place, store: str, unit: str) -> Commit:
+    """Return one committed unit; raises as `Ledger.commits`, but looks at no other file."""
+    path = folder / store / f"commit-{unit}.json"
+    return _commit_of(read_json(path), path)
+
+
+def _record_of(commit: Commit) -> bytes:
+    return _json({"format_version": schema.FORMAT_VERSION} | asdict(commit))
 
 
 def _commit_of(record: Mapping[str, Any], path: Place) -> Commit:

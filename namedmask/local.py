@@ -56,7 +56,7 @@ class PlainLoop:
                 step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
                 parts.append(part)
             whole = pa.concat_tables(parts)
-            yield write(job.ledger.folder, store, wave.unit, whole, tried, digested)
+            yield write(job.ledger.folder, store, wave.unit, whole, tried, digested, wave.again)
 
     def map(
         self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]

@@ -1,67 +1,46 @@
-"""Tables of urls in, one clean table stream out, with what the metadata alone rules out marked.
+"""Rows of any source in, one clean table stream out, with what the metadata alone rules out marked.
 
-Out: `schema.METADATA`. Sources are parquet or CSV files, globs, http(s) urls of such tables, or a
-folder of images. Columns are found by alias in any case, cast, and range-checked:
+Out: `schema.METADATA`. Which columns are what is found in sources.py; here their values are cast
+and range-checked:
 
 * a width or height that is no number from 1 up is 0, unknown; unknown sizes pass the size filters;
 * size filters look at the shorter and the longer side, for LAION-5B swaps HEIGHT and WIDTH;
-* a similarity outside [-1, 1], a probability outside [0, 1] are null;
+* a similarity outside [-1, 1], a probability outside [0, 1] are null; an unknown similarity or
+  watermark passes its filter, an unknown punsafe is kept or dropped as the config says;
 * the tag NSFW counts as punsafe 1; UNLIKELY is safe; UNSURE and anything else says nothing;
+* md5 and sha256 are so many hexadecimal digits, in lower case, or null;
 * one url is taken once over the whole input, its first row; a later row is `duplicate_url` unless
   it has a reason of its own, and a clean row never revives a url whose first row was filtered.
 
-Status, first that holds: bad_url, unsafe, too_small, bad_aspect, watermark, duplicate_url, ok.
+Status, first that holds: bad_url, unsafe, too_small, bad_aspect, bad_similarity, watermark,
+duplicate_url, ok.
 Method: safe mode and duplicate urls as the seed's retrieval page had them; the page's own safety
 network needs vectors, so here LAION's published punsafe stands in for it.
-Cost per million rows on one busy cloud core: 20 s, and about 100 MB of digests.
+Cost per million rows on one busy cloud core: 20 s; memory as in repeats.py.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from glob import has_magic
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from namedmask.config import MetadataConfig
-from namedmask.errors import ConfigError, InputError, SchemaError
+from namedmask.errors import SchemaError
+from namedmask.repeats import Repeats
 from namedmask.schema import DUPLICATE_URL, METADATA, OK
-from namedmask.storage import Place, expand, fetched, is_s3, place_of, readable
+from namedmask.sources import places_of, read_place, read_rows
+from namedmask.storage import Place
 from namedmask.urls import normalize_url, url_digest
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "url": ("url", "image_url", "img_url"),
-    "caption": ("caption", "text", "alt_text", "alt"),
-    "width": ("original_width", "width"),  # img2dataset's own width is of the resized file
-    "height": ("original_height", "height"),
-    "similarity": ("similarity", "clip_similarity_vitl14", "clip_similarity_vitb32"),
-    "punsafe": ("punsafe", "nsfw_score_opennsfw2"),
-    "nsfw": ("nsfw",),
-    "pwatermark": ("pwatermark", "watermark_score"),
-}
-"""What sources call a column, lower case, the better name first; only `url` has to be there."""
-
 TEXTS = ("url", "caption", "nsfw")
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"))
-CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+NUMBERS = ("width", "height", "similarity", "punsafe", "pwatermark")
+HASHES = {"md5": 32, "sha256": 64}
+"""Columns of hexadecimal digits, and how many."""
 
 BAD_URL = "bad_url"
-
-BATCH_ROWS = 16384
-DOWNLOAD_TIMEOUT_S = 60.0
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
@@ -74,18 +53,7 @@ def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
         SchemaError: on the way, a table has no column of urls.
         InputError: on the way, a table cannot be read.
     """
-    return _limited(_clean_all(places_of(config), config), config.max_rows)
-
-
-def places_of(config: MetadataConfig) -> list[str]:
-    """Return the tables and folders that the sources name, in order.
-
-    Raises:
-        ConfigError: no source is given, or one does not exist or matches nothing.
-    """
-    if not config.source:
-        raise ConfigError("metadata.source is empty; give parquet or CSV files or a folder.")
-    return [place for source in config.source for place in _expand(source)]
+    return _limited(_clean_all(places_of(config.source), config), config.max_rows)
 
 
 def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
@@ -94,7 +62,7 @@ def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
     Raises:
         ConfigError, SchemaError, InputError: as `read_metadata` on the way.
     """
-    for raw in _read(place):
+    for raw in read_place(place):
         if raw.num_rows:
             yield _clean(raw, config, place)
 
@@ -102,26 +70,10 @@ def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
     """Return some rows, (N,) int64 ascending, of a parquet table as `schema.METADATA`.
 
-    Read are the row groups that hold them, and of these the columns that are asked for.
-
     Raises:
         SchemaError, InputError: as `read_metadata` on the way.
     """
-    parts, first = [], 0
-    try:
-        with pq.ParquetFile(readable(place)) as file:
-            names = _find(file.schema_arrow.names, str(place))
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                begin, end = np.searchsorted(rows, [first, first + count])
-                if begin < end:
-                    raw = file.read_row_group(group, columns=list(names.values()))
-                    raw = raw.take(rows[begin:end] - first)
-                    parts.append(pa.table({name: raw[found] for name, found in names.items()}))
-                first += count
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{place} cannot be read as a table: {error}") from error
-    cleaned = [_clean(part, config, str(place)) for part in parts]
+    cleaned = [_clean(raw, config, str(place)) for raw in read_rows(place, rows)]
     return pa.concat_tables(cleaned) if cleaned else METADATA.empty_table()
 
 
@@ -168,129 +120,29 @@ def _limited(tables: Iterator[pa.Table], max_rows: int) -> Iterator[pa.Table]:
             return
 
 
-def _expand(source: str) -> list[str]:
-    if source.startswith(("http://", "https://")) or Path(source).exists():
-        return [source]
-    if not has_magic(source) and not is_s3(source):
-        raise ConfigError(f"metadata.source '{source}' does not exist.")
-    found = expand(source)
-    if not found:
-        raise ConfigError(f"metadata.source '{source}' matches no file.")
-    return found
-
-
 def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
-    seen: set[bytes] = set()
-    for place in places:
-        for table in clean_place(place, config):
-            yield mark_repeated(table, _repeated(table, seen))
-
-
-def _read(place: str) -> Iterator[pa.Table]:
-    if not is_s3(place) and Path(place).is_dir():
-        yield from _read_folder(Path(place))
-        return
-    try:
-        with _local(place) as path:
-            reader = _read_csv if path.name.lower().endswith(CSV_SUFFIXES) else _read_parquet
-            yield from reader(path, place)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"metadata.source '{place}' cannot be read as a table: {error}") from error
-
-
-@contextmanager
-def _local(place: str) -> Iterator[Path]:
-    if not place.startswith(("http://", "https://")):
-        with fetched(place_of(place)) as path:
-            yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="namedmask-") as folder:
-        path = Path(folder) / (Path(urlsplit(place).path).name or "table")
-        try:
-            with (
-                urllib.request.urlopen(place, timeout=DOWNLOAD_TIMEOUT_S) as response,
-                path.open("wb") as file,
-            ):
-                shutil.copyfileobj(response, file)
-        except (urllib.error.URLError, ValueError) as error:
-            raise InputError(f"metadata.source '{place}' cannot be downloaded: {error}") from error
-        yield path
-
-
-def _read_parquet(path: Path, place: str) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path) as file:
-        names = _find(file.schema_arrow.names, place)
-        for batch in file.iter_batches(BATCH_ROWS, columns=list(names.values())):
-            yield pa.table({name: batch[found] for name, found in names.items()})
-
-
-def _read_csv(path: Path, place: str) -> Iterator[pa.Table]:
-    parse = pacsv.ParseOptions(
-        delimiter="\t" if ".tsv" in path.name.lower() else ",", newlines_in_values=True
-    )
-    with pacsv.open_csv(str(path), parse_options=parse) as head:
-        names = _find(head.schema.names, place)
-    # as text: a type inferred from the first block would not fit the dirt of a later one
-    convert = pacsv.ConvertOptions(
-        include_columns=list(names.values()),
-        column_types={found: pa.string() for found in names.values()},
-    )
-    with pacsv.open_csv(str(path), parse_options=parse, convert_options=convert) as file:
-        for batch in file:
-            yield pa.table({name: batch[found] for name, found in names.items()})
-
-
-def _read_folder(folder: Path) -> Iterator[pa.Table]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise ConfigError(
-            f"metadata.source '{folder}' holds no image; for a folder of tables write "
-            f"'{folder}/*.parquet'."
-        )
-    for start in range(0, len(paths), BATCH_ROWS):
-        part = paths[start : start + BATCH_ROWS]
-        yield pa.table(
-            {
-                "url": [path.resolve().as_uri() for path in part],
-                "caption": [_caption(path) for path in part],
-            }
-        )
-
-
-def _caption(path: Path) -> str:
-    # a stem of digits alone is a number; then the folder may be the name of what is shown
-    name = path.stem if any(letter.isalpha() for letter in path.stem) else path.parent.name
-    return re.sub(r"[_-]+", " ", name).strip()
-
-
-def _find(columns: list[str], place: str) -> dict[str, str]:
-    by_lower = {column.lower(): column for column in reversed(columns)}
-    names = {
-        name: by_lower[alias]
-        for name, aliases in ALIASES.items()
-        for alias in reversed(aliases)
-        if alias in by_lower
-    }
-    if "url" not in names:
-        raise SchemaError(
-            f"table '{place}' has no column of urls (url, in any case, or "
-            f"{', '.join(ALIASES['url'][1:])}); columns are {', '.join(columns) or 'none'}."
-        )
-    return names
+    with Repeats() as repeats:
+        for place in places:
+            for table in clean_place(place, config):
+                rows, digests = url_digests(table)
+                yield mark_repeated(table, rows[repeats.of(digests)])
 
 
 def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
     text = {name: _texts(raw, name, place) for name in TEXTS}
-    number = {name: _numbers(raw, name, place) for name in ALIASES if name not in TEXTS}
+    number = {name: _numbers(raw, name, place) for name in NUMBERS}
     urls = text["url"].to_pylist()
     normal = [normalize_url(url) for url in urls]
     width, height = _sides(number["width"]), _sides(number["height"])
     punsafe, pwatermark = _within(number["punsafe"], 0, 1), _within(number["pwatermark"], 0, 1)
+    similarity = _within(number["similarity"], -1, 1)
     tag = pc.utf8_upper(pc.utf8_trim_whitespace(text["nsfw"]))
     reasons = {
         BAD_URL: np.array([not url for url in normal]),
         "unsafe": _unsafe(punsafe, tag, config),
         **_size_reasons(width, height, config),
+        "bad_similarity": (similarity < config.min_similarity)
+        | (similarity > config.max_similarity),  # false for NaN
         "watermark": pwatermark > config.max_pwatermark,
     }
     ids = [url_digest(one or url) for one, url in zip(normal, urls, strict=True)]
@@ -300,8 +152,9 @@ def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
         "caption": text["caption"],
         "width": width,
         "height": height,
-        "similarity": _nullable(_within(number["similarity"], -1, 1)),
+        "similarity": _nullable(similarity),
         "punsafe": _nullable(punsafe),
+        **{name: _hashes(raw, name, place) for name in HASHES},
         "status": np.select(list(reasons.values()), list(reasons), OK).tolist(),
     }
     return pa.table(columns).cast(METADATA)
@@ -315,6 +168,12 @@ def _texts(raw: pa.Table, name: str, place: str) -> pa.ChunkedArray:
         values = column.to_pylist()
         return pa.chunked_array([[(value or b"").decode("utf-8", "replace") for value in values]])
     return pc.fill_null(_cast(column, pa.string(), name, place), "")
+
+
+def _hashes(raw: pa.Table, name: str, place: str) -> pa.ChunkedArray:
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(_texts(raw, name, place)))
+    is_hash = pc.match_substring_regex(texts, f"^[0-9a-f]{{{HASHES[name]}}}$")
+    return pc.if_else(is_hash, texts, pa.scalar(None, texts.type))
 
 
 def _numbers(raw: pa.Table, name: str, place: str) -> np.ndarray:
@@ -372,13 +231,3 @@ def _size_reasons(
         "too_small": known & (short < config.min_side),
         "bad_aspect": known & (aspect > (config.max_aspect or np.inf)),
     }
-
-
-def _repeated(table: pa.Table, seen: set[bytes]) -> np.ndarray:
-    """Return the rows whose url was seen before, and add the others' to `seen`."""
-    repeated = []
-    for row, digest in zip(*(column.tolist() for column in url_digests(table)), strict=True):
-        if digest in seen:
-            repeated.append(row)
-        seen.add(digest)
-    return np.array(repeated, np.int64)

@@ -61,8 +61,8 @@ FOLLOWS_FROM = (
     "retrieve.near_duplicates", "retrieve.near_duplicate_cosine",
     "retrieve.violence_text", "retrieve.violence_cosine", "retrieve.violence_prompts",
     "retrieve.safety_head", "retrieve.safety_score", "vectors.source", "metadata.max_punsafe",
-    "metadata.unknown_punsafe", "metadata.max_pwatermark", "metadata.min_side",
-    "metadata.max_aspect",
+    "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
+    "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
 )  # fmt: skip
 """Settings that shape an offer, beside how its category is asked for."""
 

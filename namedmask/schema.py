@@ -42,6 +42,8 @@ TYPES: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "similarity": pa.float32(),  # as the metadata says; null where absent or outside [-1, 1]
     "punsafe": pa.float32(),
+    "md5": pa.string(),  # lower-case hex digits of the bytes as the metadata's maker had them
+    "sha256": pa.string(),
     "status": pa.string(),
     "image": pa.binary(),  # encoded bytes (JPEG, PNG, WebP)
     "image_height": pa.int32(),  # of the decoded image, after EXIF orientation
@@ -69,8 +71,9 @@ def columns(*names: str) -> pa.Schema:
 
 
 METADATA = columns(
-    "sample_id", "url", "caption", "width", "height", "similarity", "punsafe", "status"
-)
+    "sample_id", "url", "caption", "width", "height", "similarity", "punsafe", "md5", "sha256",
+    "status",
+)  # fmt: skip
 EMBEDDINGS = columns(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )

@@ -123,6 +123,10 @@ class MetadataConfig(PoolSection):
     unknown_punsafe: Literal["keep", "drop"] = Field(
         "keep", description="rows without a punsafe value or NSFW tag"
     )
+    min_similarity: float = Field(
+        -1.0, ge=-1, le=1, description="of image and caption; -1: any. Method: none"
+    )
+    max_similarity: float = Field(1.0, ge=-1, le=1, description="a row without one passes both")
     max_pwatermark: Share = Field(1.0, description="1: no watermark filter. Method: none")
     min_side: int = Field(0, ge=0, description="pixels; on both sides. Method: none")
     max_aspect: float = Field(0.0, ge=0.0, description="long over short side; 0: any. Method: none")

@@ -84,11 +84,30 @@ def create(place: Place, data: bytes) -> None:
         with replaced(place) as part:
             part.write_bytes(data)
     elif place.create(data) is None:
-        raise InputError(
-            f"{place} was written by another process, with another content; expected this process "
-            "to be the only writer. Let one run at a time write to this run.out; the same command "
-            "goes on from what is committed."
-        )
+        raise _another_writer(place)
+
+
+def replace(place: Place, old: bytes, new: bytes) -> None:
+    """Write a file over what is known to be there; as `create`, on S3 on that condition.
+
+    Raises:
+        InputError: another content is there.
+    """
+    if isinstance(place, Path):
+        with replaced(place) as part:
+            part.write_bytes(new)
+        return
+    seen = place.look()
+    if seen.data != old or place.replace_if(seen.tag, new) is None:
+        raise _another_writer(place)
+
+
+def _another_writer(place: Place) -> InputError:
+    return InputError(
+        f"{place} was written by another process, with another content; expected this process "
+        "to be the only writer. Let one run at a time write to this run.out; the same command "
+        "goes on from what is committed."
+    )
 
 
 @contextmanager

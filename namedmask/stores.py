@@ -36,14 +36,24 @@ def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_dige
     """Commit a wave in a run folder, its good rows and its tombstones; return the record."""
     is_ok = pc.equal(table["status"], schema.OK)
     dead = table.filter(pc.invert(is_ok))
-    files = {
-        _file(store, "wave", unit): schema.conform(table.filter(is_ok), GOOD[store], store),
-        _file(store, "tombstones", unit): schema.conform(dead, schema.ROW_TOMBSTONES, store),
-    }
+    files = files_of_wave(store, unit, table.filter(is_ok), dead)
     counts = schema.counts_by_status(table["status"].to_pylist())
     return write_unit(
         folder, store, unit, files, rows=table.num_rows, counts=counts, input_digest=input_digest
     )
+
+
+def files_of_wave(store: str, name: str, good: pa.Table, dead: pa.Table) -> dict[str, pa.Table]:
+    """Return the files of a wave by their names below the run folder."""
+    return {
+        _file(store, "wave", name): schema.conform(good, GOOD[store], store),
+        _file(store, "tombstones", name): schema.conform(dead, schema.ROW_TOMBSTONES, store),
+    }
+
+
+def file_of(commit: Commit, kind: str) -> str:
+    """Return the name below the run folder of a wave's file, `wave` or `tombstones`."""
+    return next(name for name in commit.files if name.partition("/")[2].startswith(f"{kind}-"))
 
 
 class EmbeddingStore:
@@ -58,7 +68,7 @@ class EmbeddingStore:
     def digest(self) -> str:
         """Return one sha256, hex, over all files of vectors."""
         commits = self._ledger.commits(EMBEDDINGS).values()
-        return digest(file["sha256"] for commit in commits for file in commit.files.values())
+        return digest(commit.files[file_of(commit, "wave")]["sha256"] for commit in commits)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield the vectors of each wave that has any, (N, D) float32, unit L2 norm.
@@ -98,9 +108,9 @@ class EmbeddingStore:
     def files(self) -> list[tuple[Place, int, int]]:
         """Return each wave's file, the number of its first row, and how many rows it has."""
         found, first = [], 0
-        for unit, commit in self._ledger.commits(EMBEDDINGS).items():
+        for commit in self._ledger.commits(EMBEDDINGS).values():
             count = commit.counts.get(schema.OK, 0)
-            path = self._ledger.folder / _file(EMBEDDINGS, "wave", unit)
+            path = self._ledger.folder / file_of(commit, "wave")
             found.append((path, first, count))
             first += count
         return found

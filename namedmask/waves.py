@@ -13,6 +13,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from namedmask.ledger import digest, row_hashes
+from namedmask.retry import rewrite_wave
 from namedmask.storage import Place
 from namedmask.stores import IMAGES, hashes_of, verdicts_of, with_hashes, write_wave
 
@@ -36,6 +37,7 @@ class Wave:
 
     unit: str
     read: Callable[[], pa.Table]
+    again: bool = False  # the unit is committed, and is to be written once more; see retry.py
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
 
 
 def write(
-    folder: Place, store: str, unit: str, table: pa.Table, tried: int, digested: str
+    folder: Place, store: str, unit: str, table: pa.Table, tried: int, digested: str, again: bool
 ) -> Written:
     """Commit a wave that has passed all stages; return what became of it."""
+    if again:
+        return Written(unit, tried, rewrite_wave(folder, store, unit, table).counts)
     if store != IMAGES:
         return Written(unit, tried, write_wave(folder, store, unit, table, digested).counts)
     table = with_hashes(table)

@@ -24,11 +24,11 @@ from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, NamedMaskError
 from namedmask.indexes import read_index
 from namedmask.jobs import to_toml
-from namedmask.metadata import places_of
 from namedmask.progress import SilentProgress
 from namedmask.s3 import S3Path
 from namedmask.search import search
 from namedmask.segmenter import CHECKPOINT
+from namedmask.sources import places_of
 from tests import test_search, toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import config_of, digests, judged_on_disks
@@ -304,7 +304,7 @@ def test_storage_sources_on_s3_expand_as_on_a_disk(folder: S3Path, tmp_path: Pat
         assert found
     config = Config.of({"run": {"out": "x"}, "metadata": {"source": [f"{folder}/a/*.txt"]}})
     with pytest.raises(ConfigError, match="matches no file"):
-        places_of(config.metadata)
+        places_of(config.metadata.source)
 
 
 def test_storage_s3_run_is_searched_and_built_from_an_index_as_on_a_disk(

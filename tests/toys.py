@@ -29,6 +29,9 @@ GRID = 6
 COLORS = {"red": (230, 40, 40), "green": (40, 210, 40), "blue": (50, 60, 235)}
 MAGENTA = (255, 0, 255)
 
+HANG, HANG_S = 504, 4.0
+"""Status of a picture that comes too late, and how late."""
+
 
 class ThumbnailEmbedder:
     """An image is its thumbnail, a text the color it names all over; both about a middle gray."""
@@ -114,8 +117,11 @@ class _Handler(BaseHTTPRequestHandler):
         with web.lock:
             web.hits[self.path] += 1
         time.sleep(web.delay_s)
-        body = web.files.get(self.path)
-        self.send_response(200 if body else 404)
+        status = web.trouble.get(self.path, 0)
+        if status == HANG:
+            time.sleep(HANG_S)
+        body = None if status else web.files.get(self.path)
+        self.send_response(200 if body else status or 404)
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
         self.wfile.write(body or b"")
@@ -124,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     web: SmallWeb
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of clients that did not wait."""
 
 
 @dataclass
@@ -134,6 +143,7 @@ class SmallWeb:
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: Counter[str] = field(default_factory=Counter)
     delay_s: float = 0.0
+    trouble: dict[str, int] = field(default_factory=dict)  # path → status it has now, or HANG
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> Self:

@@ -77,6 +77,7 @@ class Read:
         rows = wave.read()
         note = {
             "unit": wave.unit,
+            "again": wave.again,
             "digest": input_digest(rows),
             "tried": int(schema.alive(rows).size),
             "seconds": {},
@@ -134,8 +135,9 @@ class Sink:
         """Return one row: the pickled (Written, seconds by stage)."""
         note, rows = note_of(table), table.drop_columns(NOTE)
         written = write(
-            self._folder, self._store, note["unit"], rows, note["tried"], note["digest"]
-        )
+            self._folder, self._store, note["unit"], rows, note["tried"], note["digest"],
+            note["again"],
+        )  # fmt: skip
         return pickled((written, note["seconds"]))
 
 

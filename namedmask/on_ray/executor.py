@@ -95,7 +95,8 @@ class RayExecutor:
         with job.clock("+".join(stages)):
             passed = run_alone(stages, job.config, rows)
         tried, digested = int(schema.alive(rows).size), input_digest(rows)
-        written = write(job.ledger.folder, store, wave.unit, passed, tried, digested)
+        folder = job.ledger.folder
+        written = write(folder, store, wave.unit, passed, tried, digested, wave.again)
         step.advance(passed.num_rows, written.counts)
         return written
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from namedmask import metadata, schema
+from namedmask import metadata, schema, sources
 from namedmask.config import MetadataConfig
 from namedmask.jobs import Job
 from namedmask.on_ray.actors import Clerk
@@ -54,7 +54,7 @@ def scanned_waves(job: Job) -> list[Wave]:
     config = job.config.metadata
     folder = job.ledger.folder.absolute() / FOLDER
     remove_tree(folder)
-    places = metadata.places_of(config)
+    places = sources.places_of(config.source)
     hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
     scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=hands + 1)(_scan)

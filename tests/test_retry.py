@@ -1,0 +1,220 @@
+"""Rows tried again: those of a class, once in the store at any moment, as if they never failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from namedmask import ledger, storage, verbs
+from namedmask.errors import ConfigError, InputError
+from namedmask.progress import SilentProgress
+from namedmask.stores import EmbeddingStore, file_of
+from tests import toys
+from tests.s3_server import S3_WARNINGS
+from tests.test_verbs import StopAfter, config_of, digests
+
+pytestmark = S3_WARNINGS
+SILENT = SilentProgress()
+HASHED = ("sample_id", "url", "caption", "embedding", "status")
+WAVES = ("run.wave_rows=8",)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[toys.SmallWeb]:
+    with toys.filled_web() as web:
+        web.rows.append(dict(web.rows[3]))  # a copy of a row that will be in trouble
+        web.rows.append({"url": "no url", "caption": "", "punsafe": None})
+        yield web
+
+
+@pytest.fixture
+def web(served: toys.SmallWeb) -> Iterator[toys.SmallWeb]:
+    """The small web, in trouble: it fails to give every third picture, and refuses one."""
+    paths = sorted(path for path in served.files if path.endswith(".jpg"))
+    served.trouble = dict.fromkeys(paths[::3], 503) | {paths[1]: 403}
+    yield served
+    served.trouble = {}
+
+
+@pytest.fixture(scope="module")
+def source(served: toys.SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(served.write_metadata(tmp_path_factory.mktemp("web") / "metadata.parquet"))
+
+
+@pytest.fixture(scope="module")
+def healthy(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a run that never met trouble."""
+    out = tmp_path_factory.mktemp("healthy")
+    verbs.curate(config_of(source, out, *WAVES), SILENT)
+    return out
+
+
+def rows_of(out: storage.Place) -> list[str]:
+    """Return a hash of each row in the store, in order: good ones by wave, then the dead."""
+    hashes = []
+    for kind in ("wave", "tombstones"):
+        for commit in ledger.read_commits(out, "embeddings").values():
+            table = ledger.read_parquet(out / file_of(commit, kind))
+            hashes += ledger.row_hashes(table, HASHED)
+    return hashes
+
+
+def counts_of(out: storage.Place) -> Counter[str]:
+    """Return the rows of a store by status, once they and its records are found to agree."""
+    counted: Counter[str] = Counter()
+    for commit in ledger.read_commits(out, "embeddings").values():
+        found: Counter[str] = Counter()
+        for kind in ("wave", "tombstones"):
+            table = ledger.read_parquet(out / file_of(commit, kind), ["status"])
+            found.update(table["status"].to_pylist())
+        assert found == commit.counts
+        assert found.total() == commit.rows
+        counted += found
+    return counted
+
+
+def test_retry_of_healed_failures_ends_as_if_they_never_were(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path
+) -> None:
+    web.trouble[min(web.trouble)] = toys.HANG
+    config = config_of(source, tmp_path, *WAVES, "fetch.timeout_s=3")
+    first = verbs.embed(config, SILENT)
+    down = len([status for status in web.trouble.values() if status != 403])
+    troubled = first["rows_by_status"]
+    assert troubled["timeout"] == 1
+    assert troubled["http_503"] + troubled["timeout"] == down
+    web.trouble = {path: status for path, status in web.trouble.items() if status == 403}
+    web.hits.clear()
+    again = verbs.embed(config, SILENT, retry=("transient",))
+    assert again["rows_by_status_before"] == troubled
+    assert again["rows_tried_again"] == down == web.hits.total(), "only those rows"
+    assert again["rows_by_status"]["http_403"] == 1
+    assert sum(again["rows_by_status"].values()) == again["rows_in"] == len(web.rows)
+    web.trouble = {}
+    verbs.embed(config, SILENT, retry=("blocked",))
+    assert web.hits.total() == down + 1
+    assert rows_of(tmp_path) == rows_of(healthy)
+    assert counts_of(tmp_path) == counts_of(healthy)
+    assert len(list((tmp_path / "embeddings").glob("wave-*"))) == len(
+        list((tmp_path / "embeddings").glob("commit-*"))
+    ), "the old files are gone"
+    verbs.build(config, SILENT)
+    assert digests(tmp_path) == digests(healthy)
+
+
+def test_retry_of_what_stays_dead_changes_nothing_and_leaves_the_archive_finished(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    web.trouble = {}
+    config = config_of(source, tmp_path, *WAVES)
+    verbs.curate(config, SILENT)
+    before = digests(tmp_path)
+    web.hits.clear()
+    again = verbs.embed(config, SILENT, retry=("dead", "not_an_image"))
+    assert again["rows_tried_again"] == 9 + 1 + 1, "404s, a page, and a url that is none"
+    assert web.hits.total() == 9 + 1, "what the metadata rules out is not asked for"
+    assert digests(tmp_path) == before
+    assert verbs.build(config, SILENT)["skipped"]
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    nothing = verbs.embed(config, SILENT, retry=("opted_out",))
+    assert nothing["rows_tried_again"] == 0
+    assert web.hits.total() == 9 + 1
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_retry_gives_a_finished_archive_work_with_the_new_vectors(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, *WAVES)
+    verbs.curate(config, SILENT)
+    verbs.refine(config, SILENT)
+    verbs.train(config, SILENT)
+    assert verbs.train(config, SILENT)["skipped"]
+    web.trouble = {}
+    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    with pytest.raises(InputError, match="no finished 'build'"):
+        verbs.train(config, SILENT)
+    for verb in (verbs.curate, verbs.refine, verbs.train):
+        assert "skipped" not in verb(config, SILENT)
+    assert digests(tmp_path) == digests(healthy)
+
+
+def test_retry_of_a_run_cut_off_does_what_is_left_as_well(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, *WAVES)
+    with pytest.raises(KeyboardInterrupt):
+        verbs.embed(config, StopAfter(3))
+    assert len(list(tmp_path.glob("embeddings/commit-*.json"))) == 3
+    web.trouble = {}
+    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    assert rows_of(tmp_path) == rows_of(healthy)
+
+
+def test_retry_unknown_reason_names_the_known(source: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no reason 'temporary'; expected one of dead, transient"
+    ):
+        verbs.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_retry_changed_metadata_is_refused_and_nothing_is_lost(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "metadata.parquet"
+    table = pq.read_table(source)
+    pq.write_table(table, path)
+    config = config_of(str(path), tmp_path / "run", *WAVES)
+    verbs.embed(config, SILENT)
+    before = rows_of(config.run.out)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(InputError, match="other rows for wave 00000"):
+        verbs.embed(config, SILENT, retry=("transient",))
+    assert rows_of(config.run.out) == before
+    assert verbs.embed(config, SILENT)["skipped"]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL between two writes."""
+
+
+@pytest.mark.parametrize("write", range(1, 12))
+def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, write: int,
+) -> None:  # fmt: skip
+    config = config_of(source, tmp_path, *WAVES)
+    verbs.embed(config, SILENT)
+    web.trouble = {}
+    left = [write]
+    whole = storage.replaced
+
+    def replaced(place: storage.Place) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return whole(place)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(storage, "replaced", replaced)
+        verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    assert counts_of(tmp_path).total() == len(web.rows)
+    with ledger.open_run(tmp_path) as run:
+        ids = [one for table, _ in EmbeddingStore(run).tables() for one in
+               table["sample_id"].to_pylist()]  # fmt: skip
+    assert len(ids) == len(set(ids))
+    if write % 2:
+        summary = verbs.embed(config, SILENT)
+        assert summary["rows_by_status"] == dict(counts_of(tmp_path).most_common())
+    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    assert rows_of(tmp_path) == rows_of(healthy)
+    names = {path.name for path in (tmp_path / "embeddings").glob("*.parquet")}
+    kept = [file for commit in ledger.read_commits(tmp_path, "embeddings").values() for file in
+            commit.files]  # fmt: skip
+    assert names == {name.rpartition("/")[2] for name in kept}
