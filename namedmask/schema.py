@@ -71,6 +71,7 @@ def columns(*names: str) -> pa.Schema:
 METADATA = columns(
     "sample_id", "url", "caption", "width", "height", "similarity", "punsafe", "status"
 )
+FETCHED = columns("sample_id", "url", "caption", "image", "image_height", "image_width", "status")
 EMBEDDINGS = columns(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )
