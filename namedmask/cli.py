@@ -93,6 +93,7 @@ def demo(
 
 VERBS = {
     "curate": "Make the archives from metadata: embed, then build.",
+    "fetch": "Read the metadata, fetch the images, and store them; the other verbs do without.",
     "embed": "Read the metadata, fetch the images, and store one vector for each.",
     "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
     "refine": "Train one expert a category and let it redraw the masks of its archive.",
@@ -358,8 +359,10 @@ def _run_verb(
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         _show_settings(config)
-    run = _function("namedmask.verbs", verb)
-    with _function("namedmask.verbs", "executor_of")(config, local) as executor:
+    # verbs loads torch, which takes seconds
+    module = "namedmask.collect" if verb in ("fetch", "embed") else "namedmask.verbs"
+    run = _function(module, verb)
+    with _function("namedmask.collect", "executor_of")(config, local) as executor:
         summary = run(config, _progress(as_json), executor)
     if as_json:
         write_json(summary)

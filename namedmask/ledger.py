@@ -32,7 +32,7 @@ from namedmask.storage import Place
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
-STORES = ("embeddings", "offers", "images", "refined", "experts")
+STORES = ("fetched", "embeddings", "offers", "images", "refined", "experts")
 """Folders of a run whose every file is named by a commit record."""
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")

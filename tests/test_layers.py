@@ -24,7 +24,7 @@ LAYERS = (
     ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",
      "search_index", "search", "report", "plan", "inspection", "doctor", "scorecard"),
-    ("local", "on_ray"),
+    ("local", "on_ray", "collect"),
     ("verbs",),
     ("miniworld", "screen", "cli_weights"),
     ("cli",),
