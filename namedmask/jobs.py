@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +33,14 @@ from namedmask.ledger import (
 )
 from namedmask.progress import Progress
 from namedmask.storage import place_of
-from namedmask.stores import EMBEDDINGS, IMAGES, EmbeddingStore
+from namedmask.stores import EMBEDDINGS, FETCHED, IMAGES, EmbeddingStore
 from namedmask.waves import Stage
 
 VERBS = ("embed", "build", "refine", "train", "evaluate")
-"""In the order in which they build on one another."""
+"""In the order in which they build on one another; `fetch` builds on none, and none on it."""
 
 DEPENDS_ON: dict[str, tuple[str, ...]] = {
+    "fetch": ("metadata", "fetch", "run.wave_rows"),
     "embed": ("metadata", "fetch", "embed", "run.wave_rows"),
     "images": ("fetch", "faces", "saliency", "bilateral"),
     "build": ("categories.templates", "retrieve"),
@@ -72,7 +74,7 @@ PUBLISHED_ADDS: dict[str, tuple[str, ...]] = {
 """The same, where the vectors are published and no verb `embed` comes before."""
 
 
-STORES = {"embed": EMBEDDINGS, "images": IMAGES}
+STORES = {"fetch": FETCHED, "embed": EMBEDDINGS, "images": IMAGES}
 """Stores without which a verb has written nothing yet."""
 
 STAGE_CLASSES = {
@@ -222,6 +224,8 @@ def run_verb(
 
 def verbs_before(verb: str, config: Config) -> tuple[str, ...]:
     """Return the verbs that must be finished before `verb` may begin."""
+    if verb not in VERBS:
+        return ()
     left_out = {"embed": bool(config.vectors.source), "refine": not config.experts.enabled}
     return tuple(one for one in VERBS[: VERBS.index(verb)] if not left_out.get(one))
 
@@ -229,6 +233,12 @@ def verbs_before(verb: str, config: Config) -> tuple[str, ...]:
 def threads_of(config: Config) -> int:
     """Return how many threads torch may use."""
     return config.run.threads or os.cpu_count() or 1
+
+
+def use_threads(config: Config) -> None:
+    """Let torch use as many threads as the config says, where it is loaded: that takes seconds."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def to_toml(config: Config) -> str:

@@ -1,7 +1,8 @@
 """The plain loop: every wave, category and scene one after the other, in this process.
 
 For one machine, for a notebook, for a GPU machine that has only torch; and the reference that the
-graphs on a cluster are held to. The next wave is fetched while the one before it is in use.
+graphs on a cluster are held to. The next wave is fetched while the one before it is in use. What a
+verb does not need is not imported: torch takes seconds.
 
 Memory: two waves of encoded images.
 """
@@ -13,16 +14,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import torch
 
 from namedmask import metadata, schema
 from namedmask.ahead import one_ahead
-from namedmask.archive import Archive
-from namedmask.jobs import Job, batch_size_of, load_stage, threads_of
+from namedmask.jobs import Job, batch_size_of, load_stage, use_threads
 from namedmask.progress import Step
-from namedmask.refine import refine_archive
-from namedmask.segmenter import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
-from namedmask.train import train
 from namedmask.waves import Stage, Wave, Written, input_digest, slices, write
 
 T = TypeVar("T")
@@ -44,8 +40,8 @@ class PlainLoop:
         self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
     ) -> Iterator[Written]:
         """Yield what became of each wave once it has passed the stages and is committed."""
-        torch.set_num_threads(threads_of(job.config))
         fetch, *others = (load_stage(name, job.config) for name in stages)
+        use_threads(job.config)
         batch_size = batch_size_of(stages, job.config)
         for wave, digested, tried, table in one_ahead(_fetched(job, waves, fetch)):
             parts = []
@@ -62,17 +58,24 @@ class PlainLoop:
         self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
         """Yield what the function that `make` returns makes of each item, in order."""
-        torch.set_num_threads(threads_of(job.config))
-        return map(make(), items)
+        function = make()
+        use_threads(job.config)
+        return map(function, items)
 
     def refine(self, job: Job) -> dict[str, Any]:
         """Train the experts one after the other; see refine.refine_archive."""
-        torch.set_num_threads(threads_of(job.config))
+        from namedmask.refine import refine_archive
+
+        use_threads(job.config)
         return refine_archive(job)
 
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
-        torch.set_num_threads(threads_of(job.config))
+        from namedmask.archive import Archive
+        from namedmask.segmenter import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
+        from namedmask.train import train
+
+        use_threads(job.config)
         config, folder = job.config, job.ledger.folder
         archive = Archive.open(folder / "archive")
         model = starting_segmenter(

@@ -74,6 +74,7 @@ METADATA = columns(
     "sample_id", "url", "caption", "width", "height", "similarity", "punsafe", "md5", "sha256",
     "status",
 )  # fmt: skip
+FETCHED = columns("sample_id", "url", "caption", "image", "image_height", "image_width", "status")
 EMBEDDINGS = columns(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )

@@ -1,5 +1,6 @@
 """What a run folder keeps of its rows: the vectors of all, and the judged images of the tried.
 
+`fetched/`, which no other verb reads, is schema.FETCHED in `wave-…` beside its tombstones.
 `EmbeddingStore` is `embeddings/`: schema.EMBEDDINGS in `wave-…`, schema.ROW_TOMBSTONES in
 `tombstones-…`; the rows of all waves in order are the numbers that retrieval speaks of.
 `ImageStore` is `images/`: schema.IMAGES of the images that pass every check, and of the others only
@@ -23,13 +24,14 @@ from namedmask.ledger import Commit, Ledger, digest, read_parquet, write_unit
 from namedmask.storage import Place
 
 EMBEDDINGS = "embeddings"
+FETCHED = "fetched"
 IMAGES = "images"
 
 OPEN_UNITS = 4
 """Units of images held in memory while archives are put together."""
 
 
-GOOD = {EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
+GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 
 
 def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_digest: str) -> Commit:

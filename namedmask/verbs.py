@@ -1,4 +1,4 @@
-"""The verbs of the road: embed, build, refine, train, evaluate; curate is the first two.
+"""The verbs of the road after embed (see collect.py): build, refine, train, evaluate; curate.
 
 Each takes a config and a place to show progress, works in the folder `run.out`, and returns what it
 ended with as plain values. It commits as it goes: killed anywhere and run again, it goes on and
@@ -19,9 +19,8 @@ executor needs.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,17 +32,16 @@ from namedmask import schema
 from namedmask.archive import REFINED, Accepted, Archive, write_archive
 from namedmask.benchmarks import open_benchmark
 from namedmask.categories import category_set_of, face_warning
+from namedmask.collect import PLAIN_LOOP, embed, row_funnel
 from namedmask.config import Config
 from namedmask.embed import AskSide, Wording
-from namedmask.errors import InputError
 from namedmask.evaluate import Part, open_scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
 from namedmask.heads import VIOLENT, load_tests
 from namedmask.indexes import scan_of
 from namedmask.jobs import Failures, Job, judging_stages, run_verb
 from namedmask.labels import Label, assign_labels, read_labels, write_labels
-from namedmask.ledger import Commit, digest, read_json, row_hashes, write_file, write_json
-from namedmask.local import PlainLoop
+from namedmask.ledger import digest, row_hashes, write_file, write_json
 from namedmask.offers import (
     OFFERS,
     Ask,
@@ -56,32 +54,17 @@ from namedmask.offers import (
     read_offer,
     write_offers,
 )
-from namedmask.progress import Progress, Step
+from namedmask.progress import Progress
 from namedmask.proof import prove_model
 from namedmask.published import PublishedStore
 from namedmask.retrieve import merge_top_k
-from namedmask.retry import count_of, refuse_unknown, rows_again
 from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
 from namedmask.storage import Place
 from namedmask.stores import EMBEDDINGS, IMAGES, ImageStore
-from namedmask.waves import Wave, digest_of
-
-PLAIN_LOOP = PlainLoop()
+from namedmask.waves import Wave
 
 _log = logging.getLogger(__name__)
-
-
-@contextmanager
-def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
-    """Yield the plain loop, or an executor on the Ray that the config names."""
-    if local:
-        yield PLAIN_LOOP
-        return
-    from namedmask.on_ray import connect
-
-    with connect(config) as executor:
-        yield executor
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -92,38 +75,6 @@ def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
     embedded, built = embed(config, progress, executor), build(config, progress, executor)
     skipped = embedded.pop("skipped", False) and built.pop("skipped", False)
     return ({"skipped": True} if skipped else {}) | embedded | built
-
-
-def embed(
-    config: Config,
-    progress: Progress,
-    executor: Executor = PLAIN_LOOP,
-    retry: Collection[str] = (),
-) -> dict[str, Any]:
-    """Read the metadata, fetch the images, store a vector each; return rows in and by status.
-
-    With `retry`, rows that failed for a reason of these classes (reasons.REASONS) are tried again,
-    and what they were before is returned as well.
-
-    Raises:
-        ConfigError: there is no such class.
-        InputError: a source cannot be read, or is not what it was when the run began.
-        TooManyFailuresError: more rows failed than `run.max_failure_share`.
-    """
-    refuse_unknown(retry)
-    if config.vectors.source:
-        return {"skipped": True, "reason": "vectors.source has the vectors"}
-    before: dict[str, Any] = {}
-
-    def work(job: Job) -> dict[str, Any]:
-        before.update(_rows_of(job))
-        return _embed(executor, retry, job)
-
-    summary = run_verb("embed", config, progress, work, EMBEDDINGS, again=bool(retry))
-    if retry:
-        counts = before["rows_by_status"]
-        summary |= {"rows_by_status_before": counts, "rows_tried_again": count_of(counts, retry)}
-    return summary
 
 
 def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -156,74 +107,6 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
         InputError: the benchmark's files are not as published.
     """
     return run_verb("evaluate", config, progress, partial(_evaluate, executor))
-
-
-def _embed(executor: Executor, retry: Collection[str], job: Job) -> dict[str, Any]:
-    committed = job.ledger.commits(EMBEDDINGS)
-    done = job.finished("embed")
-    if done is not None and not any(count_of(one.counts, retry) for one in committed.values()):
-        return done
-    job.ledger.sweep(EMBEDDINGS)
-    failures = Failures(job.config.run.max_failure_share)
-    with job.progress.step("embed") as step:
-        waves = _to_do(job, executor.metadata(job), committed, retry, step)
-        job.start("embed")
-        for written in executor.run(job, waves, ("fetch", "embed"), EMBEDDINGS, step):
-            if written.unit not in committed:
-                failures.add(written.tried, written.counts)
-    job.ledger.sweep(EMBEDDINGS)
-    return _write_row_funnel(job)
-
-
-def _to_do(
-    job: Job,
-    waves: Iterable[Wave],
-    committed: Mapping[str, Commit],
-    retry: Collection[str],
-    step: Step,
-) -> Iterator[Wave]:
-    """Yield the waves still to do, or to do again, once those done are found to be what they were.
-
-    Raises:
-        InputError: a wave that is done has other rows now, or is gone.
-    """
-    left = dict(committed)
-    for wave in waves:
-        commit = left.pop(wave.unit, None)
-        if commit is None:
-            yield wave
-            continue
-        if digest_of(wave) != commit.input_digest:
-            raise _changed_metadata(job, wave.unit)
-        if count_of(commit.counts, retry):
-            job.ledger.unfinish("embed")
-            read = partial(rows_again, wave.read, job.ledger.folder.absolute(), commit, retry)
-            yield Wave(wave.unit, read, again=True)
-        else:
-            step.advance(commit.rows, commit.counts)
-    if left:
-        raise _changed_metadata(job, min(left))
-
-
-def _changed_metadata(job: Job, unit: str) -> InputError:
-    return InputError(
-        f"metadata.source gives other rows for wave {unit} than when run folder "
-        f"{job.ledger.folder} was begun. Restore the source, or give another run.out."
-    )
-
-
-def _rows_of(job: Job) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for commit in job.ledger.commits(EMBEDDINGS).values():
-        counts.update(commit.counts)
-    return {"rows_in": counts.total(), "rows_by_status": dict(counts.most_common())}
-
-
-def _write_row_funnel(job: Job) -> dict[str, Any]:
-    funnel, path = _rows_of(job), job.ledger.folder / "funnels.json"
-    # rows tried again leave the archive, and what is told of it, as they are
-    write_json(path, (read_json(path) if path.exists() else {}) | funnel)
-    return funnel
 
 
 def _build(executor: Executor, job: Job) -> dict[str, Any]:
@@ -266,7 +149,7 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
 def _row_funnel(job: Job, vectors: VectorStore) -> dict[str, Any]:
     if isinstance(vectors, PublishedStore):
         return {"vectors_in": vectors.count}
-    return _rows_of(job)
+    return row_funnel(job, EMBEDDINGS)
 
 
 def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence[Ask]) -> None:

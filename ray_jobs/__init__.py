@@ -8,6 +8,7 @@ are those of the command `namedmask`: 0 done, 1 the run failed, 2 something give
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from namedmask.screen import explain
 
 
 def main(verb: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one verb of `namedmask.verbs` on Ray and return the exit code."""
+    """Run one verb of `namedmask` on Ray and return the exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see cli.main
     parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{verb}")
     parser.add_argument("--config", required=True, metavar="RUN.toml", help="the run file")
@@ -28,10 +29,13 @@ def main(verb: str, arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         config = Config.load(given.config, given.set)
-        from namedmask import verbs
+        from namedmask.collect import executor_of
 
-        with verbs.executor_of(config) as executor:
-            result = getattr(verbs, verb)(config, LineProgress(), executor)
+        # verbs loads torch, which takes seconds
+        module = "collect" if verb in ("fetch", "embed") else "verbs"
+        run = getattr(importlib.import_module(f"namedmask.{module}"), verb)
+        with executor_of(config) as executor:
+            result = run(config, LineProgress(), executor)
     except (NamedMaskError, OSError) as error:
         return explain(error)
     sys.stdout.write(json.dumps({"verb": verb, **result}, ensure_ascii=False) + "\n")

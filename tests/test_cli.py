@@ -58,8 +58,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
                 raise outcome
             return outcome
 
-        monkeypatch.setattr("namedmask.verbs.embed", verb)
-        monkeypatch.setattr("namedmask.verbs.executor_of", lambda *_: nullcontext())
+        monkeypatch.setattr("namedmask.collect.embed", verb)
+        monkeypatch.setattr("namedmask.collect.executor_of", lambda *_: nullcontext())
 
     return install
 

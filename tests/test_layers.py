@@ -25,7 +25,7 @@ LAYERS = (
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",
      "search_index", "search", "report", "plan", "inspection", "doctor", "scorecard"),
     ("local", "on_ray"),
-    ("verbs",),
+    ("collect", "verbs"),
     ("miniworld", "screen"),
     ("cli",),
     ("__main__",),

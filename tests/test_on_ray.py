@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from namedmask import metadata, verbs
+from namedmask import collect, metadata, verbs
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, ConfigError, NamedMaskError, SchemaError
 from namedmask.jobs import Job
@@ -25,6 +25,7 @@ from namedmask.on_ray.graphs import stream
 from namedmask.on_ray.scan import scanned_waves
 from namedmask.progress import SilentProgress
 from tests import toys
+from tests.test_collect import stored
 from tests.test_verbs import config_of, digests
 
 pytestmark = [
@@ -73,6 +74,17 @@ def test_on_ray_curate_has_the_bytes_of_the_plain_loop_and_repeats_for_free(
     assert not (tmp_path / "metadata").exists()
     assert verbs.curate(config, SILENT, executor)["skipped"]
     assert verbs.curate(config, SILENT)["skipped"], "the plain loop knows the run as finished"
+
+
+def test_on_ray_fetch_has_the_files_of_the_plain_loop(
+    source: str, executor: RayExecutor, tmp_path: Path
+) -> None:
+    keys = ("fetch.actors=[2, 2]", "fetch.longest_side=40")
+    found = collect.fetch(config_of(source, tmp_path / "ray", *keys), SILENT, executor)
+    collect.fetch(config_of(source, tmp_path / "plain", *keys), SILENT)
+    assert stored(tmp_path / "ray") == stored(tmp_path / "plain")
+    assert found["rows_in"] == sum(found["rows_by_status"].values())
+    assert not (tmp_path / "ray" / "metadata").exists()
 
 
 def urls(*numbers: int) -> pa.Table:

@@ -15,6 +15,7 @@ import pytest
 
 from namedmask import published, verbs
 from namedmask.archive import Archive
+from namedmask.collect import executor_of
 from namedmask.config import Config, MetadataConfig
 from namedmask.embed import Embed
 from namedmask.errors import ConfigError, InputError
@@ -497,7 +498,7 @@ def test_published_vectors_on_ray_build_the_same_archives(
 ) -> None:
     two = ("retrieve.actors=[2,2]", "embed.actors=[2,2]", "fetch.actors=[2,2]", "run.wave_rows=4")
     config = config_of(vectors, tmp_path, *two)
-    with verbs.executor_of(config) as executor:
+    with executor_of(config) as executor:
         verbs.build(config, SILENT, executor)
     for name in ("candidates.parquet", "proof.json"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()

@@ -14,6 +14,7 @@ import pytest
 
 from namedmask import verbs
 from namedmask.archive import Archive
+from namedmask.collect import executor_of
 from namedmask.config import Config
 from namedmask.ledger import read_parquet, row_hashes
 from namedmask.miniworld.demo import demo_config
@@ -113,6 +114,6 @@ def test_replenished_archives_of_a_dying_web_hold_exactly_the_best_left(
     for section in ("fetch", "faces", "saliency", "bilateral", "retrieve"):
         two[section]["actors"] = [2, 2]
     config = Config.of(two)
-    with verbs.executor_of(config) as executor:
+    with executor_of(config) as executor:
         verbs.build(config, SILENT, executor)
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "few")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import ledger, storage, verbs
+from namedmask import collect, ledger, storage, verbs
 from namedmask.errors import ConfigError, InputError
 from namedmask.progress import SilentProgress
 from namedmask.stores import EmbeddingStore, file_of
@@ -83,20 +83,20 @@ def test_retry_of_healed_failures_ends_as_if_they_never_were(
 ) -> None:
     web.trouble[min(web.trouble)] = toys.HANG
     config = config_of(source, tmp_path, *WAVES, "fetch.timeout_s=3")
-    first = verbs.embed(config, SILENT)
+    first = collect.embed(config, SILENT)
     down = len([status for status in web.trouble.values() if status != 403])
     troubled = first["rows_by_status"]
     assert troubled["timeout"] == 1
     assert troubled["http_503"] + troubled["timeout"] == down
     web.trouble = {path: status for path, status in web.trouble.items() if status == 403}
     web.hits.clear()
-    again = verbs.embed(config, SILENT, retry=("transient",))
+    again = collect.embed(config, SILENT, retry=("transient",))
     assert again["rows_by_status_before"] == troubled
     assert again["rows_tried_again"] == down == web.hits.total(), "only those rows"
     assert again["rows_by_status"]["http_403"] == 1
     assert sum(again["rows_by_status"].values()) == again["rows_in"] == len(web.rows)
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("blocked",))
+    collect.embed(config, SILENT, retry=("blocked",))
     assert web.hits.total() == down + 1
     assert rows_of(tmp_path) == rows_of(healthy)
     assert counts_of(tmp_path) == counts_of(healthy)
@@ -115,13 +115,13 @@ def test_retry_of_what_stays_dead_changes_nothing_and_leaves_the_archive_finishe
     verbs.curate(config, SILENT)
     before = digests(tmp_path)
     web.hits.clear()
-    again = verbs.embed(config, SILENT, retry=("dead", "not_an_image"))
+    again = collect.embed(config, SILENT, retry=("dead", "not_an_image"))
     assert again["rows_tried_again"] == 9 + 1 + 1, "404s, a page, and a url that is none"
     assert web.hits.total() == 9 + 1, "what the metadata rules out is not asked for"
     assert digests(tmp_path) == before
     assert verbs.build(config, SILENT)["skipped"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    nothing = verbs.embed(config, SILENT, retry=("opted_out",))
+    nothing = collect.embed(config, SILENT, retry=("opted_out",))
     assert nothing["rows_tried_again"] == 0
     assert web.hits.total() == 9 + 1
     assert {path: path.stat().st_mtime_ns for path in files} == files
@@ -136,7 +136,7 @@ def test_retry_gives_a_finished_archive_work_with_the_new_vectors(
     verbs.train(config, SILENT)
     assert verbs.train(config, SILENT)["skipped"]
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     with pytest.raises(InputError, match="no finished 'build'"):
         verbs.train(config, SILENT)
     for verb in (verbs.curate, verbs.refine, verbs.train):
@@ -149,10 +149,10 @@ def test_retry_of_a_run_cut_off_does_what_is_left_as_well(
 ) -> None:
     config = config_of(source, tmp_path, *WAVES)
     with pytest.raises(KeyboardInterrupt):
-        verbs.embed(config, StopAfter(3))
+        collect.embed(config, StopAfter(3))
     assert len(list(tmp_path.glob("embeddings/commit-*.json"))) == 3
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert rows_of(tmp_path) == rows_of(healthy)
 
 
@@ -160,7 +160,7 @@ def test_retry_unknown_reason_names_the_known(source: str, tmp_path: Path) -> No
     with pytest.raises(
         ConfigError, match=r"no reason 'temporary'; expected one of dead, transient"
     ):
-        verbs.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
+        collect.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
     assert not (tmp_path / "run.json").exists()
 
 
@@ -171,13 +171,13 @@ def test_retry_changed_metadata_is_refused_and_nothing_is_lost(
     table = pq.read_table(source)
     pq.write_table(table, path)
     config = config_of(str(path), tmp_path / "run", *WAVES)
-    verbs.embed(config, SILENT)
+    collect.embed(config, SILENT)
     before = rows_of(config.run.out)
     pq.write_table(table.slice(1), path)
     with pytest.raises(InputError, match="other rows for wave 00000"):
-        verbs.embed(config, SILENT, retry=("transient",))
+        collect.embed(config, SILENT, retry=("transient",))
     assert rows_of(config.run.out) == before
-    assert verbs.embed(config, SILENT)["skipped"]
+    assert collect.embed(config, SILENT)["skipped"]
 
 
 class Killed(BaseException):
@@ -190,7 +190,7 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, write: int,
 ) -> None:  # fmt: skip
     config = config_of(source, tmp_path, *WAVES)
-    verbs.embed(config, SILENT)
+    collect.embed(config, SILENT)
     web.trouble = {}
     left = [write]
     whole = storage.replaced
@@ -203,16 +203,16 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(storage, "replaced", replaced)
-        verbs.embed(config, SILENT, retry=("transient", "blocked"))
+        collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert counts_of(tmp_path).total() == len(web.rows)
     with ledger.open_run(tmp_path) as run:
         ids = [one for table, _ in EmbeddingStore(run).tables() for one in
                table["sample_id"].to_pylist()]  # fmt: skip
     assert len(ids) == len(set(ids))
     if write % 2:
-        summary = verbs.embed(config, SILENT)
+        summary = collect.embed(config, SILENT)
         assert summary["rows_by_status"] == dict(counts_of(tmp_path).most_common())
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert rows_of(tmp_path) == rows_of(healthy)
     names = {path.name for path in (tmp_path / "embeddings").glob("*.parquet")}
     kept = [file for commit in ledger.read_commits(tmp_path, "embeddings").values() for file in

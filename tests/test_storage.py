@@ -20,6 +20,7 @@ import pytest
 from namedmask import cli, ledger, locks, s3, s3_client, storage, verbs
 from namedmask.archive import Archive
 from namedmask.checkpoints import read_tree
+from namedmask.collect import executor_of
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, NamedMaskError
 from namedmask.indexes import read_index
@@ -469,7 +470,7 @@ def test_storage_road_on_ray_to_s3_has_the_bytes_of_a_disk(
     tree["run"]["out"] = f"{folder}/run"
     config = Config.of(tree)
     proxy.reset(every=19)
-    with verbs.executor_of(config) as executor:
+    with executor_of(config) as executor:
         for verb in (verbs.curate, verbs.refine, verbs.train):
             verb(config, SILENT, executor)
         assert verbs.curate(config, SILENT, executor)["skipped"]

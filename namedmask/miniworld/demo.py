@@ -12,6 +12,7 @@ import numpy as np
 
 from namedmask import verbs
 from namedmask.benchmarks import folder as open_folder
+from namedmask.collect import executor_of
 from namedmask.config import Config
 from namedmask.evaluate import predict_labels
 from namedmask.images import encode_png, resize
@@ -50,7 +51,7 @@ def run_demo(
     port = reserve_port(world / "port")
     config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
     with serve(world / "web", port) as base:
-        with verbs.executor_of(config, local) as executor:
+        with executor_of(config, local) as executor:
             results = [verb(config, progress, executor) for verb in VERBS]
         done = out / "summary.json"
         if all(result.get("skipped") for result in results) and done.exists():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ import ray
 from namedmask import schema
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
-from namedmask.jobs import batch_size_of, load_stage, stage_class, threads_of
+from namedmask.jobs import batch_size_of, load_stage, stage_class, use_threads
 from namedmask.on_ray.careful import carefully, limit_memory
 from namedmask.storage import Place
 from namedmask.waves import Wave, input_digest, write
@@ -197,12 +196,6 @@ def load_stage_here(name: str, config: Config) -> Any:
     stage = load_stage(name, config)
     use_threads(config)
     return stage
-
-
-def use_threads(config: Config) -> None:
-    """Let torch use as many threads as the config says, where it is loaded: that takes seconds."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def memory_limit(config: Config) -> int:

@@ -37,6 +37,7 @@ from namedmask.errors import InputError, JobError, NamedMaskError, unknown_name
 
 MODULES = {
     "curate": "curate",
+    "fetch": "fetch",
     "embed": "embed",
     "build": "build_archive",
     "refine": "refine",

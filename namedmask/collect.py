@@ -1,0 +1,180 @@
+"""The verbs that take rows of metadata one by one: fetch stores images, embed stores vectors.
+
+They are the row funnel: each row ends in the store with a status, and the counts add up to the rows
+read. Wave by wave: killed anywhere and run again, a verb goes on behind the last committed wave.
+
+Nothing here loads torch: `namedmask fetch` is at work within a second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from namedmask.config import Config
+from namedmask.errors import InputError
+from namedmask.executor import Executor
+from namedmask.jobs import Failures, Job, run_verb
+from namedmask.ledger import Commit, read_json, write_json
+from namedmask.local import PlainLoop
+from namedmask.progress import Progress, Step
+from namedmask.retry import count_of, refuse_unknown, rows_again
+from namedmask.stores import EMBEDDINGS, FETCHED
+from namedmask.waves import Wave, digest_of
+
+PLAIN_LOOP = PlainLoop()
+
+
+class Kind(NamedTuple):
+    """A verb, the stages its rows pass, and the store where they end."""
+
+    verb: str
+    stages: tuple[str, ...]
+    store: str
+
+
+FETCH = Kind("fetch", ("fetch",), FETCHED)
+EMBED = Kind("embed", ("fetch", "embed"), EMBEDDINGS)
+
+
+@contextmanager
+def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
+    """Yield the plain loop, or an executor on the Ray that the config names."""
+    if local:
+        yield PLAIN_LOOP
+        return
+    from namedmask.on_ray import connect
+
+    with connect(config) as executor:
+        yield executor
+
+
+def fetch(
+    config: Config,
+    progress: Progress,
+    executor: Executor = PLAIN_LOOP,
+    retry: Collection[str] = (),
+) -> dict[str, Any]:
+    """Read the metadata, fetch the images, store them; return rows in and by status.
+
+    Needs no categories and no models, and none of the other verbs. With `retry`, rows that failed
+    for a reason of these classes (reasons.REASONS) are tried again, and what the counts were before
+    is returned as well.
+
+    Raises:
+        ConfigError: there is no such class.
+        InputError: a source cannot be read, or is not what it was when the run began.
+        TooManyFailuresError: more rows failed than `run.max_failure_share`.
+    """
+    return _collect(FETCH, config, progress, executor, retry)
+
+
+def embed(
+    config: Config,
+    progress: Progress,
+    executor: Executor = PLAIN_LOOP,
+    retry: Collection[str] = (),
+) -> dict[str, Any]:
+    """Read the metadata, fetch the images, store a vector each; return rows in and by status.
+
+    With `retry` as `fetch`; the archives, if there are any, then have work with the new vectors.
+
+    Raises:
+        ConfigError, InputError, TooManyFailuresError: as `fetch`.
+    """
+    refuse_unknown(retry)
+    if config.vectors.source:
+        return {"skipped": True, "reason": "vectors.source has the vectors"}
+    return _collect(EMBED, config, progress, executor, retry)
+
+
+def _collect(
+    kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
+) -> dict[str, Any]:
+    refuse_unknown(retry)
+    before: dict[str, Any] = {}
+
+    def work(job: Job) -> dict[str, Any]:
+        before.update(row_funnel(job, kind.store))
+        done = job.finished(kind.verb)
+        if done is not None and not count_of(before["rows_by_status"], retry):
+            return done
+        _pass_rows(kind, job, executor, retry)
+        funnel = row_funnel(job, kind.store)
+        if kind is EMBED:
+            _note_funnel(job, funnel)
+        return funnel
+
+    summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
+    if retry:
+        counts = before["rows_by_status"]
+        summary |= {"rows_by_status_before": counts, "rows_tried_again": count_of(counts, retry)}
+    return summary
+
+
+def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
+    # rows tried again leave the archive, and what is told of it, as they are
+    path = job.ledger.folder / "funnels.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | funnel)
+
+
+def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> None:
+    committed = job.ledger.commits(kind.store)
+    job.ledger.sweep(kind.store)
+    failures = Failures(job.config.run.max_failure_share)
+    with job.progress.step(kind.verb) as step:
+        waves = _to_do(kind, job, executor.metadata(job), committed, retry, step)
+        job.start(kind.verb)
+        for written in executor.run(job, waves, kind.stages, kind.store, step):
+            if written.unit not in committed:
+                failures.add(written.tried, written.counts)
+    job.ledger.sweep(kind.store)  # of what was written anew
+
+
+def _to_do(
+    kind: Kind,
+    job: Job,
+    waves: Iterable[Wave],
+    committed: Mapping[str, Commit],
+    retry: Collection[str],
+    step: Step,
+) -> Iterator[Wave]:
+    """Yield the waves still to do, or to do again, once those done are found to be what they were.
+
+    Raises:
+        InputError: a wave that is done has other rows now, or is gone.
+    """
+    left = dict(committed)
+    for wave in waves:
+        commit = left.pop(wave.unit, None)
+        if commit is None:
+            yield wave
+            continue
+        if digest_of(wave) != commit.input_digest:
+            raise _changed_metadata(job, wave.unit)
+        if count_of(commit.counts, retry):
+            job.ledger.unfinish(kind.verb)
+            read = partial(rows_again, wave.read, job.ledger.folder.absolute(), commit, retry)
+            yield Wave(wave.unit, read, again=True)
+        else:
+            step.advance(commit.rows, commit.counts)
+    if left:
+        raise _changed_metadata(job, min(left))
+
+
+def _changed_metadata(job: Job, unit: str) -> InputError:
+    return InputError(
+        f"metadata.source gives other rows for wave {unit} than when run folder "
+        f"{job.ledger.folder} was begun. Restore the source, or give another run.out."
+    )
+
+
+def row_funnel(job: Job, store: str) -> dict[str, Any]:
+    """Return how many rows are committed to a store, and how many ended with each status."""
+    counts: Counter[str] = Counter()
+    for commit in job.ledger.commits(store).values():
+        counts.update(commit.counts)
+    return {"rows_in": counts.total(), "rows_by_status": dict(counts.most_common())}
