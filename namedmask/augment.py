@@ -2,19 +2,22 @@
 
 Every random number comes from a generator passed in, nothing given is written to. A sample is made
 alone: the same generator gives it the same bits, whatever it shares a batch with, and however many
-threads torch has. The geometry is done on arrays, color and blur on tensors.
+threads torch has. The geometry is done on arrays, color, blur and pasting on tensors: by sample
+where it is made, or by whole batches on the device that trains (`Draft`, `augment.on_device`).
 
 Method: section 3.3, its steps in their order. Differs: it pasted objects without their last row
 and column, and none with a label id of 255 or more; it placed small pictures in the bottom right
 corner less often than in the others; it could scale a picture to nothing.
 
 Cost on one core beside other load: 128 pixel photos to crops of 96 with `n_max` 2, 230 samples a
-second; 500 pixel photos to crops of 384, 26.
+second; 500 pixel photos to crops of 384, 26. Drawing alone, without colors and pasting, makes 4 to
+11 times as many (bench/augment.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -46,6 +49,41 @@ class Samples(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Colors:
+    """What happens to the colors of N pictures, row by row."""
+
+    jittered: np.ndarray  # (N,) bool
+    factors: np.ndarray  # (N, 4) float64, of the changes in `JITTER`
+    order: np.ndarray  # (N, 4) int64, in which those are made
+    grayed: np.ndarray  # (N,) bool
+    sigmas: np.ndarray  # (N,) float64, of the blur in pixels; 0: none
+
+
+@dataclass(frozen=True)
+class Paste:
+    """Where an object's box lies in its own picture, and where its corner comes to lie."""
+
+    rows: slice
+    columns: slice
+    y: int
+    x: int
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Samples of which all that is random is settled, and the arithmetic on colors is not done.
+
+    Each sample is a canvas followed by the pictures whose objects go onto it, `sizes` of them.
+    """
+
+    views: Tensor  # (N, S, S, 3) uint8 RGB
+    labels: Tensor  # (N, S, S) int32: 0, a label id or `schema.IGNORE`
+    sizes: tuple[int, ...]  # of the B samples; together N
+    colors: Colors
+    pastes: tuple[Paste | None, ...]  # of all N; None for a canvas, and where there is no object
+
+
 def make_batch(
     samples: Samples, slots: range, config: AugmentConfig, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
@@ -69,18 +107,61 @@ def make_sample(
     It is made of 1 to `config.n_max` pictures, equally likely, drawn with replacement. Method:
     steps 1 to 8.
     """
+    images, labels = finish(draft_sample(samples, config, rng))
+    return images[0], labels[0]
+
+
+def draft_batch(
+    samples: Samples, slots: range, config: AugmentConfig, seed: int, step: int
+) -> Draft:
+    """Return what `make_batch` would make, to be finished on any device; equal up to rounding."""
+    drafts = [
+        draft_sample(samples, config, np.random.default_rng((seed, step, slot))) for slot in slots
+    ]
+    colors = zip(*(vars(one.colors).values() for one in drafts), strict=True)
+    return Draft(
+        torch.cat([one.views for one in drafts]),
+        torch.cat([one.labels for one in drafts]),
+        tuple(size for one in drafts for size in one.sizes),
+        Colors(*(np.concatenate(rows) for rows in colors)),
+        tuple(paste for one in drafts for paste in one.pastes),
+    )
+
+
+def draft_sample(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> Draft:
+    """Return one sample as it is drawn; Method: all that is random in steps 1 to 8."""
     count = rng.integers(1, config.n_max, endpoint=True)
     views = [
         random_view(*samples[int(index)], config, rng)
         for index in rng.integers(len(samples), size=count)
     ]
-    pixels = torch.from_numpy(np.stack([image for image, _ in views])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([label for _, label in views]).astype(np.int64))
-    images = normalize(photometric(pixels.float() / 255, config, rng))
-    image, label = images[0], labels[0]
-    for other_image, other_label in zip(images[1:], labels[1:], strict=True):
-        image, label = copy_paste(image, label, other_image, other_label, rng)
-    return image, label
+    colors = draw_colors(len(views), config, rng)
+    pastes = [None, *(draw_paste(label, config.crop, rng) for _, label in views[1:])]
+    return Draft(
+        torch.from_numpy(np.stack([image for image, _ in views])),
+        torch.from_numpy(np.stack([label for _, label in views]).astype(np.int32)),
+        (len(views),), colors, tuple(pastes),
+    )  # fmt: skip
+
+
+def finish(draft: Draft, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return images (B, 3, S, S) float32 and labels (B, S, S) int64 of a draft, on a device.
+
+    Colors, blur and normalisation go over all N pictures at once.
+    """
+    labels = draft.labels.to(device).long()
+    images = draft.views.to(device).permute(0, 3, 1, 2).float() / 255
+    images = normalize(recolor(images, draft.colors))
+    first = 0
+    canvases = []
+    for size in draft.sizes:
+        canvases.append(first)
+        for row in range(first + 1, first + size):
+            paste = draft.pastes[row]
+            if paste is not None:
+                _put(images[first], labels[first], images[row], labels[row], paste)
+        first += size
+    return images[canvases], labels[canvases]
 
 
 def random_view(
@@ -133,34 +214,38 @@ def photometric(images: Tensor, config: AugmentConfig, rng: np.random.Generator)
 
     `images`: the same shape and range, RGB. Method: step 6.
     """
-    count = len(images)
-    jittered = _rows(rng.random(count) < config.jitter)
-    grayed = _rows(rng.random(count) < config.grayscale)
-    blurred = _rows(rng.random(count) < config.blur)
+    return recolor(images, draw_colors(len(images), config, rng))
+
+
+def draw_colors(count: int, config: AugmentConfig, rng: np.random.Generator) -> Colors:
+    """Return what happens to the colors of `count` pictures."""
+    jittered = rng.random(count) < config.jitter
+    grayed = rng.random(count) < config.grayscale
+    blurred = rng.random(count) < config.blur
+    factors, sigmas = np.zeros((count, len(JITTER))), np.zeros(count)
+    order = np.tile(np.arange(len(JITTER)), (count, 1))
+    for number, (_, middle, strength) in enumerate(JITTER):
+        factors[jittered, number] = rng.uniform(
+            middle - strength, middle + strength, jittered.sum()
+        )
+    order[jittered] = rng.permuted(order[jittered], axis=1)
+    sigmas[blurred] = rng.uniform(*BLUR_SIGMA, blurred.sum())
+    return Colors(jittered, factors, order, grayed, sigmas)
+
+
+def recolor(images: Tensor, colors: Colors) -> Tensor:
+    """Return (N, 3, S, S) float32 in [0, 1], of the same, with the colors as was drawn."""
     images = images.clone()
-    images[jittered] = jitter(images[jittered], rng)
+    for place in range(len(JITTER)):
+        for number, (change, _, _) in enumerate(JITTER):
+            rows = _rows(colors.jittered & (colors.order[:, place] == number))
+            if len(rows):
+                factors = colors.factors[rows.numpy(), number]
+                images[rows] = change(images[rows], _like(factors, images))
+    grayed, blurred = _rows(colors.grayed), _rows(colors.sigmas > 0)
     images[grayed] = gray(images[grayed]).expand(-1, 3, -1, -1)
-    sigmas = rng.uniform(*BLUR_SIGMA, len(blurred))
-    images[blurred] = blur(images[blurred], _like(sigmas, images))
+    images[blurred] = blur(images[blurred], _like(colors.sigmas[blurred.numpy()], images))
     return images
-
-
-def jitter(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return (N, 3, H, W) in [0, 1] with four color changes in an order drawn for each image."""
-    count = len(images)
-    draws = [
-        (change, rng.uniform(middle - strength, middle + strength, count))
-        for change, middle, strength in JITTER
-    ]
-    order = rng.permuted(np.tile(np.arange(len(draws)), (count, 1)), axis=1)
-    changed = []
-    for row, numbers in enumerate(order):
-        image = images[row : row + 1]
-        for number in numbers:
-            change, factors = draws[number]
-            image = change(image, _like(factors[row : row + 1], image))
-        changed.append(image)
-    return torch.cat(changed) if changed else images
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
@@ -245,25 +330,40 @@ def copy_paste(
     The object is every pixel with a label id; its tight box lands anywhere in the picture, all
     places equally likely. No blending. Method: step 8.
     """
-    thing = (other_label != BACKGROUND) & (other_label != IGNORE)
-    if not thing.any():
-        return image, label
-    top, bottom = _extent(thing.any(1))
-    left, right = _extent(thing.any(0))
-    y = int(rng.integers(image.shape[1] - (bottom - top), endpoint=True))
-    x = int(rng.integers(image.shape[2] - (right - left), endpoint=True))
-    there = (..., slice(y, y + bottom - top), slice(x, x + right - left))
-    box = (..., slice(top, bottom), slice(left, right))
-    image, label = image.clone(), label.clone()
-    image[there] = torch.where(thing[box], other_image[box], image[there])
-    label[there] = torch.where(thing[box], other_label[box], label[there])
+    paste = draw_paste(other_label.numpy(), image.shape[1], rng)
+    if paste is not None:
+        image, label = image.clone(), label.clone()
+        _put(image, label, other_image, other_label, paste)
     return image, label
 
 
-def _extent(line: Tensor) -> tuple[int, int]:
-    """Return the first true index of a bool line and one past the last."""
-    indices = line.nonzero()
-    return int(indices[0]), int(indices[-1]) + 1
+def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste | None:
+    """Return where the object of a label map (S, S) goes in a picture; None without an object."""
+    thing = (label != BACKGROUND) & (label != IGNORE)
+    if not thing.any():
+        return None
+    rows, columns = _extent(thing.any(1)), _extent(thing.any(0))
+    y = int(rng.integers(side - (rows.stop - rows.start), endpoint=True))
+    x = int(rng.integers(side - (columns.stop - columns.start), endpoint=True))
+    return Paste(rows, columns, y, x)
+
+
+def _put(
+    image: Tensor, label: Tensor, other_image: Tensor, other_label: Tensor, paste: Paste
+) -> None:
+    """Write an object onto `image` and `label`, which are the caller's own."""
+    box = (..., paste.rows, paste.columns)
+    pixels, ids = other_image[box], other_label[box]
+    there = (..., slice(paste.y, paste.y + ids.shape[0]), slice(paste.x, paste.x + ids.shape[1]))
+    thing = (ids != BACKGROUND) & (ids != IGNORE)
+    image[there] = torch.where(thing, pixels, image[there])
+    label[there] = torch.where(thing, ids, label[there])
+
+
+def _extent(line: np.ndarray) -> slice:
+    """Return from the first true index of a bool line to one past the last."""
+    indices = np.flatnonzero(line)
+    return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
 def _blend(images: Tensor, base: Tensor, factors: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import namedmask
+from namedmask.cli_weights import weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
@@ -33,7 +34,7 @@ from namedmask.screen import (
     write,
     write_json,
 )
-from namedmask.storage import Place, place_of, prove_writable
+from namedmask.storage import ensure_writable, place_of
 
 app = typer.Typer(
     help="Category names in, semantic segmenter out.",
@@ -315,6 +316,9 @@ def export_faces(
     write_json(made) if as_json else show(made)
 
 
+app.command("weights")(weights)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""
@@ -343,21 +347,6 @@ def options(
     ] = False,
 ) -> None:
     """Category names in, semantic segmenter out."""
-
-
-def ensure_writable(folder: Place, way_out: str) -> None:
-    """Make `folder` when missing, and prove that a file can be written there.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        prove_writable(folder)
-    except OSError as error:
-        raise InputError(
-            f"output folder {folder} cannot be written: {error.strerror or error}. "
-            f"Choose another with {way_out}."
-        ) from error
 
 
 def _run_verb(

@@ -75,7 +75,7 @@ __all__ = [
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "workers", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures",
+    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures", "on_device",
 )  # fmt: skip
 """Keys of any section that change how fast a verb is, not what it computes, up to rounding.
 

@@ -37,6 +37,7 @@ from namedmask.errors import CheckpointError, ConfigError, unknown_name
 from namedmask.images import BadImage, decode, decode_coarse
 from namedmask.plugins import resolve, torch_device
 from namedmask.reasons import CONTENT_CHANGED
+from namedmask.weights import path_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
 ENOUGH = 2
-"""Pixels of a JPEG's side for each that the model sees: where it has twice as many, libjpeg halves."""
+"""Pixels of a JPEG's side for each that the model sees: of twice as many, libjpeg makes half."""
 
 T = TypeVar("T")
 
@@ -278,7 +279,8 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
     if name not in open_clip.list_models():
         raise unknown_name("open_clip model", name, open_clip.list_models())
     tags = open_clip.pretrained.list_pretrained_tags_by_model(name)
-    if config.weights not in tags and not Path(config.weights or "-").is_file():
+    weights = config.weights if config.weights in tags else str(path_of(config.weights or "-"))
+    if weights not in tags and not Path(weights).is_file():
         raise ConfigError(
             f"embed.weights '{config.weights}' is no file and no pretrained tag of {name}; "
             f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
@@ -288,7 +290,7 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
     with _loading(config.weights):
         model = open_clip.create_model(
             name,
-            pretrained=config.weights,
+            pretrained=weights,
             force_quick_gelu=bool(trained.get("quick_gelu", False)),  # else only a warning
         )
     return OpenClip(model, open_clip.get_tokenizer(name), device, config.precision)

@@ -29,6 +29,7 @@ from namedmask.errors import CheckpointError, ConfigError, InputError, MissingEx
 from namedmask.face_boxes import MXNET, PRIORS, Form
 from namedmask.images import BadImage, decode, resize
 from namedmask.plugins import resolve
+from namedmask.weights import path_of
 
 HAS_FACE = "has_face"
 
@@ -276,15 +277,16 @@ def _retinaface_mxnet(config: FacesConfig) -> FaceDetector:
 
 def _miniworld(config: FacesConfig) -> FaceDetector:
     own = resources.files("namedmask.miniworld").joinpath("weights", "faces.onnx")
-    return InsightFaceDetector(Path(config.weights or str(own)), config)
+    return InsightFaceDetector(path_of(config.weights or str(own)), config)
 
 
 def _weights_of(config: FacesConfig) -> Path:
     if not config.weights:
         raise ConfigError(
-            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file there."
+            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file there. "
+            "'namedmask weights' lists some."
         )
-    return Path(config.weights)
+    return path_of(config.weights)
 
 
 FACE_DETECTORS: dict[str, Callable[[FacesConfig], FaceDetector]] = {

@@ -36,6 +36,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 WHITE = (255, 255, 255, 255)
 
+MAX_SCANS = 100
+"""Of a progressive JPEG. Each goes over all pixels and may be 75 bytes long: a file of 100 kB could
+take minutes. Encoders write about ten."""
+
+_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
+
 _HASH_SIDE = 32
 
 _ORIENTATION_TAG = 0x0112
@@ -69,9 +75,12 @@ def decode(
     Not `upright`: as it is stored, whatever its EXIF orientation says.
 
     Raises:
-        BadImage: `not_an_image`, `truncated`, or `too_many_pixels` (told by the header alone).
+        BadImage: `not_an_image`, `truncated`, `too_many_pixels` (told by the header alone), or
+            `too_many_scans`.
     """
     image = _open(data, max_pixels)
+    if data.startswith(_JPEG) and data.count(_SCAN) > MAX_SCANS:
+        raise BadImage("too_many_scans", f"{data.count(_SCAN)}, at most {MAX_SCANS}")
     width, height = _fit(*image.size, longest_side)
     array, orientation = _pixels(image, (width, height), upright)
     if orientation in _SIDEWAYS:

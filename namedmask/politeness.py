@@ -53,8 +53,8 @@ def retry_after(value: str) -> float:
 def may_fetch(robots_txt: bytes, user_agent: str, url: str) -> bool:
     """Return whether a robots.txt lets this program have `url`.
 
-    The first rule that fits counts and wildcards are not known, as in the standard library; RFC
-    9309 takes the longest, and knows them.
+    Differs: the first rule that fits counts and wildcards are not known, as in the standard
+    library; RFC 9309 takes the longest, and knows them.
     """
     return _rules_of(robots_txt).can_fetch(agent_of(user_agent), url)
 

@@ -21,7 +21,7 @@ REASONS: dict[str, tuple[str, ...]] = {
                   "http_429"),
     "blocked": ("blocked_address", "http_401", "http_402", "http_403", "http_407", "http_451"),
     "opted_out": ("opted_out", "robots_txt"),
-    "too_big": ("too_big", "too_many_pixels"),
+    "too_big": ("too_big", "too_many_pixels", "too_many_scans"),
     "not_an_image": ("not_an_image", "truncated", "empty"),
     "changed": (CONTENT_CHANGED,),
     "crashed": ("crashed",),

@@ -27,8 +27,10 @@ from namedmask.config import SaliencyConfig
 from namedmask.errors import ConfigError
 from namedmask.plugins import resolve, torch_device
 from namedmask.schema import OK, alive, bury, require_columns, update
-from namedmask.selfmask import CHECKPOINT_URL, best_mask, load_selfmask
+from namedmask.selfmask import CHECKPOINT_URL, best_mask, load_selfmask, padded_size
 from namedmask.selfmask import SelfMask as SelfMask
+from namedmask.tokencut import grid_of, key_features, load_dino, object_patches
+from namedmask.weights import path_of
 
 THRESHOLD = 0.5
 
@@ -117,7 +119,9 @@ class UNetSaliency:
 
 
 class SelfMaskSaliency:
-    """The method's network as a detector: one image at a time, near the size it was made for.
+    """The method's network as a detector: images of one padded size at a time, near 512 pixels.
+
+    Padding is the network's own and takes part, so that in a batch each has the map it has alone.
 
     Method: the shorter side becomes 512 pixels; the map is that of the most object-like query.
     Differs: the long side is at most `LONGEST` times as long (the method sets no limit), so that
@@ -128,26 +132,35 @@ class SelfMaskSaliency:
     SIDE = 512
     LONGEST = 3
 
-    def __init__(self, weights: Path, device: torch.device) -> None:
+    def __init__(self, weights: Path, device: torch.device, batch_size: int = 1) -> None:
         self.net = load_selfmask(weights).to(device)
-        self.device = device
+        self.device, self.batch_size = device, batch_size
 
     def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
-        return [self._map(image) for image in images]
+        longest = self.SIDE * self.LONGEST
+        sizes = [_working_size(image.shape[:2], self.SIDE, longest) for image in images]
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for number, size in enumerate(sizes):
+            buckets.setdefault(padded_size(size), []).append(number)
+        maps: dict[int, np.ndarray] = {}
+        for padded, numbers in buckets.items():
+            for start in range(0, len(numbers), self.batch_size):
+                chosen = numbers[start : start + self.batch_size]
+                batch = [_at_size(images[number], sizes[number], padded) for number in chosen]
+                found = self._padded_maps(torch.stack(batch))
+                for number, one in zip(chosen, found, strict=True):
+                    height, width = sizes[number]
+                    full = one[None, None, :height, :width]
+                    full = F.interpolate(full, images[number].shape[:2], mode="bilinear")
+                    maps[number] = full[0, 0].clamp(0, 1).numpy()
+        return [maps[number] for number in range(len(images))]
 
-    def _map(self, image: np.ndarray) -> np.ndarray:
-        size: tuple[int, int] = image.shape[:2]
-        height, width = _working_size(size, self.SIDE, self.SIDE * self.LONGEST)
-        pixels = torch.tensor(image).permute(2, 0, 1)[None]
-        pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
-        tensor = imagelib.to_tensor([pixels[0].permute(1, 2, 0).numpy()])
-        with torch.inference_mode():
-            masks, objectness = self.net(tensor.to(self.device))
-            found = best_mask(masks, objectness, height, width).cpu()
-        full = F.interpolate(found[None], size, mode="bilinear", align_corners=False)
-        probability: np.ndarray = full[0, 0].clamp(0, 1).numpy()
-        return probability
+    @torch.inference_mode()
+    def _padded_maps(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return of (B, 3, H, W), H and W in whole patches, (B, H, W) float32 in [0, 1]."""
+        masks, objectness = self.net(batch.to(self.device))
+        return best_mask(masks, objectness, *batch.shape[-2:]).cpu()
 
 
 def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, int]:
@@ -157,10 +170,18 @@ def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, 
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def _at_size(image: np.ndarray, size: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
+    """Return an image (H, W, 3) uint8 at `size`, normalised, with zeros up to `padded`."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    tensor = imagelib.to_tensor([pixels[0].permute(1, 2, 0).numpy()])[0]
+    return F.pad(tensor, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+
+
 def miniworld(config: SaliencyConfig) -> SaliencyDetector:
     """Return the mini world's own detector, trained without labels (miniworld/training)."""
     default = resources.files("namedmask.miniworld") / "weights" / "saliency.safetensors"
-    path = Path(config.weights) if config.weights else Path(str(default))
+    path = path_of(config.weights) if config.weights else Path(str(default))
     return UNetSaliency(path, torch_device(config.device, "saliency"), config.batch_size)
 
 
@@ -169,14 +190,55 @@ def selfmask(config: SaliencyConfig) -> SaliencyDetector:
     if not config.weights:
         raise ConfigError(
             "saliency.weights is empty; detector 'selfmask' needs its checkpoint there, which is "
-            f"not shipped. Fetch {CHECKPOINT_URL} and give its path."
+            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask', or give "
+            f"the path of {CHECKPOINT_URL}"
         )
-    return SelfMaskSaliency(Path(config.weights), torch_device(config.device, "saliency"))
+    device = torch_device(config.device, "saliency")
+    # on a CPU a batch is no faster, and its rounding would depend on who else is in it
+    batch_size = config.batch_size if device.type == "cuda" else 1
+    return SelfMaskSaliency(path_of(config.weights), device, batch_size)
+
+
+class TokenCutSaliency:
+    """TokenCut as a detector: the object's patches, each a square of ones; see tokencut.py.
+
+    One image at a time, in its own size rounded to whole patches.
+    """
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        self.dino = load_dino(weights).to(device)
+        self.patch = int(self.dino.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+        self.device = device
+
+    def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32, 0 or 1."""
+        return [self._map(image) for image in images]
+
+    def _map(self, image: np.ndarray) -> np.ndarray:
+        size: tuple[int, int] = image.shape[:2]
+        rows, columns = grid = grid_of(size, self.patch)
+        resized = imagelib.resize(image, rows * self.patch, columns * self.patch)
+        with torch.inference_mode():
+            batch = imagelib.to_tensor([resized]).to(self.device)
+            features = key_features(self.dino, batch)[0].cpu().numpy()
+        found = object_patches(features, grid)
+        return imagelib.resize(found, *size, nearest=True).astype(np.float32)
+
+
+def tokencut(config: SaliencyConfig) -> SaliencyDetector:
+    """Return TokenCut with the DINO ViT-S of `saliency.weights`."""
+    if not config.weights:
+        raise ConfigError(
+            "saliency.weights is empty; detector 'tokencut' needs DINO's ViT-S there. Run "
+            "'namedmask weights fetch dino-vits16' and set it to 'dino-vits16'."
+        )
+    return TokenCutSaliency(path_of(config.weights), torch_device(config.device, "saliency"))
 
 
 DETECTORS: dict[str, Callable[[SaliencyConfig], SaliencyDetector]] = {
     "miniworld": miniworld,
     "selfmask": selfmask,
+    "tokencut": tokencut,
 }
 
 

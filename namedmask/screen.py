@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from namedmask.config import Config
@@ -90,6 +90,13 @@ def show_hits(found: Mapping[str, Any]) -> None:
     )
     times = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in found["seconds"].items())
     write(f"{times}; {found['prompts']} prompt{'s' if found['prompts'] > 1 else ', as typed'}")
+
+
+def show_weights(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write one line a row, and what a column says of it only where it says something."""
+    for row in rows:
+        told = [_text(row[column]) for column in columns if row.get(column)]
+        write("  ".join(told))
 
 
 def _printable(text: str) -> str:

@@ -169,7 +169,7 @@ class EmbedConfig(ModelSection):
     """Image bytes and category names into one vector space."""
 
     model: str = Field("miniworld", description="name in EMBEDDERS or a dotted path `pkg.mod:name`")
-    weights: str = Field("", description="open_clip pretrained tag or a weights file; model's own")
+    weights: str = Field("", description="open_clip tag, file or name of `namedmask weights`")
     batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="of the networks; auto: bf16 where device is cuda, float32 on a CPU"
@@ -221,7 +221,7 @@ class FacesConfig(ModelSection):
 
     enabled: bool = Field(True, description="the method: on for LAION, off for ImageNet folders")
     detector: str = Field("miniworld", description="name in FACE_DETECTORS or a dotted path")
-    weights: str = Field("", description="ONNX file; empty: the detector's own")
+    weights: str = Field("", description="ONNX file or name of `namedmask weights`; empty: own")
     min_score: Share = Field(0.5, description="the seed gives none; InsightFace's default")
     nms_iou: Share = Field(0.4, description="overlap above which the weaker box goes. InsightFace")
     scales: tuple[float, ...] = Field(
@@ -233,7 +233,7 @@ class SaliencyConfig(ModelSection):
     """Which pixels stand out."""
 
     detector: str = Field("miniworld", description="name in DETECTORS or a dotted path")
-    weights: str = Field("", description="checkpoint file; empty: the detector's own")
+    weights: str = Field("", description="file or name of `namedmask weights`; empty: own")
     batch_size: Count = 16
     min_share: Share = Field(0.005, description="smaller masks are `no_mask`. Method: 0")
     max_share: Share = Field(0.98, description="larger masks are `no_mask`. Method: 1")
@@ -262,13 +262,18 @@ class AugmentConfig(Section):
     grayscale: Share = 0.2
     blur: Share = 0.5
     n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
+    on_device: bool = Field(
+        False, description="colors and pasting by whole batches, on the device that trains"
+    )
 
 
 class SegmenterConfig(Section):
     """The network of the experts and of the final segmenter."""
 
     name: str = Field("deeplabv3plus_resnet50", description="name in SEGMENTERS or a dotted path")
-    backbone_weights: str = Field("", description="file; 'miniworld'; empty: random")
+    backbone_weights: str = Field(
+        "", description="file, name of `namedmask weights`; empty: random"
+    )
 
 
 class OptimConfig(Section):

@@ -23,6 +23,7 @@ from namedmask.errors import CheckpointError
 from namedmask.plugins import resolve
 from namedmask.schema import FORMAT_VERSION, IGNORE
 from namedmask.storage import Place, place_of
+from namedmask.weights import path_of
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 TRAINING = Path("segmenter") / "training.pt"
@@ -133,7 +134,7 @@ def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
 def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
     """Return the method's head over a ResNet-101, for as many labels; random weights.
 
-    The method has a ResNet-50 alone.
+    Differs: the method has a ResNet-50 alone.
     """
     backbone = ResNet101()
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))
@@ -172,7 +173,7 @@ def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> 
         model = factory(num_labels)
     if config.backbone_weights:
         shipped = config.backbone_weights == "miniworld"
-        path = MINIWORLD_BACKBONE if shipped else Path(config.backbone_weights)
+        path = MINIWORLD_BACKBONE if shipped else path_of(config.backbone_weights)
         load_strict(cast(nn.Module, model.backbone), read_tensors(path), path, config.name)
     return model
 

@@ -58,6 +58,12 @@ class SelfMask(nn.Module):
         return masks.sigmoid(), self.ffn(queries).squeeze(-1).sigmoid()
 
 
+def padded_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) padded right and below to whole patches."""
+    height, width = size
+    return height + -height % PATCH, width + -width % PATCH
+
+
 def best_mask(masks: Tensor, objectness: Tensor, height: int, width: int) -> Tensor:
     """Return of each image the most object-like mask, (B, height, width) float32 in [0, 1].
 

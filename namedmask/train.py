@@ -16,7 +16,7 @@ Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny`, 16 samples of 96 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from namedmask.ahead import one_ahead
-from namedmask.augment import Samples, make_batch
+from namedmask.augment import Draft, Samples, draft_batch, finish, make_batch
 from namedmask.checkpoints import load_strict, read_tree, write_tree
-from namedmask.config import AugmentConfig, OptimConfig
+from namedmask.config import SPEED_ONLY, AugmentConfig, OptimConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.plugins import torch_device
 from namedmask.schema import FORMAT_VERSION, IGNORE
@@ -93,7 +93,12 @@ def train(
         NamedMaskError: the loss is no longer a number.
     """
     batches = Batches(samples, group.slots(optim.batch_size), augment, seed)
-    feed = Feed(len(samples), lambda start: one_ahead(iter(_load(batches, start, optim))))
+
+    def load(start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loaded = one_ahead(iter(_load(batches, start, optim)))
+        return finished(loaded, optim.device) if augment.on_device else loaded
+
+    feed = Feed(len(samples), load)
     return train_from(
         model, feed, optim, augment, seed=seed, group=group, checkpoint=checkpoint,
         checkpoint_every=checkpoint_every, on_step=on_step,
@@ -217,7 +222,7 @@ def poly_rate(base: float, done: int, optim: OptimConfig) -> float:
     return max(base * (1 - done / optim.iterations) ** optim.power, optim.lr_floor)
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
+class Batches(Dataset[Any]):
     """Item t is what lies in some places of step t's batch, whichever process asks for it."""
 
     def __init__(self, samples: Samples, slots: range, augment: AugmentConfig, seed: int) -> None:
@@ -226,12 +231,18 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self._augment = augment
         self._seed = seed
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return images and labels as `augment.make_batch` does."""
-        return make_batch(self._samples, self._slots, self._augment, self._seed, step)
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | Draft:
+        """Return images and labels, or with `augment.on_device` the draft of them."""
+        make = draft_batch if self._augment.on_device else make_batch
+        return make(self._samples, self._slots, self._augment, self._seed, step)
 
 
-def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[tuple[Tensor, Tensor]]:
+def finished(drafts: Iterable[Draft], device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of drafts, finished on a device when they are asked for."""
+    return (finish(draft, device) for draft in drafts)
+
+
+def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[Any]:
     return DataLoader(
         batches,
         batch_size=None,
@@ -326,7 +337,7 @@ def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int)
         "seed": seed,
         "samples": count,
         **optim.model_dump(mode="json", include=fields),
-        **augment.model_dump(mode="json"),
+        **augment.model_dump(mode="json", exclude=set(SPEED_ONLY)),
     }
 
 

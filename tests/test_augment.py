@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as reference
 
 from namedmask import augment, schema
-from namedmask.augment import copy_paste, make_batch, photometric, random_crop, random_view
+from namedmask.augment import (
+    copy_paste,
+    draft_batch,
+    finish,
+    make_batch,
+    photometric,
+    random_crop,
+    random_view,
+)
 from namedmask.config import AugmentConfig
 
 PLAIN = AugmentConfig(
@@ -96,6 +106,102 @@ def test_batch_is_the_same_to_the_bit_whatever_threads_torch_has() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*batches)
+
+
+@pytest.mark.parametrize("crop", [16, 64])
+def test_draft_finished_as_a_whole_batch_is_the_batch_made_by_sample(crop: int) -> None:
+    samples, config = Squares(50, side=40), AugmentConfig(crop=crop, scale=(0.5, 1.0), n_max=4)
+    images, labels = finish(draft_batch(samples, range(9), config, seed=1, step=2))
+    by_sample = make_batch(samples, range(9), config, seed=1, step=2)
+    assert torch.equal(labels, by_sample[1])
+    torch.testing.assert_close(images, by_sample[0], rtol=0, atol=1e-5)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_draft_finished_on_a_gpu_is_the_batch_of_the_cpu() -> None:
+    samples, config = Squares(50, side=40), AugmentConfig(crop=64, n_max=4)
+    draft = draft_batch(samples, range(9), config, seed=1, step=2)
+    here, there = finish(draft), finish(draft, "cuda")
+    assert there[0].is_cuda and torch.equal(there[1].cpu(), here[1])
+    torch.testing.assert_close(there[0].cpu(), here[0], rtol=0, atol=1e-3)
+
+
+def test_draft_is_not_changed_by_finishing_it() -> None:
+    draft = draft_batch(Squares(9, side=40), range(4), AugmentConfig(crop=32), seed=0, step=0)
+    views, labels = draft.views.clone(), draft.labels.clone()
+    first, again = finish(draft), finish(draft)
+    assert torch.equal(draft.views, views) and torch.equal(draft.labels, labels)
+    assert torch.equal(first[0], again[0])
+
+
+def noting(step: Any, ran: list[str]) -> Any:
+    def run(*args: Any) -> Any:
+        if ran[-1:] != [step.__name__]:
+            ran.append(step.__name__)
+        return step(*args)
+
+    return run
+
+
+def test_sample_runs_the_methods_steps_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    steps = ("random_view", "random_crop", "brightness", "gray", "blur", "normalize", "_put")
+    for name in steps:
+        monkeypatch.setattr(augment, name, noting(getattr(augment, name), ran))
+    monkeypatch.setattr(augment, "JITTER", ((augment.brightness, 1.0, 0.0),))
+    config = AugmentConfig(crop=64, jitter=1.0, grayscale=1.0, blur=1.0, n_max=2)
+    for seed in range(20):
+        ran.clear()
+        augment.make_sample(Squares(5, side=80), config, np.random.default_rng(seed))
+        if "_put" in ran:  # every other sample
+            break
+    assert ran == ["random_view", "random_crop", *steps]
+
+
+def test_defaults_are_the_methods_probabilities_and_widths() -> None:
+    config = AugmentConfig()
+    assert (config.crop, config.scale, config.n_max) == (384, (0.1, 1.0), 2)
+    assert (config.flip, config.jitter, config.grayscale, config.blur) == (0.5, 0.8, 0.2, 0.5)
+    widths = {change.__name__: (middle, width) for change, middle, width in augment.JITTER}
+    assert widths == {
+        "brightness": (1.0, 0.8), "contrast": (1.0, 0.8), "saturation": (1.0, 0.8),
+        "hue": (0.0, 0.2),
+    }  # fmt: skip
+    assert augment.BLUR_SIGMA == (0.1, 2.0)
+    assert (augment.IMAGENET_MEAN, augment.IMAGENET_STD) == (
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "share"), [("jitter", 0.8), ("grayscale", 0.2), ("blur", 0.5)])
+def test_colors_are_drawn_as_often_as_the_method_says(key: str, share: float) -> None:
+    colors = augment.draw_colors(4000, AugmentConfig(), np.random.default_rng(0))
+    drawn = {"jitter": colors.jittered, "grayscale": colors.grayed, "blur": colors.sigmas > 0}
+    assert drawn[key].mean() == pytest.approx(share, abs=0.03)
+
+
+def test_view_is_flipped_half_of_the_time() -> None:
+    image, label = Squares(3, square=2)[2]
+    config = with_options(flip=AugmentConfig().flip)
+    rng = np.random.default_rng(0)
+    flipped = [not np.array_equal(random_view(image, label, config, rng)[0], image)
+               for _ in range(400)]  # fmt: skip
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("side", [1, 10])
+def test_batch_of_pictures_of_one_and_of_ten_pixels(side: int) -> None:
+    class Small(Squares):
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            picture = np.full((side, side, 3), 90, np.uint8)
+            return picture, np.full((side, side), index + 1, np.uint16)
+
+    config = AugmentConfig(crop=16, n_max=4)
+    images, labels = make_batch(Small(300), range(64), config, seed=0, step=0)
+    assert torch.isfinite(images).all()
+    assert max(things(labels)) > 255
+    assert all(things(label) for label in labels)
 
 
 def test_batch_n_max_two_pastes_on_half_of_the_samples() -> None:
@@ -274,7 +380,7 @@ def test_jitter_each_change_equals_torchvision(name: str) -> None:
 
 def test_jitter_runs_its_changes_in_every_order() -> None:
     images = torch.rand(1, 3, 4, 4).expand(64, -1, -1, -1)
-    seen = augment.jitter(images, np.random.default_rng(0))
+    seen = photometric(images, with_options(jitter=1.0), np.random.default_rng(0))
     assert len({tuple(image.flatten().tolist()) for image in seen}) == 64
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "namedmask" / "data" / "runs"
 VERBS = (
     "demo", "curate", "embed", "build", "refine", "train", "evaluate", "submit", "predict",
-    "report", "search", "plan", "inspect", "doctor",
+    "report", "search", "plan", "inspect", "weights", "doctor",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Fetching from a real server that misbehaves in every way the web does."""
 
 import asyncio
+import hashlib
 import http.server
 import io
 import pickle
@@ -436,6 +437,35 @@ def test_fetch_dead_rows_pass_untouched_and_are_not_asked_for(server):
     assert after["status"].to_pylist() == ["ok", "unsafe", "duplicate_url", "ok"]
     assert after["image"].to_pylist() == [PHOTO, b"old", None, PHOTO]
     assert sorted(server.hits) == ["/ok/0", "/ok/3"]
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_fetch_bytes_that_are_not_the_promised_ones_are_content_changed(
+    server, algorithm, tmp_path
+):
+    (tmp_path / "a.jpg").write_bytes(PHOTO)
+    right, wrong = (hashlib.new(algorithm, body).hexdigest() for body in (PHOTO, b"another"))
+    urls = [f"{server.address}/{path}" for path in ("ok/1", "ok/2", "ok/3", "ok/4", "html/")]
+    urls += [(tmp_path / "a.jpg").as_uri()] * 2 + [f"{server.address}/{path}" for path in
+             ("empty/", "code/404")]  # fmt: skip
+    hashes = [right, wrong, None, "", right, right, wrong, right, right]
+    table = table_of(urls).append_column(algorithm, pa.array(hashes, pa.string()))
+    config = FetchConfig(allow_loopback=True, longest_side=40, file_root=str(tmp_path))
+    result = Fetch(config)(table)
+    assert result["status"].to_pylist() == [
+        "ok", "content_changed", "ok", "ok", "content_changed", "ok", "content_changed", "empty",
+        "http_404",
+    ]  # fmt: skip
+    assert result["image"].null_count == 5
+
+
+def test_fetch_one_of_two_hashes_that_is_wrong_is_content_changed(server):
+    table = table_of([f"{server.address}/ok/{number}" for number in range(3)])
+    md5, sha256 = hashlib.md5(PHOTO).hexdigest(), hashlib.sha256(PHOTO).hexdigest()
+    table = table.append_column("md5", pa.array([md5, md5, "0" * 32]))
+    table = table.append_column("sha256", pa.array([sha256, "0" * 64, sha256]))
+    words = Fetch(FetchConfig(allow_loopback=True))(table)["status"].to_pylist()
+    assert words == ["ok", "content_changed", "content_changed"]
 
 
 @pytest.mark.parametrize("statuses", [[], ["http_404", "unsafe"]])

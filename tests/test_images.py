@@ -371,3 +371,14 @@ def test_decode_real_photos_give_their_listed_size(real_data):
     for path in paths:
         data = path.read_bytes()
         assert decode(data).shape[:2] == images.size_of(data)
+
+
+def test_decode_jpeg_of_very_many_scans_is_refused_before_it_is_decoded():
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 10, 10)).save(buffer, "JPEG", progressive=True)
+    body = buffer.getvalue()
+    last = body[body.rindex(b"\xff\xda") : -2]
+    few, many = (body[:-2] + last * count + b"\xff\xd9" for count in (50, 5000))
+    assert decode(few).shape == (48, 64, 3)
+    with pytest.raises(BadImage, match="too_many_scans: 5010, at most 100"):
+        decode(many)

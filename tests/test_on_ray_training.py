@@ -83,6 +83,17 @@ def test_training_on_ray_equals_the_plain_loop_to_the_bit(
 
 
 @pytest.mark.slow
+def test_training_on_ray_that_finishes_samples_on_its_device_hears_the_same_losses(
+    harm: Path, curated: Path, tmp_path: Path
+) -> None:
+    folder = toy_runs.copy(curated, tmp_path / "run")
+    config = config_of(folder, "augment.on_device=true")
+    heard: list[float] = []
+    train_on_ray(config, folder, lambda _, loss: heard.append(loss))
+    assert heard == pytest.approx(plain(curated, config, tmp_path / "state.pt", Group()), rel=1e-3)
+
+
+@pytest.mark.slow
 def test_training_of_two_processes_equals_a_group_of_torch(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:

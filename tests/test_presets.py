@@ -23,8 +23,8 @@ NOT_A_RECIPES = {
     "categories": {"set", "names", "each"},  # what is asked for
     "metadata": {"source", "max_rows"},
     "fetch": {  # how bytes come, and what is refused for safety
-        "timeout_s", "max_bytes", "max_pixels", "max_redirects", "retries", "user_agent",
-        "max_pause_s", "allow_loopback", "file_root",
+        "timeout_s", "max_bytes", "max_pixels", "max_redirects", "retries", "max_pause_s",
+        "user_agent", "allow_loopback", "file_root",
     },
     "embed": {"batch_size"},  # results do not vary with it
     "retrieve": {"overfetch", "index", "nprobe"},  # how many at once; of another backend
@@ -33,6 +33,7 @@ NOT_A_RECIPES = {
 }  # fmt: skip
 
 DEPARTURES = {
+    "embed.precision": ("auto", "float32"),
     "fetch.honor_opt_out": (True, False),
     "retrieve.near_duplicates": ("greedy", "components"),
     "retrieve.replenish_faces": (True, False),

@@ -243,6 +243,15 @@ def test_funnel_that_does_not_add_up_says_so(run) -> None:
     assert "81 came in, 80 are counted." in page_of(run).prose
 
 
+def test_funnel_of_names_without_addresses_doubts_the_name_server(run) -> None:
+    funnels = json.loads((run / "funnels.json").read_text())
+    doubt = "38 of 60 urls that were asked for have a host without an address"
+    for lost, said in ((38, True), (30, False)):
+        rows = {"ok": 58 - lost, "dns": lost - 20, "dns_failed": 20, "http_404": 2, "unsafe": 20}
+        write_json(run / "funnels.json", funnels | {"rows_by_status": rows})
+        assert (doubt in page_of(run).prose) is said
+
+
 def test_archives_show_fill_query_and_reasons(whole_page) -> None:
     assert "2 of 3 archives are full." in whole_page.prose
     assert "crane <b> ← “crane bird” 5 of 8 near_duplicate 4, no_mask 1" in whole_page.prose

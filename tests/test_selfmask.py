@@ -13,7 +13,7 @@ from namedmask.errors import CheckpointError, ConfigError
 from namedmask.images import to_tensor
 from namedmask.plugins import resolve
 from namedmask.saliency import DETECTORS, SelfMask, SelfMaskSaliency, pseudo_mask
-from namedmask.selfmask import best_mask, load_selfmask
+from namedmask.selfmask import best_mask, load_selfmask, padded_size
 from tests.golden import golden_arrays, golden_keys, golden_weights
 
 
@@ -184,7 +184,35 @@ def test_detector_long_side_is_limited_and_the_aspect_kept(
     hook = detector.net.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
     with hook:
         detector.saliency([np.zeros((*size, 3), np.uint8), np.zeros((*size[::-1], 3), np.uint8)])
-    assert seen == [(1, 3, *expected), (1, 3, *expected[::-1])]
+    assert seen == [(1, 3, *padded_size(one)) for one in (expected, expected[::-1])]
+
+
+def test_detector_batches_images_of_one_padded_size_with_equal_maps(
+    detector: SelfMaskSaliency, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = SelfMaskSaliency(weights, torch.device("cpu"), batch_size=2)
+    for one in (detector, together):
+        monkeypatch.setattr(one, "SIDE", 48)
+    rng = np.random.default_rng(0)
+    sizes = [(60, 80), (80, 60), (96, 123), (59, 75), (200, 200), (90, 120)]
+    photos = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    alone = [detector.saliency([photo])[0] for photo in photos]
+    seen: list[tuple[int, ...]] = []
+    hook = together.net.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    with hook:
+        found = together.saliency(photos)
+    assert seen == [(2, 3, 48, 64), (2, 3, 48, 64), (1, 3, 64, 48), (1, 3, 48, 48)]
+    for one, expected, size in zip(found, alone, sizes, strict=True):
+        assert one.shape == size
+        assert np.abs(one - expected).max() < 1e-5
+        clear = np.abs(expected - 0.5) > 1e-5
+        assert (pseudo_mask(one) == pseudo_mask(expected))[clear].all()
+
+
+def test_detector_on_a_cpu_takes_one_at_a_time(weights: Path) -> None:
+    made = DETECTORS["selfmask"](SaliencyConfig(weights=str(weights), batch_size=16))
+    assert isinstance(made, SelfMaskSaliency)
+    assert made.batch_size == 1
 
 
 def test_detector_by_name_reads_the_file_of_the_config(weights: Path) -> None:

@@ -109,6 +109,23 @@ def test_train_pool_of_one_more_than_a_batch_has_no_batch_of_one() -> None:
     assert steps == [1, 2]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_train_finishing_samples_on_the_device_trains_the_same(workers: int) -> None:
+    optim = OPTIM.model_copy(update={"iterations": 3, "workers": workers})
+    there = AUGMENT.model_copy(update={"on_device": True})
+    ours, theirs = fit(optim=optim).state_dict(), fit(optim=optim, augment=there).state_dict()
+    for key, value in ours.items():
+        torch.testing.assert_close(value, theirs[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_train_may_be_resumed_finishing_samples_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    with pytest.raises(Interrupted):
+        fit(checkpoint=path, checkpoint_every=5, on_step=stop_at(7))
+    fit(checkpoint=path, augment=AUGMENT.model_copy(update={"on_device": True}))
+    assert read_tree(path)["done"] == OPTIM.iterations
+
+
 def test_train_in_two_processes_equals_one() -> None:
     optim = OPTIM.model_copy(update={"iterations": 3})
     assert_same_weights(fit(optim=optim), fit(optim=optim.model_copy(update={"workers": 1})))

@@ -12,6 +12,7 @@ machines it must be storage that all of them see.
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -27,7 +28,7 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
 from namedmask.archive import Archive, ArchiveSamples
-from namedmask.augment import make_batch
+from namedmask.augment import draft_batch, make_batch
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import threads_of
@@ -35,7 +36,7 @@ from namedmask.on_ray.cluster import refuse_to_stall
 from namedmask.on_ray.workers import with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
 from namedmask.storage import Place, remove_tree
-from namedmask.train import Feed, Group, train_from
+from namedmask.train import Feed, Group, finished, train_from
 
 STEPS_PER_TASK = 4
 TASKS_IN_FLIGHT = 2
@@ -233,6 +234,10 @@ def _batches(
         ),
         num_cpus=1,
     )
+    if config.augment.on_device:
+        drafts = (pickle.loads(row["draft"]) for row in shares.iter_rows())
+        yield from finished(drafts, config.train.device)
+        return
     for share in shares.iter_torch_batches(batch_size=len(slots), prefetch_batches=2, device="cpu"):
         yield share["images"], share["labels"].long()
 
@@ -246,17 +251,20 @@ class Shares:
         self._samples: ArchiveSamples | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of one step."""
+        """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of one step.
+
+        With `augment.on_device` instead one pickled `draft` of it.
+        """
         config = self._config
         if (
             self._samples is None
         ):  # here and not at the start: an error of ours stays one on its way
             archive = Archive.open(self._folder / "archive")
             self._samples = archive.samples(refined=config.experts.enabled)
-        step = int(rows["item"][0])
-        images, labels = make_batch(
-            self._samples, self._slots, config.augment, config.run.seed, step
-        )
+        asked = self._samples, self._slots, config.augment, config.run.seed, int(rows["item"][0])
+        if config.augment.on_device:
+            return {"draft": np.array([pickle.dumps(draft_batch(*asked))], object)}
+        images, labels = make_batch(*asked)
         return {"images": images.numpy(), "labels": labels.numpy().astype(np.uint16)}
 
 

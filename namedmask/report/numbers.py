@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pyarrow.compute as pc
 
 import namedmask
+from namedmask.reasons import reason_of
 from namedmask.report.page import (
     Html,
     bar_chart,
@@ -30,6 +31,10 @@ VERBS = ("embed", "build", "refine", "train", "evaluate")
 
 OPEN_ROWS = 60
 """Lines of a table or chart that are shown without asking."""
+
+NO_ADDRESS = ("dns", "dns_failed")
+MANY_URLS = 20
+"""From so many urls on, more than half without an address are worth a line."""
 
 TILES = {
     "miou": "mean IoU",
@@ -151,8 +156,21 @@ def _funnel(title: str, came_in: int, counts: Mapping[str, int]) -> Html:
     )
     head = ("status", "count", "share")
     return element(
-        "div", element("h3", title), verdict, stacked_bar(counts), table(head, rows, numbers=(1, 2))
+        "div", element("h3", title), verdict, *_name_server(counts), stacked_bar(counts),
+        table(head, rows, numbers=(1, 2)),
+    )  # fmt: skip
+
+
+def _name_server(counts: Mapping[str, int]) -> list[Html]:
+    lost = sum(counts.get(status, 0) for status in NO_ADDRESS)
+    tried = sum(count for status, count in counts.items() if status == OK or reason_of(status))
+    if lost < MANY_URLS or lost * 2 <= tried:
+        return []
+    text = (
+        f"{lost:,} of {tried:,} urls that were asked for have a host without an address: more than "
+        "the web loses. The name server of the machine may have failed; look at its log."
     )
+    return [element("p", text, class_="missed")]
 
 
 def in_order(counts: Mapping[str, int]) -> dict[str, int]:

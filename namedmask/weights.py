@@ -1,0 +1,328 @@
+"""Files of weights by name: which a run needs, fetched into a cache, checked ever after.
+
+The list is data/weights.toml. Nothing is fetched unless asked for (`namedmask weights fetch NAME`),
+and nothing whose license is not free without a word for it. A published hash is compared; where
+none is, that of the first fetch is written to the cache's `weights.lock.json` and compared from
+then on, which is told: the first fetch itself is trusted.
+
+Settings that take weights (`saliency.weights`, …) take a name of the list as well as a path; both
+go through `path_of`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import tempfile
+import tomllib
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from namedmask.config import Config
+from namedmask.errors import CheckpointError, InputError, NamedMaskError, unknown_name
+from namedmask.storage import replaced
+
+CACHE_VARIABLE = "NAMEDMASK_CACHE"
+LOCK_FILE = "weights.lock.json"
+CHUNK = 1 << 20
+TIMEOUT_S = 60.0
+"""Of one read from the network, not of a whole file."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One file of the list; see data/weights.toml for what the fields mean."""
+
+    name: str
+    file: str
+    url: str
+    license: str
+    key: str
+    note: str
+    member: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    free: bool = True
+    when: Mapping[str, Any] = field(default_factory=dict)
+
+
+@cache
+def known_weights() -> Mapping[str, Weights]:
+    """Return the files of the list by name, in its order."""
+    text = resources.files("namedmask").joinpath("data", "weights.toml").read_text("utf-8")
+    return {name: Weights(name, **entry) for name, entry in tomllib.loads(text).items()}
+
+
+def cache_folder() -> Path:
+    """Return where fetched files lie: $NAMEDMASK_CACHE, else namedmask below the user's cache."""
+    told = os.environ.get(CACHE_VARIABLE)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(told) if told else base / "namedmask"
+
+
+def path_of(value: str) -> Path:
+    """Return the file that a setting names: a name of the list lies in the cache, else a path.
+
+    Raises:
+        CheckpointError: the name is of the list and its file is not in the cache as it was fetched.
+    """
+    entry = known_weights().get(value)
+    if entry is None:
+        return Path(value)
+    path = cache_folder() / entry.file
+    if not path.is_file():
+        raise CheckpointError(
+            f"weights '{value}' are not in {cache_folder()}. Run: namedmask weights fetch {value}"
+            f"{_consent(entry)}; on a cluster, on every node."
+        )
+    size = _read_lock().get(value, {}).get("bytes", entry.bytes)
+    if size and path.stat().st_size != size:
+        raise CheckpointError(
+            f"weights '{value}', {path}: {path.stat().st_size:,} bytes, expected {size:,}. Remove "
+            f"the file and run: namedmask weights fetch {value}{_consent(entry)}"
+        )
+    return path
+
+
+def listed(config: Config | None = None) -> list[dict[str, Any]]:
+    """Return the files of the list, or those that a run needs, one dict each.
+
+    `state` is `cached` or `not fetched`; of a setting that holds a path `file` or `missing`, of
+    another `a tag of open_clip` or `shipped`.
+    """
+    if config is None:
+        return [_row(entry) for entry in known_weights().values()]
+    tree, rows = config.tree(), []
+    for key in dict.fromkeys(entry.key for entry in known_weights().values() if entry.when):
+        value = _setting(tree, key)
+        fitting = [
+            entry for entry in known_weights().values()
+            if entry.key == key and all(_setting(tree, k) == v for k, v in entry.when.items())
+        ]  # fmt: skip
+        if value in known_weights():
+            rows.append(_row(known_weights()[value]) | {"setting": f"{key} = {value}"})
+        elif not value:
+            rows += [_row(entry) | {"setting": f"{key} is empty"} for entry in fitting]
+        else:
+            state = "a tag of open_clip" if key == "embed.weights" else "shipped"
+            if "/" in value or Path(value).suffix:
+                state = "file" if Path(value).exists() else "missing"
+            rows.append({"name": "", "file": value, "state": state, "setting": f"{key} = {value}"})
+    return rows
+
+
+def _row(entry: Weights) -> dict[str, Any]:
+    there = (cache_folder() / entry.file).is_file()
+    lock = _read_lock().get(entry.name, {})
+    row = asdict(entry) | {"state": "cached" if there else "not fetched"}
+    return row | {key: row[key] or lock.get(key) for key in ("bytes", "sha256")}
+
+
+def _setting(tree: Mapping[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    return tree[section][name]
+
+
+def fetch_weights(
+    names: Sequence[str],
+    *,
+    accepted: Sequence[str] = (),
+    folder: Path | None = None,
+    mirror: str = "",
+    say: Say = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Bring files into the cache; return for each its path, bytes, sha256 and how it was `checked`.
+
+    Args:
+        names: of the list.
+        accepted: licenses that the caller agrees to, as the list calls them.
+        folder: take the files from here and not from the network.
+        mirror: url below which the files lie by their names, in place of their own.
+        say: told what is fetched from where.
+
+    Raises:
+        ConfigError: an unknown name.
+        InputError: a license is not agreed to, or the folder lacks a file. Nothing is fetched.
+        CheckpointError: what came is not the file: cut short, or of another hash.
+        NamedMaskError: it could not be fetched.
+    """
+    entries = [_known(name) for name in dict.fromkeys(names)]
+    for entry in entries:
+        if not entry.free and entry.license not in accepted:
+            raise InputError(
+                f"weights '{entry.name}' are under '{entry.license}', which is no free license: "
+                f"{entry.note}. Where you agree, add --accept-license {entry.license}"
+            )
+    return [_fetch(entry, folder, mirror, say) for entry in entries]
+
+
+def _known(name: str) -> Weights:
+    if name not in known_weights():
+        raise unknown_name("weights", name, known_weights())
+    return known_weights()[name]
+
+
+def _consent(entry: Weights) -> str:
+    return "" if entry.free else f" --accept-license {entry.license}"
+
+
+def _fetch(entry: Weights, folder: Path | None, mirror: str, say: Say) -> dict[str, Any]:
+    place, lock = cache_folder() / entry.file, _read_lock().get(entry.name)
+    expected = entry.sha256 or (lock or {}).get("sha256", "")
+    if place.is_file() and expected and _sha256_of(place) == expected:
+        return _told(entry, place, expected, "already there")
+    with replaced(place) as part:
+        with _opened(entry, folder, mirror, say) as source:
+            found = _copied(source, part)
+        _require_same(entry, part, found, expected)
+    _lock(entry, place, found)
+    checked = "the published hash" if entry.sha256 else "the hash of the first fetch"
+    return _told(entry, place, found, checked if expected else "trusted: no hash is published")
+
+
+def _told(entry: Weights, place: Path, sha256: str, checked: str) -> dict[str, Any]:
+    size = place.stat().st_size
+    return {"name": entry.name, "path": str(place), "bytes": size, "sha256": sha256,
+            "checked": checked}  # fmt: skip
+
+
+@contextmanager
+def _opened(entry: Weights, folder: Path | None, mirror: str, say: Say) -> Iterator[IO[bytes]]:
+    """Yield the content of an entry's file, out of its archive where it has one."""
+    archive = Path(urlsplit(entry.url).path).name if entry.member else ""
+    if folder is None:
+        name = archive or entry.file
+        url = f"{mirror.rstrip('/')}/{name}" if mirror else entry.url
+        say(f"fetching {entry.name} from {url}")
+        with tempfile.TemporaryFile(dir=cache_folder()) as download:
+            for chunk in _chunks(url):
+                download.write(chunk)
+            download.seek(0)
+            with _member(download, entry) if archive else nullcontext(download) as content:
+                yield content
+    elif (folder / entry.file).is_file():
+        with (folder / entry.file).open("rb") as file:
+            yield file
+    elif archive and (folder / archive).is_file():
+        with (folder / archive).open("rb") as file, _member(file, entry) as content:
+            yield content
+    else:
+        raise InputError(
+            f"folder {folder} has no {entry.file}{f' and no {archive}' if archive else ''}, which "
+            f"weights '{entry.name}' are made of. Download it from {entry.url} and put it there."
+        )
+
+
+def _chunks(url: str) -> Iterator[bytes]:
+    """Yield the body of a url, all of it."""
+    request, size = urllib.request.Request(url, headers={"User-Agent": "namedmask"}), 0
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            while chunk := answer.read(CHUNK):
+                size += len(chunk)
+                yield chunk
+            promised = int(answer.headers.get("Content-Length") or size)
+    except (OSError, http.client.HTTPException) as error:
+        raise NamedMaskError(
+            f"{url} cannot be fetched: {error}. Try again, or download it elsewhere and give its "
+            "folder with --from."
+        ) from error
+    if size != promised:
+        raise NamedMaskError(f"{url} broke off after {size:,} of {promised:,} bytes. Try again.")
+
+
+@contextmanager
+def _member(file: IO[bytes], entry: Weights) -> Iterator[IO[bytes]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inner = next(n for n in archive.namelist() if Path(n).name == entry.member)
+            with archive.open(inner) as content:
+                yield content
+    except (zipfile.BadZipFile, StopIteration) as error:
+        raise CheckpointError(
+            f"the archive of weights '{entry.name}' is none, or lacks {entry.member}: {error}. It "
+            f"is published as {entry.url}"
+        ) from error
+
+
+def _copied(source: IO[bytes], part: Path) -> str:
+    """Copy to a file and return the SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    with part.open("wb") as file:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
+
+
+def _require_same(entry: Weights, part: Path, found: str, expected: str) -> None:
+    size = part.stat().st_size
+    with part.open("rb") as file:
+        page = file.read(64).lstrip()[:1] == b"<"
+    if page or not size:
+        raise CheckpointError(
+            f"weights '{entry.name}': what came is {'a web page' if page else 'empty'}, not "
+            f"{entry.file}. Download it in a browser from {entry.url} and use --from FOLDER."
+        )
+    if expected and found != expected:
+        first = "published" if entry.sha256 else f"written to {LOCK_FILE} at the first fetch"
+        raise CheckpointError(
+            f"weights '{entry.name}': {size:,} bytes with sha256 {found}, expected {expected}, as "
+            f"{first}. The file was cut short, or is another one; it is not kept. "
+            + ("" if entry.sha256 else f"To trust it, remove its entry from {_lock_path()}.")
+        )
+
+
+def verify_weights() -> list[dict[str, Any]]:
+    """Return for every file that was fetched `state`: `ok`, `changed` or `missing`."""
+    rows = []
+    for name, lock in sorted(_read_lock().items()):
+        path = cache_folder() / lock["file"]
+        state = "missing"
+        if path.is_file():
+            state = "ok" if _sha256_of(path) == lock["sha256"] else "changed"
+        rows.append({"name": name, "path": str(path), "state": state, "sha256": lock["sha256"]})
+    return rows
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock_path() -> Path:
+    return cache_folder() / LOCK_FILE
+
+
+def _read_lock() -> dict[str, dict[str, Any]]:
+    try:
+        lock = json.loads(_lock_path().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{_lock_path()} cannot be read as JSON: {error}. Put it right, or remove it together "
+            "with the files beside it."
+        ) from error
+    found: dict[str, dict[str, Any]] = lock
+    return found
+
+
+def _lock(entry: Weights, place: Path, sha256: str) -> None:
+    kept = {"file": entry.file, "url": entry.url, "license": entry.license,
+            "bytes": place.stat().st_size, "sha256": sha256}  # fmt: skip
+    with replaced(_lock_path()) as part:
+        text = json.dumps(_read_lock() | {entry.name: kept}, indent=2, sort_keys=True)
+        part.write_text(text + "\n", encoding="utf-8")
