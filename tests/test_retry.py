@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from namedmask import collect, ledger, storage, verbs
+from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
+from namedmask.jobs import Job, load_stage
 from namedmask.progress import SilentProgress
+from namedmask.retry import rewrite_wave, rows_again
 from namedmask.stores import EmbeddingStore, file_of
 from tests import toys
-from tests.s3_server import S3_WARNINGS
+from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import StopAfter, config_of, digests
 
 pytestmark = S3_WARNINGS
@@ -218,3 +221,95 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     kept = [file for commit in ledger.read_commits(tmp_path, "embeddings").values() for file in
             commit.files]  # fmt: skip
     assert names == {name.rpartition("/")[2] for name in kept}
+
+
+def test_retry_wave_written_twice_ends_as_written_once(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, *WAVES)
+    collect.embed(config, SILENT)
+    unit, old = next(iter(ledger.read_commits(tmp_path, "embeddings").items()))
+    with ledger.open_run(tmp_path) as run:
+        wave = next(iter(collect.PLAIN_LOOP.metadata(Job(config, run, SILENT))))
+    table = rows_again(wave.read, tmp_path, old, ("transient", "blocked"))
+    web.trouble = {}
+    for name in ("fetch", "embed"):
+        table = load_stage(name, config)(table)
+    once = rewrite_wave(tmp_path, "embeddings", unit, table)
+    assert once.counts["ok"] > old.counts["ok"]
+    assert once.files.keys() != old.files.keys()
+    rows = rows_of(tmp_path)
+    assert rewrite_wave(tmp_path, "embeddings", unit, table) == once
+    assert rows_of(tmp_path) == rows
+    counts_of(tmp_path)
+
+
+def test_retry_of_fetched_images_ends_as_if_all_had_come(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    config, plain = (config_of(source, tmp_path / name, *WAVES) for name in ("again", "plain"))
+    collect.fetch(config, SILENT)
+    web.trouble = {}
+    collect.fetch(plain, SILENT)
+    again = collect.fetch(config, SILENT, retry=("transient", "blocked"))
+    assert again["rows_by_status"] == collect.fetch(plain, SILENT)["rows_by_status"]
+    for one, other in zip(*(ledger.read_commits(run, "fetched").values() for run in
+                            (config.run.out, plain.run.out)), strict=True):  # fmt: skip
+        assert one.counts == other.counts
+        for kind in ("wave", "tombstones"):
+            files = (config.run.out / file_of(one, kind), plain.run.out / file_of(other, kind))
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with s3_server(tmp_path_factory.mktemp("scratch")) as proxy:
+        yield proxy
+
+
+def test_retry_on_a_failing_s3_ends_as_on_a_disk(
+    web: toys.SmallWeb, source: str, healthy: Path, proxy: Proxy
+) -> None:
+    config = config_of(source, Path("x"), *WAVES)
+    config = Config.of(config.tree() | {"run": config.tree()["run"] | {"out": f"s3://{BUCKET}/r"}})
+    collect.embed(config, SILENT)
+    web.trouble = {}
+    proxy.reset(every=5)
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    assert any("PUT" in one for one in proxy.failed)
+    proxy.reset()
+    assert rows_of(config.run.out) == rows_of(healthy)
+    assert counts_of(config.run.out) == counts_of(healthy)
+    names = [name for name in storage.sizes_in(config.run.out / "embeddings") if "wave" in name]
+    assert len(names) == len(ledger.read_commits(config.run.out, "embeddings"))
+
+
+def test_retry_record_that_another_process_replaced_is_left_to_it(proxy: Proxy) -> None:
+    record = storage.place_of(f"s3://{BUCKET}/record")
+    record.write_bytes(b"theirs")
+    with pytest.raises(InputError, match="was written by another process"):
+        storage.replace(record, b"ours, old", b"ours, new")
+    assert record.read_bytes() == b"theirs"
+    storage.replace(record, b"theirs", b"ours, new")
+    assert record.read_bytes() == b"ours, new"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_retry_on_ray_ends_as_in_the_plain_loop(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path
+) -> None:
+    on_ray = ("ray.num_cpus=8", "ray.object_store_mb=200")
+    config = config_of(source, tmp_path, *WAVES, *on_ray)
+    with collect.executor_of(config) as executor:
+        first = collect.embed(config, SILENT, executor)
+        web.trouble = {}
+        web.hits.clear()
+        again = collect.embed(config, SILENT, executor, ("transient", "blocked"))
+        assert again["rows_by_status_before"] == first["rows_by_status"]
+        assert again["rows_tried_again"] == web.hits.total() > 0
+    assert rows_of(tmp_path) == rows_of(healthy)
+    assert counts_of(tmp_path) == counts_of(healthy)
