@@ -24,14 +24,17 @@ from namedmask.progress import Progress, SilentProgress, progress_for
 from namedmask.screen import (
     complain,
     explain,
+    say_already_done,
     show,
     show_hits,
+    show_job_line,
     show_plan,
     show_scorecard,
+    show_settings,
     write,
     write_json,
 )
-from namedmask.storage import Place, place_of, prove_writable
+from namedmask.storage import ensure_writable, place_of
 
 app = typer.Typer(
     help="Category names in, semantic segmenter out.",
@@ -48,6 +51,10 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="write the result as JSON, nothing else")]
 
+Retry = Annotated[
+    list[str] | None,
+    typer.Option("--retry", metavar="REASON", help="try rows that failed so again: transient, …"),
+]
 Local = Annotated[bool, typer.Option("--local", help="without Ray: a plain loop in this process")]
 Address = Annotated[
     str, typer.Option(help="a running Ray (auto, host:port); else one is started here")
@@ -86,15 +93,17 @@ def demo(
         write_json(summary)
         return
     if summary.get("skipped"):
-        _say_already_done(out)
+        say_already_done(out)
     show_scorecard(summary, full)
     write(f"report: {out / 'report.html'}")
 
 
-VERBS = {
-    "curate": "Make the archives from metadata: embed, then build.",
+ROW_VERBS = {
     "fetch": "Read the metadata, fetch the images, and store them; the other verbs do without.",
     "embed": "Read the metadata, fetch the images, and store one vector for each.",
+}
+VERBS = {
+    "curate": "Make the archives from metadata: embed, then build.",
     "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
     "refine": "Train one expert a category and let it redraw the masks of its archive.",
     "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
@@ -113,6 +122,21 @@ def _add_verb(verb: str, help_text: str) -> None:
         _run_verb(verb, run_file, overrides, local, address, as_json)
 
 
+def _add_row_verb(verb: str, help_text: str) -> None:
+    @app.command(verb, help=help_text)
+    def run(
+        run_file: RunFile,
+        retry: Retry = None,
+        overrides: Overrides = None,
+        local: Local = False,
+        address: Address = "",
+        as_json: AsJson = False,
+    ) -> None:
+        _run_verb(verb, run_file, overrides, local, address, as_json, retry or ())
+
+
+for _verb, _help in ROW_VERBS.items():
+    _add_row_verb(_verb, _help)
 for _verb, _help in VERBS.items():
     _add_verb(_verb, _help)
 
@@ -184,14 +208,7 @@ def submit(
         write(job)
         return
     sys.stderr.write(f"job {job} at {address}\n")
-    on_ray.follow(on_ray.connect(address), job, _show_job_line)
-
-
-def _show_job_line(line: str) -> None:
-    """Write a line of a job's log: the results of verbs (see ray_jobs) to stdout."""
-    stream = sys.stdout if line.startswith('{"verb": ') else sys.stderr
-    stream.write(f"{line}\n")
-    stream.flush()
+    on_ray.follow(on_ray.connect(address), job, show_job_line)
 
 
 @app.command()
@@ -332,21 +349,6 @@ def options(
     """Category names in, semantic segmenter out."""
 
 
-def ensure_writable(folder: Place, way_out: str) -> None:
-    """Make `folder` when missing, and prove that a file can be written there.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        prove_writable(folder)
-    except OSError as error:
-        raise InputError(
-            f"output folder {folder} cannot be written: {error.strerror or error}. "
-            f"Choose another with {way_out}."
-        ) from error
-
-
 def _run_verb(
     verb: str,
     run_file: Path,
@@ -354,20 +356,22 @@ def _run_verb(
     local: bool,
     address: str,
     as_json: bool,
+    retry: Sequence[str] = (),
 ) -> None:
     config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")
     if not as_json:
-        _show_settings(config)
+        show_settings(config)
     # verbs loads torch, which takes seconds
-    module = "namedmask.collect" if verb in ("fetch", "embed") else "namedmask.verbs"
+    module = "namedmask.collect" if verb in ROW_VERBS else "namedmask.verbs"
     run = _function(module, verb)
     with _function("namedmask.collect", "executor_of")(config, local) as executor:
-        summary = run(config, _progress(as_json), executor)
+        asked = {"retry": retry} if retry else {}
+        summary = run(config, _progress(as_json), executor, **asked)
     if as_json:
         write_json(summary)
     elif summary.get("skipped"):
-        _say_already_done(config.run.out)
+        say_already_done(config.run.out)
     else:
         show(summary)
 
@@ -382,16 +386,3 @@ def _function(module: str, name: str) -> Any:
 
 def _progress(as_json: bool) -> Progress:
     return SilentProgress() if as_json else progress_for(sys.stderr)
-
-
-def _say_already_done(out: Place) -> None:
-    write(f"already done: {out}; nothing to do")
-
-
-def _show_settings(config: Config) -> None:
-    """Write to stderr each key whose value is not the default."""
-    defaults = Config.of({"run": {"out": ""}}).tree()
-    for section, values in config.tree().items():
-        for key, value in values.items():
-            if value != defaults[section][key]:
-                sys.stderr.write(f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}\n")

@@ -9,10 +9,10 @@ Nothing here loads torch: `namedmask fetch` is at work within a second.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from namedmask.config import Config
 from namedmask.errors import InputError
@@ -26,6 +26,18 @@ from namedmask.stores import EMBEDDINGS, FETCHED
 from namedmask.waves import Wave, digest_of
 
 PLAIN_LOOP = PlainLoop()
+
+
+class Kind(NamedTuple):
+    """A verb, the stages its rows pass, and the store where they end."""
+
+    verb: str
+    stages: tuple[str, ...]
+    store: str
+
+
+FETCH = Kind("fetch", ("fetch",), FETCHED)
+EMBED = Kind("embed", ("fetch", "embed"), EMBEDDINGS)
 
 
 @contextmanager
@@ -48,17 +60,16 @@ def fetch(
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store them; return rows in and by status.
 
-    Needs no categories and no models, and none of the other verbs.
-
-    With `retry`, rows that failed for a reason of these classes (reasons.REASONS) are tried again,
-    and what they were before is returned as well.
+    Needs no categories and no models, and none of the other verbs. With `retry`, rows that failed
+    for a reason of these classes (reasons.REASONS) are tried again, and what the counts were before
+    is returned as well.
 
     Raises:
         ConfigError: there is no such class.
         InputError: a source cannot be read, or is not what it was when the run began.
         TooManyFailuresError: more rows failed than `run.max_failure_share`.
     """
-    return _verb("fetch", ("fetch",), FETCHED, config, progress, executor, retry)
+    return _collect(FETCH, config, progress, executor, retry)
 
 
 def embed(
@@ -69,73 +80,64 @@ def embed(
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store a vector each; return rows in and by status.
 
-    With `retry`, as `fetch`.
+    With `retry` as `fetch`; the archives, if there are any, then have work with the new vectors.
 
     Raises:
         ConfigError, InputError, TooManyFailuresError: as `fetch`.
     """
-    if config.vectors.source:
-        refuse_unknown(retry)
-        return {"skipped": True, "reason": "vectors.source has the vectors"}
-    return _verb("embed", ("fetch", "embed"), EMBEDDINGS, config, progress, executor, retry)
-
-
-def _verb(
-    verb: str,
-    stages: Sequence[str],
-    store: str,
-    config: Config,
-    progress: Progress,
-    executor: Executor,
-    retry: Collection[str],
-) -> dict[str, Any]:
     refuse_unknown(retry)
-    before: dict[str, int] = {}
-
-    def work(job: Job) -> dict[str, Any]:
-        before.update(row_funnel(job, store)["rows_by_status"])
-        return _collect(executor, verb, stages, store, retry, job)
-
-    summary = run_verb(verb, config, progress, work, store, again=bool(retry))
-    if retry:
-        tried = count_of(before, retry)
-        summary |= {"rows_by_status_before": before, "rows_tried_again": tried}
-    return summary
+    if config.vectors.source:
+        return {"skipped": True, "reason": "vectors.source has the vectors"}
+    return _collect(EMBED, config, progress, executor, retry)
 
 
 def _collect(
-    executor: Executor,
-    verb: str,
-    stages: Sequence[str],
-    store: str,
-    retry: Collection[str],
-    job: Job,
+    kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
-    committed = job.ledger.commits(store)
-    done = job.finished(verb)
-    if done is not None and not any(count_of(one.counts, retry) for one in committed.values()):
-        return done
-    job.ledger.sweep(store)
+    refuse_unknown(retry)
+    before: dict[str, Any] = {}
+
+    def work(job: Job) -> dict[str, Any]:
+        before.update(row_funnel(job, kind.store))
+        done = job.finished(kind.verb)
+        if done is not None and not count_of(before["rows_by_status"], retry):
+            return done
+        _pass_rows(kind, job, executor, retry)
+        funnel = row_funnel(job, kind.store)
+        if kind is EMBED:
+            _note_funnel(job, funnel)
+        return funnel
+
+    summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
+    if retry:
+        counts = before["rows_by_status"]
+        summary |= {"rows_by_status_before": counts, "rows_tried_again": count_of(counts, retry)}
+    return summary
+
+
+def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
+    # rows tried again leave the archive, and what is told of it, as they are
+    path = job.ledger.folder / "funnels.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | funnel)
+
+
+def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> None:
+    committed = job.ledger.commits(kind.store)
+    job.ledger.sweep(kind.store)
     failures = Failures(job.config.run.max_failure_share)
-    with job.progress.step(verb) as step:
-        waves = _to_do(job, executor.metadata(job), verb, committed, retry, step)
-        job.start(verb)
-        for written in executor.run(job, waves, stages, store, step):
+    with job.progress.step(kind.verb) as step:
+        waves = _to_do(kind, job, executor.metadata(job), committed, retry, step)
+        job.start(kind.verb)
+        for written in executor.run(job, waves, kind.stages, kind.store, step):
             if written.unit not in committed:
                 failures.add(written.tried, written.counts)
-    job.ledger.sweep(store)
-    funnel = row_funnel(job, store)
-    if store == EMBEDDINGS:
-        # rows tried again leave the archive, and what is told of it, as they are
-        path = job.ledger.folder / "funnels.json"
-        write_json(path, (read_json(path) if path.exists() else {}) | funnel)
-    return funnel
+    job.ledger.sweep(kind.store)  # of what was written anew
 
 
 def _to_do(
+    kind: Kind,
     job: Job,
     waves: Iterable[Wave],
-    verb: str,
     committed: Mapping[str, Commit],
     retry: Collection[str],
     step: Step,
@@ -154,7 +156,7 @@ def _to_do(
         if digest_of(wave) != commit.input_digest:
             raise _changed_metadata(job, wave.unit)
         if count_of(commit.counts, retry):
-            job.ledger.unfinish(verb)
+            job.ledger.unfinish(kind.verb)
             read = partial(rows_again, wave.read, job.ledger.folder.absolute(), commit, retry)
             yield Wave(wave.unit, read, again=True)
         else:

@@ -120,17 +120,16 @@ class Ledger:
             self._save()
 
     def finish(self, verb: str, result: Mapping[str, Any], store: str = "", made: str = "") -> None:
-        """Record that `verb` is done, and what it ended with (plain values).
+        """Record that `verb` is done, what it ended with, and a digest of what it `made`.
 
-        With `store`, it counts as done as long as that store has as many units as now. `made` is a
-        digest of what it made, for the verbs that build on it.
+        With `store`, it counts as done as long as that store has as many units as now.
         """
         units = {store: len(_records(self.folder / store))} if store else {}
         self._verbs[verb].update(finished=True, result=dict(result), units=units, made=made)
         self._save()
 
     def made(self, verb: str) -> str:
-        """Return the digest of what a verb made when it was last finished; empty: none is known."""
+        """Return the digest that a verb was last finished with; empty: none is known."""
         return str(self._verbs.get(verb, {}).get("made", ""))
 
     def commits(self, store: str) -> dict[str, Commit]:
@@ -195,8 +194,7 @@ def write_unit(
 
     Needs no lock: whoever holds the folder's may let others write, a unit each. A unit with a
     record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
-    With `over`, the record there, the unit is made anew of files with other names; the old files
-    stay until the next sweep.
+    With `over`, the record there, it is made anew of other files; a sweep takes the old ones.
     """
     path = folder / store / f"commit-{unit}.json"
     if input_digest and path.is_file() and not over:

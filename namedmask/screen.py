@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from namedmask.config import Config
 from namedmask.errors import NamedMaskError
+from namedmask.storage import Place
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,6 +28,27 @@ def show(tree: Mapping[str, Any]) -> None:
     for key, text in _rows(tree):
         table.add_row(key, text)
     Console(soft_wrap=True).print(table)
+
+
+def show_settings(config: Config) -> None:
+    """Write to stderr each key whose value is not the default."""
+    defaults = Config.of({"run": {"out": ""}}).tree()
+    for section, values in config.tree().items():
+        for key, value in values.items():
+            if value != defaults[section][key]:
+                sys.stderr.write(f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}\n")
+
+
+def show_job_line(line: str) -> None:
+    """Write a line of a job's log: the results of verbs (see ray_jobs) to stdout."""
+    stream = sys.stdout if line.startswith('{"verb": ') else sys.stderr
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+def say_already_done(out: Place) -> None:
+    """Write that a run folder has all that was asked for."""
+    write(f"already done: {out}; nothing to do")
 
 
 def show_plan(planned: Mapping[str, Any]) -> None:

@@ -237,6 +237,21 @@ def prove_writable(folder: Place) -> None:
         pass
 
 
+def ensure_writable(folder: Place, way_out: str) -> None:
+    """Make `folder` when missing, and prove that a file can be written there.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        prove_writable(folder)
+    except OSError as error:
+        raise InputError(
+            f"output folder {folder} cannot be written: {error.strerror or error}. "
+            f"Choose another with {way_out}."
+        ) from error
+
+
 def _matches(parts: list[str], patterns: list[str]) -> bool:
     if not patterns:
         return not parts

@@ -10,12 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import ledger, storage, verbs
+from namedmask import collect, ledger, storage, verbs
+from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
+from namedmask.jobs import Job, load_stage
 from namedmask.progress import SilentProgress
+from namedmask.retry import rewrite_wave, rows_again
 from namedmask.stores import EmbeddingStore, file_of
 from tests import toys
-from tests.s3_server import S3_WARNINGS
+from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import StopAfter, config_of, digests
 
 pytestmark = S3_WARNINGS
@@ -83,20 +86,20 @@ def test_retry_of_healed_failures_ends_as_if_they_never_were(
 ) -> None:
     web.trouble[min(web.trouble)] = toys.HANG
     config = config_of(source, tmp_path, *WAVES, "fetch.timeout_s=3")
-    first = verbs.embed(config, SILENT)
+    first = collect.embed(config, SILENT)
     down = len([status for status in web.trouble.values() if status != 403])
     troubled = first["rows_by_status"]
     assert troubled["timeout"] == 1
     assert troubled["http_503"] + troubled["timeout"] == down
     web.trouble = {path: status for path, status in web.trouble.items() if status == 403}
     web.hits.clear()
-    again = verbs.embed(config, SILENT, retry=("transient",))
+    again = collect.embed(config, SILENT, retry=("transient",))
     assert again["rows_by_status_before"] == troubled
     assert again["rows_tried_again"] == down == web.hits.total(), "only those rows"
     assert again["rows_by_status"]["http_403"] == 1
     assert sum(again["rows_by_status"].values()) == again["rows_in"] == len(web.rows)
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("blocked",))
+    collect.embed(config, SILENT, retry=("blocked",))
     assert web.hits.total() == down + 1
     assert rows_of(tmp_path) == rows_of(healthy)
     assert counts_of(tmp_path) == counts_of(healthy)
@@ -115,13 +118,13 @@ def test_retry_of_what_stays_dead_changes_nothing_and_leaves_the_archive_finishe
     verbs.curate(config, SILENT)
     before = digests(tmp_path)
     web.hits.clear()
-    again = verbs.embed(config, SILENT, retry=("dead", "not_an_image"))
+    again = collect.embed(config, SILENT, retry=("dead", "not_an_image"))
     assert again["rows_tried_again"] == 9 + 1 + 1, "404s, a page, and a url that is none"
     assert web.hits.total() == 9 + 1, "what the metadata rules out is not asked for"
     assert digests(tmp_path) == before
     assert verbs.build(config, SILENT)["skipped"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
-    nothing = verbs.embed(config, SILENT, retry=("opted_out",))
+    nothing = collect.embed(config, SILENT, retry=("opted_out",))
     assert nothing["rows_tried_again"] == 0
     assert web.hits.total() == 9 + 1
     assert {path: path.stat().st_mtime_ns for path in files} == files
@@ -136,7 +139,7 @@ def test_retry_gives_a_finished_archive_work_with_the_new_vectors(
     verbs.train(config, SILENT)
     assert verbs.train(config, SILENT)["skipped"]
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     with pytest.raises(InputError, match="no finished 'build'"):
         verbs.train(config, SILENT)
     for verb in (verbs.curate, verbs.refine, verbs.train):
@@ -149,10 +152,10 @@ def test_retry_of_a_run_cut_off_does_what_is_left_as_well(
 ) -> None:
     config = config_of(source, tmp_path, *WAVES)
     with pytest.raises(KeyboardInterrupt):
-        verbs.embed(config, StopAfter(3))
+        collect.embed(config, StopAfter(3))
     assert len(list(tmp_path.glob("embeddings/commit-*.json"))) == 3
     web.trouble = {}
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert rows_of(tmp_path) == rows_of(healthy)
 
 
@@ -160,7 +163,7 @@ def test_retry_unknown_reason_names_the_known(source: str, tmp_path: Path) -> No
     with pytest.raises(
         ConfigError, match=r"no reason 'temporary'; expected one of dead, transient"
     ):
-        verbs.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
+        collect.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
     assert not (tmp_path / "run.json").exists()
 
 
@@ -171,13 +174,13 @@ def test_retry_changed_metadata_is_refused_and_nothing_is_lost(
     table = pq.read_table(source)
     pq.write_table(table, path)
     config = config_of(str(path), tmp_path / "run", *WAVES)
-    verbs.embed(config, SILENT)
+    collect.embed(config, SILENT)
     before = rows_of(config.run.out)
     pq.write_table(table.slice(1), path)
     with pytest.raises(InputError, match="other rows for wave 00000"):
-        verbs.embed(config, SILENT, retry=("transient",))
+        collect.embed(config, SILENT, retry=("transient",))
     assert rows_of(config.run.out) == before
-    assert verbs.embed(config, SILENT)["skipped"]
+    assert collect.embed(config, SILENT)["skipped"]
 
 
 class Killed(BaseException):
@@ -190,7 +193,7 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, write: int,
 ) -> None:  # fmt: skip
     config = config_of(source, tmp_path, *WAVES)
-    verbs.embed(config, SILENT)
+    collect.embed(config, SILENT)
     web.trouble = {}
     left = [write]
     whole = storage.replaced
@@ -203,18 +206,110 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(storage, "replaced", replaced)
-        verbs.embed(config, SILENT, retry=("transient", "blocked"))
+        collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert counts_of(tmp_path).total() == len(web.rows)
     with ledger.open_run(tmp_path) as run:
         ids = [one for table, _ in EmbeddingStore(run).tables() for one in
                table["sample_id"].to_pylist()]  # fmt: skip
     assert len(ids) == len(set(ids))
     if write % 2:
-        summary = verbs.embed(config, SILENT)
+        summary = collect.embed(config, SILENT)
         assert summary["rows_by_status"] == dict(counts_of(tmp_path).most_common())
-    verbs.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
     assert rows_of(tmp_path) == rows_of(healthy)
     names = {path.name for path in (tmp_path / "embeddings").glob("*.parquet")}
     kept = [file for commit in ledger.read_commits(tmp_path, "embeddings").values() for file in
             commit.files]  # fmt: skip
     assert names == {name.rpartition("/")[2] for name in kept}
+
+
+def test_retry_wave_written_twice_ends_as_written_once(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    config = config_of(source, tmp_path, *WAVES)
+    collect.embed(config, SILENT)
+    unit, old = next(iter(ledger.read_commits(tmp_path, "embeddings").items()))
+    with ledger.open_run(tmp_path) as run:
+        wave = next(iter(collect.PLAIN_LOOP.metadata(Job(config, run, SILENT))))
+    table = rows_again(wave.read, tmp_path, old, ("transient", "blocked"))
+    web.trouble = {}
+    for name in ("fetch", "embed"):
+        table = load_stage(name, config)(table)
+    once = rewrite_wave(tmp_path, "embeddings", unit, table)
+    assert once.counts["ok"] > old.counts["ok"]
+    assert once.files.keys() != old.files.keys()
+    rows = rows_of(tmp_path)
+    assert rewrite_wave(tmp_path, "embeddings", unit, table) == once
+    assert rows_of(tmp_path) == rows
+    counts_of(tmp_path)
+
+
+def test_retry_of_fetched_images_ends_as_if_all_had_come(
+    web: toys.SmallWeb, source: str, tmp_path: Path
+) -> None:
+    config, plain = (config_of(source, tmp_path / name, *WAVES) for name in ("again", "plain"))
+    collect.fetch(config, SILENT)
+    web.trouble = {}
+    collect.fetch(plain, SILENT)
+    again = collect.fetch(config, SILENT, retry=("transient", "blocked"))
+    assert again["rows_by_status"] == collect.fetch(plain, SILENT)["rows_by_status"]
+    for one, other in zip(*(ledger.read_commits(run, "fetched").values() for run in
+                            (config.run.out, plain.run.out)), strict=True):  # fmt: skip
+        assert one.counts == other.counts
+        for kind in ("wave", "tombstones"):
+            files = (config.run.out / file_of(one, kind), plain.run.out / file_of(other, kind))
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with s3_server(tmp_path_factory.mktemp("scratch")) as proxy:
+        yield proxy
+
+
+def test_retry_on_a_failing_s3_ends_as_on_a_disk(
+    web: toys.SmallWeb, source: str, healthy: Path, proxy: Proxy
+) -> None:
+    config = config_of(source, Path("x"), *WAVES)
+    config = Config.of(config.tree() | {"run": config.tree()["run"] | {"out": f"s3://{BUCKET}/r"}})
+    collect.embed(config, SILENT)
+    web.trouble = {}
+    proxy.reset(every=5)
+    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    assert any("PUT" in one for one in proxy.failed)
+    proxy.reset()
+    assert rows_of(config.run.out) == rows_of(healthy)
+    assert counts_of(config.run.out) == counts_of(healthy)
+    names = [name for name in storage.sizes_in(config.run.out / "embeddings") if "wave" in name]
+    assert len(names) == len(ledger.read_commits(config.run.out, "embeddings"))
+
+
+def test_retry_record_that_another_process_replaced_is_left_to_it(proxy: Proxy) -> None:
+    record = storage.place_of(f"s3://{BUCKET}/record")
+    record.write_bytes(b"theirs")
+    with pytest.raises(InputError, match="was written by another process"):
+        storage.replace(record, b"ours, old", b"ours, new")
+    assert record.read_bytes() == b"theirs"
+    storage.replace(record, b"theirs", b"ours, new")
+    assert record.read_bytes() == b"ours, new"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_retry_on_ray_ends_as_in_the_plain_loop(
+    web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path
+) -> None:
+    on_ray = ("ray.num_cpus=8", "ray.object_store_mb=200")
+    config = config_of(source, tmp_path, *WAVES, *on_ray)
+    with collect.executor_of(config) as executor:
+        first = collect.embed(config, SILENT, executor)
+        web.trouble = {}
+        web.hits.clear()
+        again = collect.embed(config, SILENT, executor, ("transient", "blocked"))
+        assert again["rows_by_status_before"] == first["rows_by_status"]
+        assert again["rows_tried_again"] == web.hits.total() > 0
+    assert rows_of(tmp_path) == rows_of(healthy)
+    assert counts_of(tmp_path) == counts_of(healthy)
