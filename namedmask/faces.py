@@ -133,7 +133,12 @@ class InsightFaceDetector:
             )
         from insightface.model_zoo.scrfd import SCRFD
 
-        self.side = _side_of(session, path)
+        self.side, coarsest = _side_of(session, path), 32 if len(widths) < 10 else 128
+        if self.side % coarsest:
+            raise CheckpointError(
+                f"face detector file {path} takes {self.side} pixels; expected a multiple of "
+                f"{coarsest}, of which InsightFace's decoder counts the cells. Export it at 640."
+            )
         self._model = SCRFD(model_file=str(path), session=session)
         self._model.nms_thresh = config.nms_iou
         self._min_score = config.min_score
