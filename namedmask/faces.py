@@ -244,7 +244,7 @@ def _open_session(path: Path, device: str) -> Any:
     ) as error:
         raise CheckpointError(
             f"face detector file {path} cannot be loaded: {error}. Set faces.weights to an .onnx "
-            "file of a detector."
+            "file of a detector; `namedmask export-faces` makes one of a checkpoint."
         ) from error
     if session.get_providers()[0] != provider:
         raise InputError(
