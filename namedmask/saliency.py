@@ -28,8 +28,8 @@ from namedmask.config import SaliencyConfig
 from namedmask.errors import ConfigError
 from namedmask.plugins import resolve, torch_device
 from namedmask.schema import OK, alive, bury, require_columns, update
-from namedmask.selfmask import CHECKPOINT_URL, best_mask, load_selfmask, padded_size
 from namedmask.selfmask import SelfMask as SelfMask
+from namedmask.selfmask import best_mask, load_selfmask, padded_size
 from namedmask.tokencut import grid_of, key_features, load_dino, object_patches
 from namedmask.weights import path_of
 
@@ -191,8 +191,7 @@ def selfmask(config: SaliencyConfig) -> SaliencyDetector:
     if not config.weights:
         raise ConfigError(
             "saliency.weights is empty; detector 'selfmask' needs its checkpoint there, which is "
-            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask', or give "
-            f"the path of {CHECKPOINT_URL}"
+            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask'."
         )
     device = torch_device(config.device, "saliency")
     # on a CPU a batch is no faster, and its rounding would depend on who else is in it
