@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import namedmask
-from namedmask.cli_weights import weights
+from namedmask.cli_weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.progress import Progress, SilentProgress, progress_for
@@ -144,7 +144,8 @@ for _verb, _help in VERBS.items():
 @app.command()
 def evaluate(
     run_file: Annotated[
-        Path, typer.Argument(metavar="RUN.toml", help="the run file, or a checkpoint alone")
+        Path,
+        typer.Argument(metavar="RUN.toml", help="or a checkpoint alone", parser=checkpoint_of),
     ],
     benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
     root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
@@ -215,7 +216,7 @@ def submit(
 def predict(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="segmenter/checkpoint.pt", parser=place_of),
+        typer.Argument(metavar="CHECKPOINT", help="file or name", parser=checkpoint_of),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
     out: Annotated[Path, typer.Option(help="folder for the overlays")] = Path("predictions"),
@@ -302,20 +303,7 @@ def inspect(
     write_json(found) if as_json else show(found)
 
 
-@app.command("export-faces")
-def export_faces(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="a RetinaFace, ResNet50")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write")],
-    side: Annotated[int, typer.Option(min=32, help="pixels of the square it will take")] = 640,
-    as_json: AsJson = False,
-) -> None:
-    """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
-    made = _function("namedmask.retinaface", "export_onnx")(checkpoint, out, side)
-    write_json(made) if as_json else show(made)
-
-
+app.command("export-faces")(export_faces)
 app.command("weights")(weights)
 
 

@@ -28,6 +28,7 @@ from namedmask.plugins import resolve
 from namedmask.presets import departures
 from namedmask.published import PublishedStore
 from namedmask.storage import place_of
+from namedmask.weights import listed
 
 ALIVE_SHARE = 0.5
 MEAN_IMAGE_BYTES = 96_000
@@ -251,8 +252,19 @@ def _published_rows(config: Config) -> int | None:
     return PublishedStore(folder, config.metadata).count
 
 
+def _weights_notes(config: Config) -> list[str]:
+    """Return a note for each setting whose file of weights this machine has not."""
+    notes = []
+    for row in listed(config):
+        if row["state"] == "missing":
+            notes.append(f"{row['setting']}: there is no such file on this machine.")
+        elif row["state"] == "not fetched" and row["setting"].endswith(f" = {row['name']}"):
+            notes.append(f"{row['setting']}: run 'namedmask weights fetch {row['name']}' first.")
+    return notes
+
+
 def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
-    notes = _source_notes(config)
+    notes = [*_source_notes(config), *_weights_notes(config)]
     if not _is_local(config):
         notes.append(
             f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "
