@@ -27,7 +27,7 @@ from namedmask.evaluate import Part, Scorer, scene_ranges, sum_up
 from namedmask.executor import Executor
 from namedmask.jobs import Job
 from namedmask.labeled import Benchmark
-from namedmask.ledger import open_run, write_file, write_json
+from namedmask.ledger import digest, open_run, write_file, write_json
 from namedmask.progress import Progress
 from namedmask.report.curves import sweep_chart
 from namedmask.schema import IGNORE, LABEL_DTYPE
@@ -137,7 +137,7 @@ def settings_of(name: str, config: Config) -> dict[str, Any]:
     """Return what a baseline's probabilities follow from, beside images and names."""
     tree = config.tree()
     settings = {key: tree["baselines"][key] for key in BASELINES[name].settings}
-    return settings | {"templates": len(templates_of(config.categories))}
+    return settings | {"templates": digest(templates_of(config.categories))[:16]}
 
 
 def categories_of(benchmark: Benchmark, config: Config) -> list[tuple[str, str]]:

@@ -33,12 +33,13 @@ from torch.nn import functional as F
 from namedmask import images
 from namedmask.archive import Archive
 from namedmask.backbone import TinyResNet
+from namedmask.checkpoints import load_strict, read_tensors
 from namedmask.config import BaselinesConfig
 from namedmask.crf import dense_crf
 from namedmask.errors import CheckpointError, InputError, unknown_name
 from namedmask.maskclip import DenseClip, fit
 from namedmask.plugins import resolve, torch_device
-from namedmask.segmenter import MINIWORLD_BACKBONE, load_strict, read_tensors
+from namedmask.segmenter import MINIWORLD_BACKBONE
 
 THRESHOLD = 0.9
 """Background below it. Method: 0.9, the best on VOC2012 train."""

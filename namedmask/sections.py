@@ -371,4 +371,6 @@ class BaselinesConfig(Section):
     post: Literal["none", "softmax", "crf"] = Field(
         "crf", description="what becomes of ReCo's products. Method: crf"
     )
-    scale: float = Field(1.0, gt=0, description="products times this go into softmax. Method: 1")
+    scale: float = Field(
+        100.0, gt=0, description="products times this go into the softmax. Method: not known"
+    )
