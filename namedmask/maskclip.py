@@ -61,8 +61,8 @@ class DenseClip:
         if not isinstance(self._clip, OpenClip) or not is_open(self._clip.model.visual):
             raise ConfigError(
                 f"baselines.model '{config.model}' has no image tower that MaskCLIP can read; "
-                "expected a ResNet or plain ViT of CLIP. Name one: 'open_clip:RN50', "
-                "'open_clip:ViT-B-16'."
+                "expected a ResNet or plain ViT of CLIP. Name one: 'open_clip:RN50-quickgelu', "
+                "'open_clip:ViT-B-16-quickgelu'."
             )
         self._tower: nn.Module = self._clip.model.visual
         self._device = torch_device(device, "evaluate")

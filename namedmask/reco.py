@@ -40,6 +40,7 @@ from namedmask.errors import CheckpointError, InputError, unknown_name
 from namedmask.maskclip import DenseClip, fit
 from namedmask.plugins import resolve, torch_device
 from namedmask.segmenter import MINIWORLD_BACKBONE
+from namedmask.weights import path_of
 
 THRESHOLD = 0.9
 """Background below it. Method: 0.9, the best on VOC2012 train."""
@@ -75,7 +76,7 @@ class TinyEncoder(nn.Module):
     def __init__(self, config: BaselinesConfig) -> None:
         super().__init__()
         self.backbone = TinyResNet()
-        path = Path(config.encoder_weights or MINIWORLD_BACKBONE)
+        path = path_of(config.encoder_weights or str(MINIWORLD_BACKBONE))
         load_strict(self.backbone, read_tensors(path), path, config.encoder)
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def _load(model: nn.Module, config: BaselinesConfig) -> None:
     """Load an encoder's file, which may hold a classifier besides."""
     path = config.encoder_weights
     try:
-        state = load_state_dict(path)
+        state = load_state_dict(str(path_of(path)))
         lacking = model.load_state_dict(state, strict=False).missing_keys
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking[:3])}")
