@@ -321,11 +321,13 @@ def _runs(counts: bytes) -> np.ndarray:
     return runs
 
 
-def to_tensor(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Return (B, 3, H, W) float32, ImageNet-normalised, of B equal-sized (H, W, 3) uint8 RGB."""
+def to_tensor(
+    images: Sequence[np.ndarray],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:
+    """Return (B, 3, H, W) float32, normalised, of B equal-sized (H, W, 3) uint8 RGB."""
     import torch
 
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return (batch - mean) / std
+    return (batch - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
