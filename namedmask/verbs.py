@@ -57,6 +57,7 @@ from namedmask.offers import (
 from namedmask.progress import Progress
 from namedmask.proof import prove_model
 from namedmask.published import PublishedStore
+from namedmask.refine import find_clusters
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
@@ -88,10 +89,10 @@ def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
 
 
 def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train an expert a category and let it redraw its masks; return how many it redrew."""
+    """Train the experts and let them redraw their masks; return how many they redrew."""
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
-    return run_verb("refine", config, progress, executor.refine, REFINED)
+    return run_verb("refine", config, progress, partial(_refine, executor), REFINED)
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -250,6 +251,10 @@ def _with_expected(
     table = table.append_column("expected", pa.array(vectors, schema.TYPES["expected"]))
     least = pa.array([cosine] * len(units), schema.TYPES["expected_cosine"])
     return table.append_column("expected_cosine", least)
+
+
+def _refine(executor: Executor, job: Job) -> dict[str, Any]:
+    return executor.refine(job, find_clusters(executor, job))
 
 
 def _train(executor: Executor, job: Job) -> dict[str, Any]:

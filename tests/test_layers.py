@@ -19,7 +19,7 @@ LAYERS = (
     ("download", "plugins", "urls", "images", "categories", "metrics", "imagenet_s", "augment",
      "weights", "checkpoints", "backbone", "segmenter", "selfmask", "tokencut", "face_boxes",
      "retinaface", "labels", "archive", "ledger", "stores", "heads", "top_k", "repeats",
-     "sources", "retry"),
+     "sources", "retry", "clusters"),
     ("metadata", "fetch", "embed", "retrieve", "faces", "saliency", "bilateral"),
     ("waves", "published", "offers", "rounds", "indexes", "jobs", "executor", "proof", "train",
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",

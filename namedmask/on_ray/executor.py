@@ -123,12 +123,12 @@ class RayExecutor:
                 yield early.pop(following)
                 following += 1
 
-    def refine(self, job: Job) -> dict[str, Any]:
+    def refine(self, job: Job, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Train the experts, many at once; see refine.refine_archive."""
         from namedmask.on_ray.experts import refine_archive
 
         self._connect()
-        return refine_archive(job)
+        return refine_archive(job, clusters)
 
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter on `train.num_workers` processes."""
