@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 import namedmask
+from namedmask.cli_ablate import ablate
 from namedmask.cli_weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
@@ -305,6 +306,7 @@ def inspect(
 
 app.command("export-faces")(export_faces)
 app.command("weights")(weights)
+app.command("ablate")(ablate)
 
 
 @app.command()

@@ -77,7 +77,7 @@ class PlainLoop:
 
         use_threads(job.config)
         config, folder = job.config, job.ledger.folder
-        archive = Archive.open(folder / "archive")
+        archive = Archive.open(job.archive)
         model = starting_segmenter(
             config.segmenter, archive.label_names, config.run.seed, config.train.start
         )

@@ -97,7 +97,7 @@ def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
     """Train the segmenter on all archives, from its last checkpoint on; return the last loss."""
-    return run_verb("train", config, progress, partial(_train, executor))
+    return run_verb("train", config, progress, partial(trained, executor))
 
 
 def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -257,8 +257,9 @@ def _refine(executor: Executor, job: Job) -> dict[str, Any]:
     return executor.refine(job, find_clusters(executor, job))
 
 
-def _train(executor: Executor, job: Job) -> dict[str, Any]:
-    archive = Archive.open(job.ledger.folder / "archive")
+def trained(executor: Executor, job: Job) -> dict[str, Any]:
+    """Return what the training of a run ended with, its segmenter at `CHECKPOINT`."""
+    archive = Archive.open(job.archive)
     steps = job.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
     if not job.is_begun("train"):  # what is left of another training is none of this
@@ -281,10 +282,18 @@ def _train(executor: Executor, job: Job) -> dict[str, Any]:
 
 
 def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
-    config, folder = job.config, job.ledger.folder
+    folder = job.ledger.folder
+    found = judged(executor, job, folder / "evaluation")
+    write_json(folder / "evaluation.json", found)
+    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+
+
+def judged(executor: Executor, job: Job, out: Place | None) -> dict[str, Any]:
+    """Return the scores of a run's segmenter on its benchmark; see evaluate.evaluate."""
+    config, checkpoint = job.config, job.ledger.folder / CHECKPOINT
     benchmark = open_benchmark(config.evaluate)
-    names = load_checkpoint(folder / CHECKPOINT, config.segmenter)[1]
-    make = partial(open_scorer, folder / CHECKPOINT, config)
+    names = load_checkpoint(checkpoint, config.segmenter)[1]
+    make = partial(open_scorer, checkpoint, config)
     job.start("evaluate")
     with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
 
@@ -293,6 +302,4 @@ def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
                 step.advance(len(part.scenes))
                 yield part
 
-        found = sum_up(parts(), names, benchmark, config.evaluate, folder / "evaluation")
-    write_json(folder / "evaluation.json", found)
-    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        return sum_up(parts(), names, benchmark, config.evaluate, out)

@@ -25,8 +25,8 @@ LAYERS = (
      "experts", "refine", "labeled", "benchmarks", "baselines", "evaluate", "predict",
      "search_index", "search", "report", "plan", "inspection", "doctor", "scorecard"),
     ("local", "on_ray"),
-    ("collect", "verbs"),
-    ("miniworld", "screen", "cli_weights"),
+    ("collect", "verbs", "ablate"),
+    ("miniworld", "screen", "cli_weights", "cli_ablate"),
     ("cli",),
     ("__main__",),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ class StopAfter(SilentProgress):
         return Stopping()
 
 
+def copy(curated: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(curated, folder))
+
+
 def config_of(folder: Path, curated: Path, *overrides: str) -> Config:
     source = str(curated.parent / "metadata.parquet")
     return toy_runs.config_of(folder, *overrides, source=source)
@@ -63,7 +68,7 @@ def refined(folder: Path) -> dict[str, int]:
 def test_clusters_share_an_expert_and_every_archive_has_its_masks(
     curated: Path, tmp_path: Path
 ) -> None:
-    folder = toy_runs.copy(curated, tmp_path / "run")
+    folder = copy(curated, tmp_path / "run")
     config = config_of(folder, curated, *TWO, "train.iterations=1")
     found = verbs.refine(config, SILENT)
     assert found["categories"] == 3
@@ -82,7 +87,7 @@ def test_clusters_share_an_expert_and_every_archive_has_its_masks(
 def test_clusters_cut_off_go_on_with_the_next_and_end_with_the_same_bytes(
     curated: Path, tmp_path: Path
 ) -> None:
-    whole, cut = (toy_runs.copy(curated, tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (copy(curated, tmp_path / name) for name in ("whole", "cut"))
     verbs.refine(config_of(whole, curated, *TWO), SILENT)
     with pytest.raises(KeyboardInterrupt):
         verbs.refine(config_of(cut, curated, *TWO), StopAfter(3))  # 2 of the first, 1 of the next
@@ -114,7 +119,7 @@ def test_clusters_of_another_list_are_found_anew_and_leave_nothing_behind(tmp_pa
 
 
 def test_clusters_more_than_categories_are_refused(curated: Path, tmp_path: Path) -> None:
-    folder = toy_runs.copy(curated, tmp_path / "run")
+    folder = copy(curated, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"experts\.clusters is 4, and there are 3 categories"):
         verbs.refine(config_of(folder, curated, "experts.clusters=4"), SILENT)
 

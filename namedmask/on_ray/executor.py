@@ -135,7 +135,7 @@ class RayExecutor:
         from namedmask.on_ray.training import train_on_ray
 
         self._connect()
-        train_on_ray(job.config, job.ledger.folder, on_step)
+        train_on_ray(job.config, job.ledger.folder, on_step, job.archive)
 
 
 def _is_alone(config: Config, section: str) -> bool:
