@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 import namedmask
+from namedmask.cli_ablate import ablate
 from namedmask.cli_evaluate import config_of_checkpoint, evaluate
 from namedmask.cli_run import (
     Address,
@@ -263,6 +264,7 @@ def inspect(
 
 app.command("export-faces")(export_faces)
 app.command("weights")(weights)
+app.command("ablate")(ablate)
 
 
 @app.command()

@@ -138,7 +138,7 @@ def stages_of(config: Config) -> list[PlannedStage]:
         _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
     ]
     if config.experts.enabled:
-        choice = _optim_choice(config, "experts")
+        choice = _experts_choice(config)
         stages.append(_plain("refine", "experts", ("image", "mask"), ("mask",), choice))
     stages.append(_plain("train", "train", ("image", "mask"), (), _optim_choice(config, "train")))
     if config.evaluate.benchmark:
@@ -198,6 +198,15 @@ def _retrieve_choice(config: Config) -> str:
 def _optim_choice(config: Config, section: str) -> str:
     optim = getattr(config, section)
     return f"{config.segmenter.name}, {optim.iterations:,} × {optim.batch_size} on {optim.device}"
+
+
+def _experts_choice(config: Config) -> str:
+    """Return the experts' trainings with their cost: how many, of how many steps."""
+    experts, categories = config.experts, len(category_set_of(config.categories).names)
+    count = experts.clusters or categories
+    of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
+    steps = count * experts.iterations + experts.shared_iterations
+    return f"{count:,} {of}: {steps:,} steps; {_optim_choice(config, 'experts')}"
 
 
 def _is_local(config: Config) -> bool:

@@ -297,6 +297,9 @@ class ExpertsConfig(OptimConfig):
 
     enabled: bool = True
     iterations: Count = Field(5000, description="Method: 5,000")
+    clusters: int = Field(
+        0, ge=0, description="experts for all, each of a cluster of categories; 0: one a category"
+    )
     shared_iterations: int = Field(
         0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
     )
