@@ -44,7 +44,7 @@ TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
 ENOUGH = 2
-"""Pixels of a JPEG's side for each that the model sees: where it has twice as many, libjpeg halves."""
+"""Pixels a side that an image keeps, for each that the model sees, where a JPEG is decoded coarser."""
 
 CONTENT_CHANGED = "content_changed"
 
