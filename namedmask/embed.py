@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from namedmask import schema
+from namedmask.ahead import one_ahead
 from namedmask.categories import fill
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError, ConfigError, unknown_name
@@ -46,7 +47,7 @@ TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
 ENOUGH = 2
-"""Pixels of a JPEG's side for each that the model sees: of twice as many, libjpeg makes half."""
+"""Pixels a side that an image keeps for each that the model sees, where a JPEG comes coarser."""
 
 T = TypeVar("T")
 
@@ -355,12 +356,7 @@ class Embed:
             for start in range(0, len(data), self._batch_size)
         ]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            ahead = [pool.map(read, batch) for batch in batches[:1]]
-            for batch in batches[1:]:
-                decoded = list(ahead.pop())
-                ahead.append(pool.map(read, batch))
-                yield decoded
-            yield from map(list, ahead)
+            yield from one_ahead(list(pool.map(read, batch)) for batch in batches)
 
     def _embed(self, decoded: list[np.ndarray | str]) -> Iterator[tuple[np.ndarray | None, str]]:
         good = [image for image in decoded if not isinstance(image, str)]

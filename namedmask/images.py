@@ -91,12 +91,18 @@ def decode(
 def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
     """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG at a half, quarter or eighth.
 
-    That is the smallest of them with no side below `least_side`; what is smaller comes as it is.
+    That is the smallest of them with no side below `least_side`, and with sides that divide: a
+    coarse pixel too many at the end would shift all that is resized from it. Else as it is.
 
     Raises:
         BadImage: as `decode`.
     """
-    return _pixels(_open(data, max_pixels), (least_side, least_side), upright=True)[0]
+    image = _open(data, max_pixels)
+    width, height = image.size
+    for part in (8, 4, 2, 1):
+        if width % part == height % part == 0 and min(width, height) >= least_side * part:
+            break
+    return _pixels(image, (width // part, height // part), upright=True)[0]
 
 
 def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:
