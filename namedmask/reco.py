@@ -4,14 +4,15 @@ A category's best images are compared place by place; in each image the place th
 have something like is its *seed*, and the mean of the seeds is the category's vector. A pixel's
 product is how like that vector it is, times how like the category's name CLIP finds it.
 
-Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Its affinities of one
-image run into those of the images after it, by a slip of an index; here they do not. Not known:
-what lies between the product, which 0.73 bounds, and the threshold of 0.9; here marginals of the
-CRF, which alone reach it without a further factor (`baselines.post`, `scale`). Differs: the images
-are those of the run's archives, checked and without near duplicates, where the original retrieves
-from ImageNet for itself; its encoder (DeiT-S/16, trained on stylized ImageNet) is a file to give;
-context words are what `baselines.context` has archives of, none by default; one CLIP for both
-baselines.
+Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Not known: what made of
+the product, which 0.73 bounds, a probability whose threshold is 0.9. Its released code feeds the
+product to softmax and CRF as it is; over 20 names, no cosine negative, marginals then end at 0.14
+(tests/test_reco.py), so here the product is multiplied by 100 first, as MaskCLIP's cosines are
+(`baselines.scale`, `post`). Differs: a place's affinities to one image stay with that image, where
+a slip of an index lets those of later ones in; the images are those of the run's archives, checked
+and without near duplicates, where the original retrieves from ImageNet for itself; its encoder
+(DeiT-S/16, trained on stylized ImageNet) is a file to give; context words are what
+`baselines.context` has archives of, none by default.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ from namedmask.errors import CheckpointError, InputError, unknown_name
 from namedmask.maskclip import DenseClip, fit
 from namedmask.plugins import resolve, torch_device
 from namedmask.segmenter import MINIWORLD_BACKBONE
+from namedmask.storage import place_of
 from namedmask.weights import path_of
 
 THRESHOLD = 0.9
@@ -214,7 +215,7 @@ class ClassVectors:
         self._places = Places(config, device, templates)
         self._context: dict[str, Tensor] = {}
         if config.context:
-            context = Archive.open(Path(config.context))
+            context = Archive.open(place_of(config.context))
             for line in context.categories:  # each in view of those before it
                 found = self._vector(context, line.name, line.query)
                 self._context[line.name] = found

@@ -124,12 +124,12 @@ def test_products_by_hand() -> None:
 
 
 def test_released_scale_cannot_reach_the_papers_threshold() -> None:
-    """Why `scale` is not 1: over 20 names a whole image of the widest gap stays far below 0.9."""
+    """Why `scale` is not 1: a whole image as sure as cosines that are not negative can make it."""
     product = np.full((20, 24, 24), 0.25, np.float32)
     product[0] = 0.73
     powers = np.exp(product)
     image = np.full((24, 24, 3), 128, np.uint8)
-    assert dense_crf(image, powers / powers.sum(0)).max() < 0.3
+    assert dense_crf(image, powers / powers.sum(0)).max() < 0.15
     powers = np.exp(100 * (product - 0.73))
     assert dense_crf(image, powers / powers.sum(0)).max() > reco.THRESHOLD
 
