@@ -73,11 +73,11 @@ class Downloader:
     async def _follow(self, target: URL, read: Read, use: Use[T], ask_robots: bool) -> T:
         left = self.config.timeout_s
         for _ in range(self.config.max_redirects + 1):
-            if target.scheme not in ("http", "https") or not target.host:
+            if target.scheme not in ("http", "https") or not target.raw_host:
                 raise FailedError("bad_url")
             if ask_robots and not await self._may_fetch(target):
                 raise FailedError("robots_txt")
-            host = self._host(target.host)
+            host = self._host(target.raw_host)
             # the host's turn first: rows of a slow host must not hold the slots of all others
             async with host.turns:
                 if given_up := await host.quiet():
@@ -113,7 +113,7 @@ class Downloader:
             status = f"http_{response.status}"
             if response.status in PAUSES and "Retry-After" in response.headers:
                 pause = retry_after(response.headers["Retry-After"])
-                self._host(target.host or "").hear(status, pause)
+                self._host(target.raw_host or "").hear(status, pause)
             raise FailedError(status)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -130,7 +130,7 @@ class Downloader:
         return bytes(body)
 
     async def _may_fetch(self, target: URL) -> bool:
-        site = str(target.origin())
+        site = f"{target.scheme}://{target.host_port_subcomponent}"
         text = robots_texts.get(site)
         if text is None:
             if site not in self.robots:
@@ -141,7 +141,7 @@ class Downloader:
 
     async def _robots_of(self, site: str) -> bytes:
         try:
-            text = await self._follow(URL(site) / "robots.txt", first_bytes, as_is, False)
+            text = await self._follow(parsed(f"{site}/robots.txt"), first_bytes, as_is, False)
         except FailedError as error:
             if not error.status.startswith("http_") or reason_of(error.status) == "transient":
                 raise
@@ -169,7 +169,7 @@ def parsed(url: str) -> URL:
     """Return the parts of `url`; FailedError when it is none."""
     try:
         return URL(url.strip())
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # the second for a host that is an empty bracket
         raise FailedError("bad_url") from error
 
 

@@ -139,6 +139,13 @@ def test_download_names_are_asked_once_a_process_also_those_that_do_not_exist(na
     assert sorted(names["asked"]) == ["gone.example", "here.example"]
 
 
+@pytest.mark.parametrize("robots_txt", [False, True])
+def test_download_url_that_no_library_expects_has_its_reason(names, robots_txt):
+    urls = {"http://xn--a/b": "dns", "http://[]&9@": "bad_url", "http://[_::]//": "bad_url",
+            "http://a:b:c/": "bad_url"}  # fmt: skip
+    assert statuses(list(urls), robots_txt=robots_txt) == list(urls.values())
+
+
 def test_download_name_server_that_fails_is_asked_again(names, monkeypatch):
     monkeypatch.setattr(addresses, "FAILED_S", 0.0)
     names["late.example"] = socket.gaierror(socket.EAI_AGAIN, "try later")
