@@ -36,15 +36,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 WHITE = (255, 255, 255, 255)
 
-MAX_SCANS = 100
-"""Of a progressive JPEG. Each goes over all pixels and may be 75 bytes long: a file of 100 kB could
-take minutes. Encoders write about ten."""
-
-_JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
+_OF_SIXTEEN_BIT = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
 
 _HASH_SIDE = 32
 
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,7 +53,15 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)
 
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
+MAX_SCANS = 100
+"""Of a progressive JPEG; and fewer where all of them together go over 20 times `max_pixels`. A file
+of 100 kB can hold a thousand that say nothing, and libjpeg goes over all pixels for each: it would
+take minutes. Encoders write about ten."""
+
+_JPEG = b"\xff\xd8\xff"
+_START_OF_SCAN = b"\xff\xda"
+_SIGNATURES = (_JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
+_AVIF = (b"ftypavif", b"ftypavis")  # from the fifth byte on
 
 
 class BadImage(ValueError):
@@ -72,15 +77,13 @@ def decode(
 ) -> np.ndarray:
     """Return the image, (H, W, 3) uint8 RGB, with neither side above `longest_side` unless 0.
 
-    Not `upright`: as it is stored, whatever its EXIF orientation says.
+    Not `upright`: as it is stored, whatever its EXIF orientation says. A TIFF is upright anyway.
 
     Raises:
         BadImage: `not_an_image`, `truncated`, `too_many_pixels` (told by the header alone), or
             `too_many_scans`.
     """
     image = _open(data, max_pixels)
-    if data.startswith(_JPEG) and data.count(_SCAN) > MAX_SCANS:
-        raise BadImage("too_many_scans", f"{data.count(_SCAN)}, at most {MAX_SCANS}")
     width, height = _fit(*image.size, longest_side)
     array, orientation = _pixels(image, (width, height), upright)
     if orientation in _SIDEWAYS:
@@ -134,15 +137,24 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage("too_many_pixels", str(error)) from error
     except Exception as error:  # the guard of a row, as in `decode`
-        status = "truncated" if data.startswith(_SIGNATURES) else "not_an_image"
+        known = data.startswith(_SIGNATURES) or data[4:12] in _AVIF
+        status = "truncated" if known else "not_an_image"
         raise BadImage(status, f"{len(data)} bytes beginning {data[:12]!r}") from error
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage("too_many_pixels", f"{width} × {height}, at most {max_pixels} pixels")
+    tile = getattr(image, "tag_v2", {})  # libtiff decodes a whole tile, be the image ever so small
+    if tile.get(_TILE_WIDTH, 0) * tile.get(_TILE_LENGTH, 0) > max_pixels:
+        raise BadImage("too_many_pixels", f"tiles of more than {max_pixels} pixels")
+    scans = data.count(_START_OF_SCAN) if data.startswith(_JPEG) else 1
+    if scans > min(MAX_SCANS, 20 * max_pixels // max(1, width * height)):
+        raise BadImage("too_many_scans", f"{width} × {height} in {scans} scans")
     return image
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow turns these itself, their size as well
+        return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001  a broken EXIF block says nothing against the pixels
@@ -167,10 +179,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bit(array: np.ndarray) -> np.ndarray:
     # Pillow clips here; 16 bit is scaled, wider types by the smallest white that holds them
     if array.dtype == np.uint16:
-        white = 65535.0
-    else:
-        high = float(array.max())
-        white = next((level for level in (1.0, 255.0, 65535.0) if high <= level), high)
+        return _OF_SIXTEEN_BIT[array]
+    high = float(array.max())
+    white = next((level for level in (1.0, 255.0, 65535.0) if high <= level), high)
     return np.clip(np.rint(array * (255.0 / white)), 0, 255).astype(np.uint8)
 
 
