@@ -99,7 +99,7 @@ ROW_VERBS = {
 VERBS = {
     "curate": "Make the archives from metadata: embed, then build.",
     "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
-    "refine": "Train one expert a category and let it redraw the masks of its archive.",
+    "refine": "Train one expert a category, or a cluster of them, and let it redraw their masks.",
     "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
 }
 

@@ -94,6 +94,19 @@ def test_training_on_ray_that_finishes_samples_on_its_device_hears_the_same_loss
 
 
 @pytest.mark.slow
+def test_training_on_ray_may_read_the_archive_of_another_run(
+    harm: Path, curated: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trial"
+    folder.mkdir()
+    config = config_of(folder)
+    train_on_ray(config, folder, lambda *_: None, curated / "archive")
+    plain(curated, config, tmp_path / "state.pt", Group())
+    assert_trained(folder, tmp_path / "state.pt")
+    assert not (folder / "archive").exists()
+
+
+@pytest.mark.slow
 def test_training_of_two_processes_equals_a_group_of_torch(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
