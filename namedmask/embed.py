@@ -38,7 +38,7 @@ from namedmask.errors import CheckpointError, ConfigError, unknown_name
 from namedmask.images import BadImage, decode, decode_coarse
 from namedmask.plugins import resolve, torch_device
 from namedmask.reasons import CONTENT_CHANGED
-from namedmask.weights import path_of
+from namedmask.weights import known_weights, path_of
 
 if TYPE_CHECKING:
     import torch
@@ -279,6 +279,7 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
     name = config.model.partition(":")[2]
     if name not in open_clip.list_models():
         raise unknown_name("open_clip model", name, open_clip.list_models())
+    quick_gelu = _named_quick_gelu(config)
     tags = open_clip.pretrained.list_pretrained_tags_by_model(name)
     weights = config.weights if config.weights in tags else str(path_of(config.weights or "-"))
     if weights not in tags and not Path(weights).is_file():
@@ -287,14 +288,33 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
             f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
         )
     device = torch_device(config.device, "embed")
-    trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
+    if quick_gelu is None:  # without it open_clip only warns
+        trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
+        quick_gelu = bool(trained.get("quick_gelu", False))
     with _loading(config.weights):
         model = open_clip.create_model(
             name,
             pretrained=weights,
-            force_quick_gelu=bool(trained.get("quick_gelu", False)),  # else only a warning
+            force_quick_gelu=quick_gelu,
         )
     return OpenClip(model, open_clip.get_tokenizer(name), device, config.precision)
+
+
+def _named_quick_gelu(config: EmbedConfig) -> bool | None:
+    """Return whether weights named as in `namedmask weights` want OpenAI's activation; else None.
+
+    Raises:
+        ConfigError: they are another model's, whose vectors would be wrong without a word.
+    """
+    if config.weights not in known_weights():
+        return None
+    models = known_weights()[config.weights].when.get("embed.model", [])
+    if config.model not in models:
+        raise ConfigError(
+            f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; "
+            f"expected {' or '.join(models) or 'none'}."
+        )
+    return f"{config.model.removesuffix('-quickgelu')}-quickgelu" in models
 
 
 @contextmanager

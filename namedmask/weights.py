@@ -112,10 +112,7 @@ def listed(config: Config | None = None) -> list[dict[str, Any]]:
     tree, rows = config.tree(), []
     for key in dict.fromkeys(entry.key for entry in known_weights().values() if entry.when):
         value = _setting(tree, key)
-        fitting = [
-            entry for entry in known_weights().values()
-            if entry.key == key and all(_setting(tree, k) == v for k, v in entry.when.items())
-        ]  # fmt: skip
+        fitting = [one for one in known_weights().values() if one.key == key and _fits(one, tree)]
         if value in known_weights():
             rows.append(_row(known_weights()[value]) | {"setting": f"{key} = {value}"})
         elif not value:
@@ -133,6 +130,12 @@ def _row(entry: Weights) -> dict[str, Any]:
     lock = _read_lock().get(entry.name, {})
     row = asdict(entry) | {"state": "cached" if there else "not fetched"}
     return row | {key: row[key] or lock.get(key) for key in ("bytes", "sha256")}
+
+
+def _fits(entry: Weights, tree: Mapping[str, Any]) -> bool:
+    """Return whether a run with these settings can use the file."""
+    wanted = {k: v if isinstance(v, list) else [v] for k, v in entry.when.items()}
+    return all(_setting(tree, key) in values for key, values in wanted.items())
 
 
 def _setting(tree: Mapping[str, Any], key: str) -> Any:

@@ -15,12 +15,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import open_clip
 import pytest
+import safetensors.torch
 import torch
 
 from namedmask import weights
 from namedmask.cli import main
-from namedmask.config import Config, FacesConfig, SaliencyConfig, SegmenterConfig
+from namedmask.config import Config, EmbedConfig, FacesConfig, SaliencyConfig, SegmenterConfig
+from namedmask.embed import Embed
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.faces import Faces
 from namedmask.heads import load_safety_head
@@ -279,6 +282,27 @@ def test_every_setting_of_weights_takes_a_name(tmp_path: Path) -> None:
     fetch_weights(["dino-resnet50"], folder=tmp_path)
     filled = build_segmenter(config, 2, seed=9).backbone.state_dict()
     assert all(torch.equal(filled[key], state[key]) for key in state)
+
+
+def test_named_clip_weights_bring_their_activation_and_refuse_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EmbedConfig(model="open_clip:ViT-B-32", weights="clip-vit-l-14")
+    with pytest.raises(ConfigError, match=r"'clip-vit-l-14' are not those of .*ViT-B-32'"):
+        Embed(config)
+    with pytest.raises(ConfigError, match="'selfmask' are not those of"):
+        Embed(config.model_copy(update={"weights": "selfmask"}))
+    config = EmbedConfig(model="open_clip:ViT-S-32-alt", weights="clip-vit-b-32")
+    models = ["open_clip:ViT-S-32-alt", "open_clip:ViT-S-32-alt-quickgelu"]
+    monkeypatch.setitem(known_weights()["clip-vit-b-32"].when, "embed.model", models)
+    with pytest.raises(CheckpointError, match="namedmask weights fetch clip-vit-b-32"):
+        Embed(config)
+    model = open_clip.create_model("ViT-S-32-alt")
+    (tmp_path / "usb").mkdir()
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "usb" / "clip_vit_b_32.safetensors")
+    fetch_weights(["clip-vit-b-32"], folder=tmp_path / "usb")
+    block = Embed(config).embedder._model.visual.transformer.resblocks[0]
+    assert type(block.mlp.gelu).__name__ == "QuickGELU"
 
 
 def test_listed_of_a_run_are_what_its_settings_need(tmp_path: Path) -> None:
