@@ -206,9 +206,10 @@ class Archive:
         shards = [self._shard(category, category.label_id, refined) for category in self.categories]
         return ArchiveSamples(shards, cache_mb)
 
-    def one_category_samples(self, name: str, *, cache_mb: int = CACHE_MB) -> ArchiveSamples:
-        """Return one category's entries as samples of its expert: label 1 on the pseudo-mask."""
-        return ArchiveSamples([self._shard(self.category(name), 1, refined=False)], cache_mb)
+    def thing_samples(self, *names: str, cache_mb: int = CACHE_MB) -> ArchiveSamples:
+        """Return the entries of categories as samples of an expert: label 1 on the pseudo-mask."""
+        shards = [self._shard(self.category(name), 1, refined=False) for name in names]
+        return ArchiveSamples(shards, cache_mb)
 
     def _shard(self, category: ArchivedCategory, label: int, refined: bool) -> Shard:
         path = self.folder / category.file

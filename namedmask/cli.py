@@ -7,20 +7,31 @@ go to stdout (`--json`: one JSON document), progress and errors to stderr.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import namedmask
-from namedmask.cli_weights import weights
+from namedmask.cli_ablate import ablate
+from namedmask.cli_evaluate import config_of_checkpoint, evaluate
+from namedmask.cli_run import (
+    Address,
+    AsJson,
+    Local,
+    Overrides,
+    Retry,
+    RunFile,
+    function,
+    progress,
+    run_verb,
+)
+from namedmask.cli_weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
-from namedmask.progress import Progress, SilentProgress, progress_for
 from namedmask.screen import (
     complain,
     explain,
@@ -30,7 +41,6 @@ from namedmask.screen import (
     show_job_line,
     show_plan,
     show_scorecard,
-    show_settings,
     write,
     write_json,
 )
@@ -43,22 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="the run file")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; may be repeated"),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="write the result as JSON, nothing else")]
-
-Retry = Annotated[
-    list[str] | None,
-    typer.Option("--retry", metavar="REASON", help="try rows that failed so again: transient, …"),
-]
-Local = Annotated[bool, typer.Option("--local", help="without Ray: a plain loop in this process")]
-Address = Annotated[
-    str, typer.Option(help="a running Ray (auto, host:port); else one is started here")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +81,8 @@ def demo(
 ) -> None:
     """Run the whole road on the mini world and show its numbers beside the bars."""
     ensure_writable(out, "--out")
-    run_demo = _function("namedmask.miniworld.demo", "run_demo")
-    summary = run_demo(seed=seed, out=out, full=full, local=local, progress=_progress(as_json))
+    run_demo = function("namedmask.miniworld.demo", "run_demo")
+    summary = run_demo(seed=seed, out=out, full=full, local=local, progress=progress(as_json))
     if as_json:
         write_json(summary)
         return
@@ -119,7 +113,7 @@ def _add_verb(verb: str, help_text: str) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        _run_verb(verb, run_file, overrides, local, address, as_json)
+        run_verb(verb, run_file, overrides, local, address, as_json)
 
 
 def _add_row_verb(verb: str, help_text: str) -> None:
@@ -132,7 +126,7 @@ def _add_row_verb(verb: str, help_text: str) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        _run_verb(verb, run_file, overrides, local, address, as_json, retry or ())
+        run_verb(verb, run_file, overrides, local, address, as_json, retry or ())
 
 
 for _verb, _help in ROW_VERBS.items():
@@ -141,41 +135,7 @@ for _verb, _help in VERBS.items():
     _add_verb(_verb, _help)
 
 
-@app.command()
-def evaluate(
-    run_file: Annotated[
-        Path, typer.Argument(metavar="RUN.toml", help="the run file, or a checkpoint alone")
-    ],
-    benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
-    root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
-    split: Annotated[str, typer.Option(help="short for --set evaluate.split=")] = "",
-    overrides: Overrides = None,
-    local: Local = False,
-    address: Address = "",
-    as_json: AsJson = False,
-) -> None:
-    """Measure the segmenter on the run's benchmark; or a CHECKPOINT.pt alone, by its category set.
-
-    Weights without label names take those of the benchmark, or of --set voc2012.
-    """
-    said = {"benchmark": benchmark, "root": root, "split": split}
-    given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
-    if run_file.suffix not in CHECKPOINTS:
-        _run_verb("evaluate", run_file, [*(overrides or ()), *given], local, address, as_json)
-        return
-    config = _config_of_checkpoint([*(overrides or ()), *given])
-    judge = _function("namedmask.evaluate", "evaluate_checkpoint")
-    found = judge(run_file, config, _progress(as_json))
-    write_json(found) if as_json else show(found)
-
-
-CHECKPOINTS = (".pt", ".pth", ".safetensors")
-
-
-def _config_of_checkpoint(overrides: Sequence[str]) -> Config:
-    """Return the config for a checkpoint without a run; `voc2012` is `categories.set=voc2012`."""
-    written = [one if "=" in one else f"categories.set={json.dumps(one)}" for one in overrides]
-    return Config.of({"run": {"out": ""}}, written)
+app.command()(evaluate)
 
 
 @app.command()
@@ -215,7 +175,7 @@ def submit(
 def predict(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="segmenter/checkpoint.pt", parser=place_of),
+        typer.Argument(metavar="CHECKPOINT", help="file or name", parser=checkpoint_of),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
     out: Annotated[Path, typer.Option(help="folder for the overlays")] = Path("predictions"),
@@ -227,12 +187,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment pictures and draw the names on the regions."""
-    config = _config_of_checkpoint(overrides or ())
+    config = config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
             raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
     ensure_writable(out, "--out")
-    found = _function("namedmask.predict", "predict_files")(checkpoint, images, out, device, config)
+    found = function("namedmask.predict", "predict_files")(checkpoint, images, out, device, config)
     if as_json:
         write_json(found)
         return
@@ -249,7 +209,7 @@ def report(
     if not run.is_dir():
         raise InputError(f"run folder {run} does not exist. Run 'curate' first.")
     ensure_writable(run, "another folder")
-    path = _function("namedmask.report", "write_report")(run)
+    path = function("namedmask.report", "write_report")(run)
     write_json({"report": str(path)}) if as_json else write(f"report: {path}")
 
 
@@ -272,9 +232,9 @@ def search(
     config = module.config_of_run(run, overrides or ())
     if html is not None:
         ensure_writable(html.parent, "--html")
-    found = module.search(config, text, k, _progress(as_json), templates=templates)
+    found = module.search(config, text, k, progress(as_json), templates=templates)
     if html is not None:
-        search_page = _function("namedmask.report.hits", "search_page")
+        search_page = function("namedmask.report.hits", "search_page")
         html.write_text(search_page(found), encoding="utf-8")
     write_json(found) if as_json else show_hits(found)
 
@@ -283,7 +243,7 @@ def search(
 def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the stages and how many images a run needs; starts nothing."""
     config = Config.load(run_file, overrides or ())
-    planned = _function("namedmask.plan", "plan_of")(config)
+    planned = function("namedmask.plan", "plan_of")(config)
     write_json(planned) if as_json else show_plan(planned)
 
 
@@ -298,31 +258,19 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a path is and holds."""
-    found = _function("namedmask.inspection", "inspect_path")(path)
+    found = function("namedmask.inspection", "inspect_path")(path)
     write_json(found) if as_json else show(found)
 
 
-@app.command("export-faces")
-def export_faces(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="a RetinaFace, ResNet50")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write")],
-    side: Annotated[int, typer.Option(min=32, help="pixels of the square it will take")] = 640,
-    as_json: AsJson = False,
-) -> None:
-    """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
-    made = _function("namedmask.retinaface", "export_onnx")(checkpoint, out, side)
-    write_json(made) if as_json else show(made)
-
-
+app.command("export-faces")(export_faces)
 app.command("weights")(weights)
+app.command("ablate")(ablate)
 
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""
-    found = _function("namedmask.doctor", "diagnose")()
+    found = function("namedmask.doctor", "diagnose")()
     write_json(found) if as_json else show(found)
     if found["problems"]:
         raise typer.Exit(1)
@@ -347,42 +295,3 @@ def options(
     ] = False,
 ) -> None:
     """Category names in, semantic segmenter out."""
-
-
-def _run_verb(
-    verb: str,
-    run_file: Path,
-    overrides: list[str] | None,
-    local: bool,
-    address: str,
-    as_json: bool,
-    retry: Sequence[str] = (),
-) -> None:
-    config = Config.load(run_file, [*(overrides or ()), *_at(address)])
-    ensure_writable(config.run.out, "run.out")
-    if not as_json:
-        show_settings(config)
-    # verbs loads torch, which takes seconds
-    module = "namedmask.collect" if verb in ROW_VERBS else "namedmask.verbs"
-    run = _function(module, verb)
-    with _function("namedmask.collect", "executor_of")(config, local) as executor:
-        asked = {"retry": retry} if retry else {}
-        summary = run(config, _progress(as_json), executor, **asked)
-    if as_json:
-        write_json(summary)
-    elif summary.get("skipped"):
-        say_already_done(config.run.out)
-    else:
-        show(summary)
-
-
-def _at(address: str) -> list[str]:
-    return [f'ray.address="{address}"'] if address else []
-
-
-def _function(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
-
-
-def _progress(as_json: bool) -> Progress:
-    return SilentProgress() if as_json else progress_for(sys.stderr)

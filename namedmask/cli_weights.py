@@ -1,4 +1,4 @@
-"""The verb `weights`: what a run needs is listed, fetched, verified."""
+"""Verbs on files of weights: listed, fetched, verified, exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from namedmask.config import Config
 from namedmask.errors import InputError
-from namedmask.screen import show_weights, write, write_json
+from namedmask.screen import show, show_weights, write, write_json
+from namedmask.storage import Place
 
 
 def weights(
@@ -64,6 +65,31 @@ def weights(
     first = ("setting" if action else "key", "name", "state")
     show_weights(rows, (*first, "size", "license", "file", "url", "hash", "note"))
     write(f"cache: {files.cache_folder()}; fetch with: namedmask weights fetch NAME")
+
+
+def checkpoint_of(text: str) -> Place:
+    """Return the file that a path, an s3:// url or a name of `namedmask weights` stands for."""
+    from namedmask.weights import place_named
+
+    return place_named(text)
+
+
+def export_faces(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="a RetinaFace, ResNet50; file or name", parser=checkpoint_of
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write")],
+    side: Annotated[int, typer.Option(min=32, help="pixels of the square it will take")] = 640,
+    as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
+) -> None:
+    """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
+    from namedmask.retinaface import export_onnx
+
+    made = export_onnx(checkpoint, out, side)
+    write_json(made) if as_json else show(made)
 
 
 def _say(line: str) -> None:

@@ -20,6 +20,7 @@ from namedmask.overrides import apply_override, explain
 from namedmask.presets import with_preset
 from namedmask.sections import (
     AugmentConfig,
+    BaselinesConfig,
     BilateralConfig,
     CategoriesConfig,
     CategoryConfig,
@@ -47,6 +48,7 @@ from namedmask.storage import Place, place_of
 __all__ = [
     "SPEED_ONLY",
     "AugmentConfig",
+    "BaselinesConfig",
     "BilateralConfig",
     "CategoriesConfig",
     "CategoryConfig",
@@ -104,6 +106,7 @@ class Config(Section):
     experts: ExpertsConfig = ExpertsConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()
 
     @classmethod
     def load(cls, path: Place | str, overrides: Sequence[str] = ()) -> Config:

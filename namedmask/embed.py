@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from namedmask import schema
+from namedmask.ahead import one_ahead
 from namedmask.categories import fill
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError, ConfigError, unknown_name
@@ -46,7 +47,7 @@ TEXT_BATCH = 256
 """Prompts in one forward, padded to it."""
 
 ENOUGH = 2
-"""Pixels of a JPEG's side for each that the model sees: of twice as many, libjpeg makes half."""
+"""Pixels a side that an image keeps for each that the model sees, where a JPEG comes coarser."""
 
 T = TypeVar("T")
 
@@ -165,7 +166,7 @@ class OpenClip:
         import open_clip
         import torch
 
-        self._model = model.eval().requires_grad_(False).to(device)
+        self.model = model.eval().requires_grad_(False).to(device)
         self._tokenizer = tokenizer
         self._device = device
         self._bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
@@ -177,7 +178,7 @@ class OpenClip:
         ).transforms  # the last two are ToTensor and Normalize, here done by `_normalized`
         size = preprocessing.size  # an int or a pair
         self._size = (size, size) if isinstance(size, int) else tuple(size)
-        self._mean, self._std = (
+        self.mean, self.std = (
             torch.tensor(channels, device=device).view(1, 3, 1, 1)
             for channels in (preprocessing.mean, preprocessing.std)
         )
@@ -197,7 +198,7 @@ class OpenClip:
 
         batch = torch.from_numpy(np.stack([self._fitted(image) for image in images]))
         with self._inference():
-            vectors = self._model.encode_image(self._normalized(batch.to(self._device)))
+            vectors = self.model.encode_image(self._normalized(batch.to(self._device)))
         return _unit(vectors.float().cpu().numpy())
 
     def _fitted(self, image: np.ndarray) -> np.ndarray:
@@ -211,7 +212,7 @@ class OpenClip:
     def _normalized(self, batch: torch.Tensor) -> torch.Tensor:
         """Return (B, 3, H, W) float32 of a (B, H, W, 3) uint8 batch, by open_clip's arithmetic."""
         pixels = batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        return pixels.sub_(self._mean).div_(self._std)
+        return pixels.sub_(self.mean).div_(self.std)
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -226,7 +227,7 @@ class OpenClip:
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B texts; cut at the model's context length."""
         with self._inference():
-            vectors = self._model.encode_text(self._tokenizer(texts).to(self._device))
+            vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
 
 
@@ -355,12 +356,7 @@ class Embed:
             for start in range(0, len(data), self._batch_size)
         ]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            ahead = [pool.map(read, batch) for batch in batches[:1]]
-            for batch in batches[1:]:
-                decoded = list(ahead.pop())
-                ahead.append(pool.map(read, batch))
-                yield decoded
-            yield from map(list, ahead)
+            yield from one_ahead(list(pool.map(read, batch)) for batch in batches)
 
     def _embed(self, decoded: list[np.ndarray | str]) -> Iterator[tuple[np.ndarray | None, str]]:
         good = [image for image in decoded if not isinstance(image, str)]

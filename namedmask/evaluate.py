@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def evaluate(
         InputError: the benchmark has labels that the segmenter does not know; a broken sample; or
             the device is not there.
     """
-    scorer = Scorer(model, names, benchmark, config)
+    scorer = Scorer(predictor_of(model, config), names, benchmark, config)
 
     def parts() -> Iterator[Part]:
         for scenes in scene_ranges(len(benchmark)):
@@ -94,7 +95,7 @@ def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -
     benchmark = open_benchmark(config.evaluate)
     told = names_told(config.categories) or benchmark.names
     model, names = load_checkpoint(checkpoint, config.segmenter, told)
-    scorer = Scorer(model, names, benchmark, config.evaluate)
+    scorer = Scorer(predictor_of(model, config.evaluate), names, benchmark, config.evaluate)
     with progress.step("evaluate", len(benchmark)) as step:
 
         def parts() -> Iterator[Part]:
@@ -117,12 +118,19 @@ class Part:
 
 
 class Scorer:
-    """A segmenter on a benchmark, some scenes at a time."""
+    """What predicts label maps on a benchmark, some scenes at a time.
+
+    `predict` maps an image (H, W, 3) uint8 RGB to label ids of `names`, (H, W) uint16.
+    """
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], benchmark: Benchmark, config: EvaluateConfig
+        self,
+        predict: Callable[[np.ndarray], np.ndarray],
+        names: Sequence[str],
+        benchmark: Benchmark,
+        config: EvaluateConfig,
     ) -> None:
-        self._model = model.to(torch_device(config.device, "evaluate"))
+        self._predict = predict
         self._benchmark, self._config = benchmark, config
         self._num_labels = len(names) + 1
         self._label_of = label_ids(benchmark.names, names)
@@ -137,7 +145,7 @@ class Scorer:
         overlaps = _no_overlaps(self._num_labels)
         for index in indices:
             name, image, truth = self._benchmark[index]
-            predicted = predict_labels(self._model, image, self._config.max_side)
+            predicted = self._predict(image)
             truth = self._label_of[truth]
             scene = ConfusionMatrix(self._num_labels)
             scene.update(truth, predicted)
@@ -163,7 +171,14 @@ class Scorer:
 def open_scorer(checkpoint: Place, config: Config) -> Scorer:
     """Return the scorer of a run's segmenter on its benchmark."""
     model, names = load_checkpoint(checkpoint, config.segmenter)
-    return Scorer(model, names, open_benchmark(config.evaluate), config.evaluate)
+    predict = predictor_of(model, config.evaluate)
+    return Scorer(predict, names, open_benchmark(config.evaluate), config.evaluate)
+
+
+def predictor_of(model: nn.Module, config: EvaluateConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """Return `predict_labels` of a segmenter, on its device."""
+    model = model.to(torch_device(config.device, "evaluate"))
+    return partial(predict_labels, model, max_side=config.max_side)
 
 
 def scene_ranges(count: int) -> list[range]:

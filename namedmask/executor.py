@@ -42,7 +42,7 @@ class Executor(Protocol):
         """
         ...
 
-    def refine(self, job: Job) -> dict[str, Any]:
+    def refine(self, job: Job, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Train the experts and redraw the masks; see refine.refine_archive."""
         ...
 

@@ -133,7 +133,12 @@ class InsightFaceDetector:
             )
         from insightface.model_zoo.scrfd import SCRFD
 
-        self.side = _side_of(session, path)
+        self.side, coarsest = _side_of(session, path), 32 if len(widths) < 10 else 128
+        if self.side % coarsest:
+            raise CheckpointError(
+                f"face detector file {path} takes {self.side} pixels; expected a multiple of "
+                f"{coarsest}, of which InsightFace's decoder counts the cells. Export it at 640."
+            )
         self._model = SCRFD(model_file=str(path), session=session)
         self._model.nms_thresh = config.nms_iou
         self._min_score = config.min_score
@@ -239,7 +244,7 @@ def _open_session(path: Path, device: str) -> Any:
     ) as error:
         raise CheckpointError(
             f"face detector file {path} cannot be loaded: {error}. Set faces.weights to an .onnx "
-            "file of a detector."
+            "file of a detector; `namedmask export-faces` makes one of a checkpoint."
         ) from error
     if session.get_providers()[0] != provider:
         raise InputError(

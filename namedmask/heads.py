@@ -33,7 +33,7 @@ import numpy as np
 from namedmask.config import RetrieveConfig
 from namedmask.errors import CheckpointError
 from namedmask.storage import fetched, place_of
-from namedmask.weights import known_weights, path_of
+from namedmask.weights import place_named
 
 UNSAFE, VIOLENT = "unsafe", "violent"
 
@@ -110,7 +110,7 @@ def load_safety_head(file: str) -> SafetyHead:
         CheckpointError: the file is missing, of another kind, or holds no such network.
     """
     loaders = {".npz": _from_keras, ".pth": _from_torch, ".pt": _from_torch}
-    place = path_of(file) if file in known_weights() else place_of(file)
+    place = place_named(file)
     if place.suffix not in loaders:
         raise CheckpointError(
             f"retrieve.safety_head '{file}' ends in '{place.suffix}'; expected .npz, .pth or .pt. "

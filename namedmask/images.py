@@ -91,12 +91,18 @@ def decode(
 def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
     """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG at a half, quarter or eighth.
 
-    That is the smallest of them with no side below `least_side`; what is smaller comes as it is.
+    That is the smallest of them with no side below `least_side`, and with sides that divide: a
+    coarse pixel too many at the end would shift all that is resized from it. Else as it is.
 
     Raises:
         BadImage: as `decode`.
     """
-    return _pixels(_open(data, max_pixels), (least_side, least_side), upright=True)[0]
+    image = _open(data, max_pixels)
+    width, height = image.size
+    for part in (8, 4, 2, 1):
+        if width % part == height % part == 0 and min(width, height) >= least_side * part:
+            break
+    return _pixels(image, (width // part, height // part), upright=True)[0]
 
 
 def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:
@@ -321,11 +327,13 @@ def _runs(counts: bytes) -> np.ndarray:
     return runs
 
 
-def to_tensor(images: Sequence[np.ndarray]) -> torch.Tensor:
-    """Return (B, 3, H, W) float32, ImageNet-normalised, of B equal-sized (H, W, 3) uint8 RGB."""
+def to_tensor(
+    images: Sequence[np.ndarray],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:
+    """Return (B, 3, H, W) float32, normalised, of B equal-sized (H, W, 3) uint8 RGB."""
     import torch
 
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0
-    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return (batch - mean) / std
+    return (batch - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)

@@ -32,7 +32,7 @@ from namedmask.ledger import (
     write_json,
 )
 from namedmask.progress import Progress
-from namedmask.storage import place_of
+from namedmask.storage import Place, place_of
 from namedmask.stores import EMBEDDINGS, FETCHED, IMAGES, EmbeddingStore
 from namedmask.waves import Stage
 
@@ -129,6 +129,12 @@ class Job:
     ledger: Ledger
     progress: Progress
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    archives: Place | None = None  # the run folder whose archive is trained on; None: its own
+
+    @property
+    def archive(self) -> Place:
+        """The folder of the archive to train on, with that of the refined masks beside it."""
+        return (self.archives or self.ledger.folder) / "archive"
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -203,11 +209,7 @@ def run_verb(
     with open_run(config.run.out) as ledger:
         job = Job(config, ledger, progress)
         for needed in verbs_before(verb, config):
-            if job.finished(needed) is None:
-                raise InputError(
-                    f"run folder {ledger.folder} has no finished '{needed}', which '{verb}' builds "
-                    f"on. Run 'namedmask {needed}' with this run file first."
-                )
+            require_finished(job, needed, verb)
         done = job.finished(verb)
         if done is not None and not again:
             return {"skipped": True, **done}
@@ -220,6 +222,15 @@ def run_verb(
         made = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
         ledger.finish(verb, result, store, made)
     return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb()}
+
+
+def require_finished(job: Job, needed: str, verb: str) -> None:
+    """Raise InputError when `needed`, which `verb` builds on, is not finished."""
+    if job.finished(needed) is None:
+        raise InputError(
+            f"run folder {job.ledger.folder} has no finished '{needed}', which '{verb}' builds "
+            f"on. Run 'namedmask {needed}' with this run file first."
+        )
 
 
 def verbs_before(verb: str, config: Config) -> tuple[str, ...]:

@@ -62,12 +62,12 @@ class PlainLoop:
         use_threads(job.config)
         return map(function, items)
 
-    def refine(self, job: Job) -> dict[str, Any]:
+    def refine(self, job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
         """Train the experts one after the other; see refine.refine_archive."""
         from namedmask.refine import refine_archive
 
         use_threads(job.config)
-        return refine_archive(job)
+        return refine_archive(job, clusters)
 
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
@@ -77,7 +77,7 @@ class PlainLoop:
 
         use_threads(job.config)
         config, folder = job.config, job.ledger.folder
-        archive = Archive.open(folder / "archive")
+        archive = Archive.open(job.archive)
         model = starting_segmenter(
             config.segmenter, archive.label_names, config.run.seed, config.train.start
         )

@@ -28,6 +28,7 @@ from namedmask.plugins import resolve
 from namedmask.presets import departures
 from namedmask.published import PublishedStore
 from namedmask.storage import place_of
+from namedmask.weights import listed
 
 ALIVE_SHARE = 0.5
 MEAN_IMAGE_BYTES = 96_000
@@ -137,7 +138,7 @@ def stages_of(config: Config) -> list[PlannedStage]:
         _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
     ]
     if config.experts.enabled:
-        choice = _optim_choice(config, "experts")
+        choice = _experts_choice(config)
         stages.append(_plain("refine", "experts", ("image", "mask"), ("mask",), choice))
     stages.append(_plain("train", "train", ("image", "mask"), (), _optim_choice(config, "train")))
     if config.evaluate.benchmark:
@@ -199,6 +200,15 @@ def _optim_choice(config: Config, section: str) -> str:
     return f"{config.segmenter.name}, {optim.iterations:,} × {optim.batch_size} on {optim.device}"
 
 
+def _experts_choice(config: Config) -> str:
+    """Return the experts' trainings with their cost: how many, of how many steps."""
+    experts, categories = config.experts, len(category_set_of(config.categories).names)
+    count = experts.clusters or categories
+    of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
+    steps = count * experts.iterations + experts.shared_iterations
+    return f"{count:,} {of}: {steps:,} steps; {_optim_choice(config, 'experts')}"
+
+
 def _is_local(config: Config) -> bool:
     sources = config.metadata.source
     return (
@@ -251,8 +261,19 @@ def _published_rows(config: Config) -> int | None:
     return PublishedStore(folder, config.metadata).count
 
 
+def _weights_notes(config: Config) -> list[str]:
+    """Return a note for each setting whose file of weights this machine has not."""
+    notes = []
+    for row in listed(config):
+        if row["state"] == "missing":
+            notes.append(f"{row['setting']}: there is no such file on this machine.")
+        elif row["state"] == "not fetched" and row["setting"].endswith(f" = {row['name']}"):
+            notes.append(f"{row['setting']}: run 'namedmask weights fetch {row['name']}' first.")
+    return notes
+
+
 def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
-    notes = _source_notes(config)
+    notes = [*_source_notes(config), *_weights_notes(config)]
     if not _is_local(config):
         notes.append(
             f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "

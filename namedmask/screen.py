@@ -70,6 +70,41 @@ def show_plan(planned: Mapping[str, Any]) -> None:
     write("nothing was started")
 
 
+def show_baseline(found: Mapping[str, Any]) -> None:
+    """Write what a baseline is worth: its sweep, and it beside all others judged on that split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from namedmask.report.curves import called, threshold_of
+    from namedmask.storage import place_of
+    from namedmask.sweep import standings
+
+    folder = place_of(found["file"]).parent.parent
+    columns = ("background below", "mean IoU", "pixel accuracy")
+    if "curve" in found:
+        sweep = Table(*columns, box=None, pad_edge=False)
+        for point in found["curve"]:
+            style = "bold" if point["threshold"] == found["threshold"] else None
+            scores = (_score(point[key]) for key in ("miou", "pixel_accuracy"))
+            sweep.add_row(f"{point['threshold']:.2f}", *scores, style=style)
+        Console().print(sweep)
+    table = Table(f"{found['benchmark']} {found['split']}", *columns, box=None, pad_edge=False)
+    for row in standings(folder, found["benchmark"], found["split"]):
+        scores = (_score(row[key]) for key in ("miou", "pixel_accuracy"))
+        table.add_row(called(row), threshold_of(row), *scores)
+    Console().print(table)
+    if found["chosen_here"]:
+        write(
+            f"note: {found['threshold']:.2f} was chosen on this very split, so the score flatters; "
+            "judge another split with --threshold-from"
+        )
+    write(f"written: {found['file']}")
+
+
+def _score(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
 def show_hits(found: Mapping[str, Any]) -> None:
     """Write what a search found, and how well its index finds."""
     from rich.console import Console

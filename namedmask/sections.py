@@ -297,6 +297,9 @@ class ExpertsConfig(OptimConfig):
 
     enabled: bool = True
     iterations: Count = Field(5000, description="Method: 5,000")
+    clusters: int = Field(
+        0, ge=0, description="experts for all, each of a cluster of categories; 0: one a category"
+    )
     shared_iterations: int = Field(
         0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
     )
@@ -338,4 +341,39 @@ class EvaluateConfig(ModelSection):
     max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
     export: Source = Field(
         "", description="folder for every prediction as ImageNet-S wants them; empty: none"
+    )
+
+
+class BaselinesConfig(Section):
+    """MaskCLIP and ReCo, which the segmenter is held against; they run where `evaluate` does."""
+
+    model: str = Field("miniworld", description="an open_clip model, as in embed.model")
+    weights: str = Field("", description="as in embed.weights. Method: OpenAI's RN50, RN50x16")
+    shorter_side: int = Field(
+        512,
+        ge=0,
+        description="pixels every image is brought to; 0: its own. Method: 512 (MaskCLIP)",
+    )
+    normalization: Literal["imagenet", "clip"] = Field(
+        "imagenet", description="of CLIP's images. Method: imagenet, though CLIP learnt on its own"
+    )
+    temperature: float = Field(
+        100.0, gt=0, description="cosines times this go into MaskCLIP's softmax. Method: not known"
+    )
+    denoise: Share = Field(0.0, description="categories that reach this nowhere go. Method: 0, off")
+    smooth: Share = Field(0.0, description="pixels below it ask those alike. Method: 0, off")
+    encoder: str = Field(
+        "miniworld", description="ReCo's features: name in ENCODERS (timm:…) or a dotted path"
+    )
+    encoder_weights: str = Field("", description="its weights file. Method: DeiT-S/16, stylized")
+    images: Count = Field(50, description="of each archive that ReCo looks at. Method: 50")
+    crop: Count = Field(224, description="pixels of their center crop. Method: 224")
+    context: Source = Field(
+        "", description="archive folder of what is not looked for (sky, road, …); empty: none"
+    )
+    post: Literal["none", "softmax", "crf"] = Field(
+        "crf", description="what becomes of ReCo's products. Method: crf"
+    )
+    scale: float = Field(
+        100.0, gt=0, description="products times this go into the softmax. Method: not known"
     )

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from namedmask.checkpoints import load_strict, read_tensors
+from namedmask.weights import known_weights
 
-CHECKPOINT_URL = "https://www.robots.ox.ac.uk/~vgg/research/selfmask/shared_files/selfmask_nq20.pt"
 PATCH = 8
 MASK_STRIDE = 4
 """Pixels of the image a side of one cell of a mask: the patches are doubled."""
@@ -218,5 +218,5 @@ def load_selfmask(path: Path) -> SelfMask:
     with torch.device("meta"):
         model = SelfMask()
     model.to_empty(device="cpu")
-    load_strict(model, state, path, f"SelfMask, released as {CHECKPOINT_URL}")
+    load_strict(model, state, path, f"SelfMask, released as {known_weights()['selfmask'].url}")
     return model.eval()

@@ -57,6 +57,7 @@ from namedmask.offers import (
 from namedmask.progress import Progress
 from namedmask.proof import prove_model
 from namedmask.published import PublishedStore
+from namedmask.refine import find_clusters
 from namedmask.retrieve import merge_top_k
 from namedmask.rounds import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.segmenter import CHECKPOINT, TRAINING, load_checkpoint
@@ -88,15 +89,15 @@ def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
 
 
 def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train an expert a category and let it redraw its masks; return how many it redrew."""
+    """Train the experts and let them redraw their masks; return how many they redrew."""
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
-    return run_verb("refine", config, progress, executor.refine, REFINED)
+    return run_verb("refine", config, progress, partial(_refine, executor), REFINED)
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
     """Train the segmenter on all archives, from its last checkpoint on; return the last loss."""
-    return run_verb("train", config, progress, partial(_train, executor))
+    return run_verb("train", config, progress, partial(trained, executor))
 
 
 def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -252,8 +253,13 @@ def _with_expected(
     return table.append_column("expected_cosine", least)
 
 
-def _train(executor: Executor, job: Job) -> dict[str, Any]:
-    archive = Archive.open(job.ledger.folder / "archive")
+def _refine(executor: Executor, job: Job) -> dict[str, Any]:
+    return executor.refine(job, find_clusters(executor, job))
+
+
+def trained(executor: Executor, job: Job) -> dict[str, Any]:
+    """Return what the training of a run ended with, its segmenter at `CHECKPOINT`."""
+    archive = Archive.open(job.archive)
     steps = job.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
     if not job.is_begun("train"):  # what is left of another training is none of this
@@ -276,10 +282,18 @@ def _train(executor: Executor, job: Job) -> dict[str, Any]:
 
 
 def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
-    config, folder = job.config, job.ledger.folder
+    folder = job.ledger.folder
+    found = judged(executor, job, folder / "evaluation")
+    write_json(folder / "evaluation.json", found)
+    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+
+
+def judged(executor: Executor, job: Job, out: Place | None) -> dict[str, Any]:
+    """Return the scores of a run's segmenter on its benchmark; see evaluate.evaluate."""
+    config, checkpoint = job.config, job.ledger.folder / CHECKPOINT
     benchmark = open_benchmark(config.evaluate)
-    names = load_checkpoint(folder / CHECKPOINT, config.segmenter)[1]
-    make = partial(open_scorer, folder / CHECKPOINT, config)
+    names = load_checkpoint(checkpoint, config.segmenter)[1]
+    make = partial(open_scorer, checkpoint, config)
     job.start("evaluate")
     with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
 
@@ -288,6 +302,4 @@ def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
                 step.advance(len(part.scenes))
                 yield part
 
-        found = sum_up(parts(), names, benchmark, config.evaluate, folder / "evaluation")
-    write_json(folder / "evaluation.json", found)
-    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        return sum_up(parts(), names, benchmark, config.evaluate, out)

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from namedmask.config import Config
 from namedmask.errors import CheckpointError, InputError, NamedMaskError, unknown_name
-from namedmask.storage import replaced
+from namedmask.storage import Place, place_of, replaced
 
 CACHE_VARIABLE = "NAMEDMASK_CACHE"
 LOCK_FILE = "weights.lock.json"
@@ -94,6 +94,11 @@ def path_of(value: str) -> Path:
             f"the file and run: namedmask weights fetch {value}{_consent(entry)}"
         )
     return path
+
+
+def place_named(value: str) -> Place:
+    """Return what `path_of` does, and the place of an s3:// url."""
+    return path_of(value) if value in known_weights() else place_of(value)
 
 
 def listed(config: Config | None = None) -> list[dict[str, Any]]:

@@ -233,10 +233,13 @@ def test_image_of_two_categories_keeps_a_mask_of_each(tmp_path: Path) -> None:
     assert (refined[17][1].max(), refined[19][1].max()) == (1, 2)
 
 
-def test_archive_one_category_samples_have_label_one(tmp_path: Path) -> None:
-    samples = write(tmp_path).one_category_samples("mug")
-    assert len(samples) == 5
-    assert {int(samples[i][1].max()) for i in range(5)} == {1}
+@pytest.mark.parametrize(("names", "count"), [(("mug",), 5), (("mug", "crane bird"), 24)])
+def test_archive_samples_of_an_expert_have_label_one(
+    tmp_path: Path, names: tuple[str, ...], count: int
+) -> None:
+    samples = write(tmp_path).thing_samples(*names)
+    assert len(samples) == count
+    assert {int(samples[index][1].max()) for index in range(count)} == {1}
 
 
 def test_archive_cache_holds_what_fits_and_changes_nothing(tmp_path: Path) -> None:

@@ -178,6 +178,62 @@ def test_detector_file_gives_known_boxes_in_pixels_of_the_image(
     np.testing.assert_allclose(ordered(twice[:, :4]), ordered(expected), atol=1e-3)
 
 
+SCRFD_SIDE = 256
+SCRFD_INPUT = (1, 3, SCRFD_SIDE, SCRFD_SIDE)
+
+
+def scrfd_outputs(strides: Sequence[int], key_points: bool, batched: bool) -> list[np.ndarray]:
+    """Return what InsightFace's detectors give for `KNOWN`: distances from a cell's corner.
+
+    Three strides have two anchors a cell, five have one; here the known faces lie on the first.
+    """
+    anchors = 2 if len(strides) == 3 else 1
+    groups: tuple[list[np.ndarray], ...] = ([], [], [])
+    for stride in strides:
+        side = SCRFD_SIDE // stride
+        scores = np.full((side, side, anchors, 1), 0.1, np.float32)
+        boxes = np.ones((side, side, anchors, 4), np.float32)
+        for (x0, y0, x1, y1), (at, _, row, column) in KNOWN:
+            if at == stride:
+                x, y = column * stride, row * stride
+                scores[row, column, 0] = 0.9
+                boxes[row, column, 0] = np.array([x - x0, y - y0, x1 - x, y1 - y]) / stride
+        points = np.zeros((side, side, anchors, 10), np.float32)
+        for group, values in zip(groups, (scores, boxes, points), strict=True):
+            flat = values.reshape(-1, values.shape[-1])
+            group.append(flat[None] if batched else flat)
+    return [output for group in groups[: 2 + key_points] for output in group]
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("key_points", [False, True])
+@pytest.mark.parametrize("strides", [(8, 16, 32), (8, 16, 32, 64, 128)])
+def test_scrfd_file_of_every_form_gives_known_boxes(
+    tmp_path: Path, strides: Sequence[int], key_points: bool, batched: bool
+) -> None:
+    """The 6, 9, 10 and 15 outputs that InsightFace ships."""
+    outputs = scrfd_outputs(strides, key_points, batched)
+    path = write_file(tmp_path / "face.onnx", outputs, SCRFD_INPUT)
+    config = FacesConfig(detector="scrfd", weights=str(path), nms_iou=1.0)
+    found = Faces(config).detector.detect(np.zeros((SCRFD_SIDE, SCRFD_SIDE, 3), np.uint8))
+    np.testing.assert_allclose(ordered(found[:, :4]), FACES, atol=1e-3)
+    np.testing.assert_allclose(found[:, 4], 0.9)
+
+
+def test_scrfd_file_with_boxes_before_scores_is_refused(tmp_path: Path) -> None:
+    outputs = scrfd_outputs((8, 16, 32), key_points=False, batched=True)
+    path = write_file(tmp_path / "face.onnx", outputs[3:] + outputs[:3], SCRFD_INPUT)
+    with pytest.raises(CheckpointError, match="is not in the SCRFD form"):
+        faces_of("scrfd", path)
+
+
+def test_scrfd_file_whose_side_is_no_whole_number_of_cells_is_refused(tmp_path: Path) -> None:
+    outputs = scrfd_outputs((8, 16, 32, 64, 128), key_points=False, batched=True)
+    path = write_file(tmp_path / "face.onnx", outputs, (1, 3, 320, 320))
+    with pytest.raises(CheckpointError, match=r"takes 320 pixels.*multiple of 128"):
+        faces_of("scrfd", path)
+
+
 def test_detector_file_of_another_form_is_refused(tmp_path: Path) -> None:
     priors, mxnet = priors_outputs(), mxnet_outputs()
     finest_first = mxnet[6:] + mxnet[3:6] + mxnet[:3]

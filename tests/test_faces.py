@@ -184,6 +184,20 @@ def test_faces_stage_drops_the_pixels_of_faces(detector_file: Path) -> None:
     assert done["image"].to_pylist() == [None, none, None, None]
 
 
+def test_faces_stage_looks_at_two_scales_by_default(
+    detector_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    stage = Faces(FacesConfig(detector="scrfd", weights=str(detector_file)))
+    monkeypatch.setattr(
+        stage.detector,
+        "detect",
+        lambda canvas: seen.append(int(canvas.any(axis=(1, 2)).sum())) or [],
+    )
+    stage(table_of([encode_png(np.full((80, 40, 3), 255, np.uint8))], ["ok"]))
+    assert seen == [CANVAS, CANVAS // 2]
+
+
 def test_faces_stage_rows_do_not_depend_on_their_batch(detector_file: Path) -> None:
     stage = Faces(config_of(detector_file))
     images = [encode_png(picture(*cells)) for cells in ([(0, 0)], [], [(0, 32), (32, 0)])]

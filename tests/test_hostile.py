@@ -256,6 +256,7 @@ def test_hostile_retry_after_again_and_again_adds_up(names):
         urls = [f"{server.url}/busy/{number}" for number in range(50)]
         assert statuses(urls, retries=5, max_pause_s=1.5) == ["http_429"] * 50
         assert time.monotonic() - begun < 20
+        assert len(server.paths) < 100, "of the 300 that the retries allow"
 
 
 def test_hostile_redirect_to_this_machine_is_never_connected(server, connected, monkeypatch):

@@ -177,6 +177,32 @@ def test_decode_longest_side_never_enlarges():
     assert decode(saved(Image.fromarray(photo()), "JPEG"), longest_side=500).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((160, 240), (40, 60)),  # an eighth would be less than asked for
+        ((320, 480), (40, 60)),
+        ((162, 240), (81, 120)),  # 162 has no whole quarter
+        ((161, 240), (161, 240)),
+        ((30, 500), (30, 500)),
+    ],
+)
+def test_decode_coarse_halves_jpegs_down_to_the_least_side(size, expected):
+    data = saved(Image.fromarray(photo(*size)), "JPEG", quality=95, subsampling=0)
+    array = images.decode_coarse(data, 40)
+    assert array.shape == (*expected, 3)
+    assert mean_difference(array, images.resize(decode(data), *expected)) < 2
+    png = saved(Image.fromarray(photo(*size)), "PNG")
+    assert np.array_equal(images.decode_coarse(png, 40), decode(png))
+
+
+def test_decode_coarse_gives_upright_image():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(Image.fromarray(photo(160, 240)), "JPEG", exif=exif)
+    assert images.decode_coarse(data, 40).shape == (60, 40, 3)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP"]))
 def test_decode_mutated_bytes_raise_bad_image_only(seed, kind):

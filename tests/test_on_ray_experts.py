@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,15 @@ class Steps(SilentProgress):
         return self.steps[-1]
 
 
-def refine(folder: Path, *overrides: str, progress: SilentProgress | None = None) -> dict[str, Any]:
+def refine(
+    folder: Path,
+    *overrides: str,
+    clusters: Sequence[Sequence[str]] = (),
+    progress: SilentProgress | None = None,
+) -> dict[str, Any]:
     with open_run(folder) as ledger:
         config = toy_runs.config_of(folder, *overrides)
-        return refine_archive(Job(config, ledger, progress or SilentProgress()))
+        return refine_archive(Job(config, ledger, progress or SilentProgress()), clusters)
 
 
 def refined(folder: Path) -> dict[str, bytes]:
@@ -58,19 +63,20 @@ def refined(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("clusters", [(), (["red", "blue"], ["green"])], ids=["each", "clusters"])
 def test_experts_on_ray_equal_the_plain_loop_to_the_byte(
-    harm: Path, curated: Path, tmp_path: Path
+    harm: Path, curated: Path, tmp_path: Path, clusters: Sequence[Sequence[str]]
 ) -> None:
     plain = toy_runs.copy(curated, tmp_path / "plain")
     with open_run(plain) as ledger:
         job = Job(toy_runs.config_of(plain), ledger, SilentProgress())
-        expected = PlainLoop().refine(job)
+        expected = PlainLoop().refine(job, clusters)
     progress = Steps()
     folder = toy_runs.copy(curated, tmp_path / "ray")
-    assert refine(folder, progress=progress) == expected
+    assert refine(folder, clusters=clusters, progress=progress) == expected
     assert refined(folder) == refined(plain)
     (step,) = progress.steps
-    assert step.done == step.total == 2 + 3 * 2
+    assert step.done == step.total == 2 + (len(clusters) or 3) * 2
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ NOT_A_RECIPES = {
     "embed": {"batch_size"},  # results do not vary with it
     "retrieve": {"overfetch", "index", "nprobe"},  # how many at once; of another backend
     "saliency": {"batch_size"},
+    "experts": {"clusters"},  # 0: the method's
     "evaluate": {"benchmark", "root", "split", "export"},
 }  # fmt: skip
 

@@ -223,6 +223,6 @@ def test_detector_by_name_reads_the_file_of_the_config(weights: Path) -> None:
     assert detector.saliency([]) == []
 
 
-def test_detector_without_weights_says_where_they_are() -> None:
-    with pytest.raises(ConfigError, match=r"https://www\.robots\.ox\.ac\.uk/.*selfmask_nq20\.pt"):
+def test_detector_without_weights_says_how_to_get_them() -> None:
+    with pytest.raises(ConfigError, match="Run 'namedmask weights fetch selfmask'"):
         DETECTORS["selfmask"](SaliencyConfig(detector="selfmask"))

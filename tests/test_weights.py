@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,8 @@ from namedmask.config import Config, FacesConfig, SaliencyConfig, SegmenterConfi
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.faces import Faces
 from namedmask.heads import load_safety_head
+from namedmask.images import encode_png
+from namedmask.plan import plan_of
 from namedmask.saliency import DETECTORS
 from namedmask.segmenter import build_segmenter
 from namedmask.weights import (
@@ -301,6 +304,40 @@ def test_listed_of_a_run_are_what_its_settings_need(tmp_path: Path) -> None:
     tree["faces"] = {"detector": "scrfd", "enabled": False}
     names = [row["name"] for row in listed(Config.of(tree))]
     assert names == ["", "dino-vits16", "dino-vits8", "dino-resnet50"]
+
+
+def test_plan_tells_which_weights_are_not_here(tmp_path: Path) -> None:
+    tree = {
+        "run": {"out": str(tmp_path / "out")},
+        "categories": {"names": ["gull"]},
+        "saliency": {"detector": "selfmask", "weights": "selfmask"},
+        "segmenter": {"backbone_weights": str(tmp_path / "none.pth")},
+    }
+    notes = plan_of(Config.of(tree))["notes"]
+    assert "saliency.weights = selfmask: run 'namedmask weights fetch selfmask' first." in notes
+    backbone = f"segmenter.backbone_weights = {tmp_path / 'none.pth'}: there is no such file"
+    assert any(note.startswith(backbone) for note in notes)
+    (tmp_path / "selfmask_nq20.pt").write_bytes(CONTENT)
+    fetch_weights(["selfmask"], folder=tmp_path)
+    assert not any("saliency" in note for note in plan_of(Config.of(tree))["notes"])
+
+
+def test_commands_take_a_name_in_place_of_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["evaluate", "namedmask-voc2012"], ["predict", "namedmask-voc2012", "x.jpg"],
+        ["export-faces", "retinaface-r50", "x.onnx"],
+    ):  # fmt: skip
+        assert main(command) == 2
+        assert f"namedmask weights fetch {command[1]}" in capsys.readouterr().err
+    (tmp_path / "namedmask_voc2012.pt").write_bytes(CONTENT)
+    fetch_weights(["namedmask-voc2012"], folder=tmp_path, accepted=["not-stated"])
+    picture = tmp_path / "x.png"
+    picture.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    asked = ["predict", "namedmask-voc2012", str(picture), "--out", str(tmp_path / "out")]
+    assert main(asked) == 2
+    assert "namedmask_voc2012.pt: expected tensors and plain values" in capsys.readouterr().err
 
 
 def test_unknown_name_suggests_the_nearest() -> None:

@@ -123,19 +123,19 @@ class RayExecutor:
                 yield early.pop(following)
                 following += 1
 
-    def refine(self, job: Job) -> dict[str, Any]:
+    def refine(self, job: Job, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Train the experts, many at once; see refine.refine_archive."""
         from namedmask.on_ray.experts import refine_archive
 
         self._connect()
-        return refine_archive(job)
+        return refine_archive(job, clusters)
 
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter on `train.num_workers` processes."""
         from namedmask.on_ray.training import train_on_ray
 
         self._connect()
-        train_on_ray(job.config, job.ledger.folder, on_step)
+        train_on_ray(job.config, job.ledger.folder, on_step, job.archive)
 
 
 def _is_alone(config: Config, section: str) -> bool:

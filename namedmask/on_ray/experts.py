@@ -1,4 +1,4 @@
-"""The experts on Ray: one small training a category, all at once, each in a process of its own.
+"""The experts on Ray: small trainings, all at once, each in a process of its own.
 
 Each commits its own unit to the run folder, so that the same command goes on where it was. One
 that fails leaves the others alone: they finish, and then the verb says which failed and why. On
@@ -7,14 +7,13 @@ several machines the run folder must be storage that all of them see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from namedmask.archive import ArchivedCategory
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.jobs import Job
@@ -23,9 +22,10 @@ from namedmask.on_ray.cluster import refuse_to_stall
 from namedmask.on_ray.workers import with_absolute_paths
 from namedmask.refine import (
     SHARED_FILE,
+    Cluster,
     Work,
     open_work,
-    refine_category,
+    refine_cluster,
     refine_shared,
     steps_done,
     sum_up,
@@ -37,15 +37,17 @@ TRIES = 2
 """A process that dies is given one more; an error of the work itself is not tried again."""
 
 
-def refine_archive(job: Job) -> dict[str, Any]:
+def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     """Return how many masks were redrawn and kept; archives refined before are left as they are.
+
+    `clusters` as in refine.refine_archive.
 
     Raises:
         ClusterTooSmallError: an expert needs more than this Ray has, which would wait for ever.
         NamedMaskError: experts failed, each with its reason; all others are done and kept.
     """
     config, folder = with_absolute_paths(job.config), job.ledger.folder.resolve()
-    work = open_work(job)
+    work = open_work(job, clusters)
     commits, failed = list(work.done), {}
     if work.left:
         refuse_to_stall("an expert", _resources(config), "Lower experts.num_cpus or num_gpus")
@@ -55,11 +57,11 @@ def refine_archive(job: Job) -> dict[str, Any]:
         if work.needs_shared:
             _train_shared(config, folder)
             step.advance(config.experts.shared_iterations)
-        for category, outcome in _refined(config, folder, work):
+        for cluster, outcome in _refined(config, folder, work):
             if isinstance(outcome, Commit):
                 commits.append(outcome)
             else:
-                failed[category.name] = outcome
+                failed[cluster.title] = outcome
             step.advance(config.experts.iterations)
     if failed:
         raise _failure(failed, len(work.left))
@@ -70,20 +72,18 @@ def _train_shared(config: Config, folder: Place) -> None:
     for _, outcome in _outcomes(config, {"": (refine_shared, folder)}):
         if not isinstance(outcome, Commit):
             raise NamedMaskError(
-                f"the shared expert, where all others start, failed: {outcome}\nNo category was "
+                f"the shared expert, where all others start, failed: {outcome}\nNo other was "
                 "begun. Mend the cause; the same command tries again."
             )
 
 
-def _refined(
-    config: Config, folder: Place, work: Work
-) -> Iterator[tuple[ArchivedCategory, Commit | str]]:
-    """Yield each category left with its record, or why it failed, in the order they end."""
+def _refined(config: Config, folder: Place, work: Work) -> Iterator[tuple[Cluster, Commit | str]]:
+    """Yield each cluster left with its record, or why it failed, in the order they end."""
     start = folder / SHARED_FILE if work.start else None
-    by_name = {category.name: category for category in work.left}
-    calls = {name: (refine_category, folder, one, start) for name, one in by_name.items()}
-    for name, outcome in _outcomes(config, calls):
-        yield by_name[name], outcome
+    by_unit = {cluster.unit: cluster for cluster in work.left}
+    calls = {unit: (refine_cluster, folder, one, start) for unit, one in by_unit.items()}
+    for unit, outcome in _outcomes(config, calls):
+        yield by_unit[unit], outcome
 
 
 def _outcomes(

@@ -49,18 +49,24 @@ POLL_S = 0.2
 """Between two looks of the driver at what the processes have done."""
 
 
-def train_on_ray(config: Config, folder: Place, on_step: Callable[[int, float], None]) -> None:
+def train_on_ray(
+    config: Config,
+    folder: Place,
+    on_step: Callable[[int, float], None],
+    archive_folder: Place | None = None,
+) -> None:
     """Train the segmenter in the run folder `folder` on Ray, and leave it at `CHECKPOINT`.
 
-    `on_step(done, loss)` follows each step, in this thread, never twice for the same; an exception
-    of it stops the training.
+    `archive_folder` is where its archive lies, if not in `folder`. `on_step(done, loss)` follows
+    each step, in this thread, never twice for the same; an exception of it stops the training.
 
     Raises:
         ClusterTooSmallError: Ray would wait for more than it has for ever.
         NamedMaskError: more processes were lost than `train.max_failures`; or as `train`.
     """
     config, folder = with_absolute_paths(config), folder.resolve()
-    archive = Archive.open(folder / "archive")
+    source = (archive_folder or folder / "archive").resolve()
+    archive = Archive.open(source)
     archive.samples(refined=config.experts.enabled)  # what is missing should show before it starts
     refuse_to_stall("the training", _resources(config), "Lower train.num_workers or workers")
     here = ray.get_runtime_context().get_node_id()
@@ -69,16 +75,19 @@ def train_on_ray(config: Config, folder: Place, on_step: Callable[[int, float], 
     scratch = (folder / TRAINING).with_name("ray")
     remove_tree(scratch)  # of a run that was killed
     try:
-        _fit(_trainer(config, folder, scratch, inbox), inbox, on_step)
+        _fit(_trainer(config, folder, source, scratch, inbox), inbox, on_step)
     finally:
         remove_tree(scratch)
     (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _trainer(config: Config, folder: Place, scratch: Place, inbox: Any) -> TorchTrainer:
+def _trainer(
+    config: Config, folder: Place, source: Place, scratch: Place, inbox: Any
+) -> TorchTrainer:
+    task = {"config": config, "folder": folder, "source": source, "inbox": inbox}
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config, "folder": folder, "inbox": inbox},
+        train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train.num_workers, use_gpu=config.train.device == "cuda"
         ),
@@ -172,7 +181,7 @@ def _work(task: dict[str, Any]) -> None:
     if ray.get(inbox.error.remote()) is not None:
         return
     try:
-        _train(task["config"], task["folder"], inbox)
+        _train(task["config"], task["folder"], task["source"], inbox)
     except NamedMaskError as error:
         # one that crossed processes is wrapped, and is both an error of Ray and one of ours
         cause = error.cause if isinstance(error, RayTaskError) else error
@@ -184,13 +193,13 @@ def _work(task: dict[str, Any]) -> None:
             raise
 
 
-def _train(config: Config, folder: Place, inbox: Any) -> None:
+def _train(config: Config, folder: Place, source: Place, inbox: Any) -> None:
     torch.set_num_threads(threads_of(config))
     if config.train.device == "cuda":
         torch.cuda.set_device(get_device())
     context = ray.train.get_context()
     group = Group(context.get_world_rank(), context.get_world_size(), config.train.sync_batch_norm)
-    archive = Archive.open(folder / "archive")
+    archive = Archive.open(source)
     count = sum(category.count for category in archive.categories)
 
     def on_step(done: int, loss: float) -> None:
@@ -201,7 +210,7 @@ def _train(config: Config, folder: Place, inbox: Any) -> None:
         starting_segmenter(
             config.segmenter, archive.label_names, config.run.seed, config.train.start
         ),
-        Feed(count, partial(_batches, config, folder, group)),
+        Feed(count, partial(_batches, config, source, group)),
         config.train, config.augment, seed=config.run.seed, group=group,
         checkpoint=folder / TRAINING, checkpoint_every=config.train.checkpoint_every,
         on_step=on_step,
@@ -214,7 +223,7 @@ def _train(config: Config, folder: Place, inbox: Any) -> None:
 
 
 def _batches(
-    config: Config, folder: Place, group: Group, start: int
+    config: Config, source: Place, group: Group, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a process's share of each batch from step `start` on, as `train.Batches` makes it."""
     steps = range(start, config.train.iterations)
@@ -226,7 +235,7 @@ def _batches(
     tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
         Shares,
-        fn_constructor_args=(config, folder, slots),
+        fn_constructor_args=(config, source, slots),
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
@@ -245,9 +254,9 @@ def _batches(
 class Shares:
     """Rows of step numbers in, the share of those steps' batches out."""
 
-    def __init__(self, config: Config, folder: Place, slots: range) -> None:
+    def __init__(self, config: Config, source: Place, slots: range) -> None:
         torch.set_num_threads(1)
-        self._config, self._folder, self._slots = config, folder, slots
+        self._config, self._source, self._slots = config, source, slots
         self._samples: ArchiveSamples | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -259,7 +268,7 @@ class Shares:
         if (
             self._samples is None
         ):  # here and not at the start: an error of ours stays one on its way
-            archive = Archive.open(self._folder / "archive")
+            archive = Archive.open(self._source)
             self._samples = archive.samples(refined=config.experts.enabled)
         asked = self._samples, self._slots, config.augment, config.run.seed, int(rows["item"][0])
         if config.augment.on_device:

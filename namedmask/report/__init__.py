@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from namedmask.errors import InputError
 from namedmask.ledger import write_file
+from namedmask.report.curves import baselines
 from namedmask.report.figures import gallery, scenes
 from namedmask.report.numbers import (
     categories,
@@ -38,7 +39,8 @@ def write_report(run: Place) -> Place:
         )
     found = Run(run)
     sections = (
-        header, headline, funnels, categories, gallery, iou_by_label, scenes, timings, configuration
+        header, headline, funnels, categories, gallery, iou_by_label, baselines, scenes,
+        timings, configuration,
     )  # fmt: skip
     text = page(f"NamedMask: {found.name}", *(make(found) for make in sections))
     write_file(run / "report.html", text.encode())
