@@ -95,24 +95,24 @@ def _collect(
     kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
     refuse_unknown(retry)
-    before: dict[str, Any] = {}
+    more: dict[str, Any] = {}
 
     def work(job: Job) -> dict[str, Any]:
-        before.update(row_funnel(job, kind.store))
+        before = row_funnel(job, kind.store)["rows_by_status"]
         done = job.finished(kind.verb)
-        if done is not None and not count_of(before["rows_by_status"], retry):
+        has_work = done is None or count_of(before, retry) > 0
+        tried_again = _pass_rows(kind, job, executor, retry) if has_work else 0
+        if retry:
+            more.update(rows_by_status_before=before, rows_tried_again=tried_again)
+        if done is not None and not has_work:
             return done
-        _pass_rows(kind, job, executor, retry)
         funnel = row_funnel(job, kind.store)
         if kind is EMBED:
             _note_funnel(job, funnel)
         return funnel
 
     summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
-    if retry:
-        counts = before["rows_by_status"]
-        summary |= {"rows_by_status_before": counts, "rows_tried_again": count_of(counts, retry)}
-    return summary
+    return summary | more
 
 
 def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
@@ -121,17 +121,21 @@ def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
 
 
-def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> None:
+def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> int:
+    """Pass all rows that are still to pass; return how many were tried again."""
     committed = job.ledger.commits(kind.store)
     job.ledger.sweep(kind.store)
-    failures = Failures(job.config.run.max_failure_share)
+    failures, tried_again = Failures(job.config.run.max_failure_share), 0
     with job.progress.step(kind.verb) as step:
         waves = _to_do(kind, job, executor.metadata(job), committed, retry, step)
         job.start(kind.verb)
         for written in executor.run(job, waves, kind.stages, kind.store, step):
-            if written.unit not in committed:
+            if written.unit in committed:
+                tried_again += written.tried
+            else:
                 failures.add(written.tried, written.counts)
     job.ledger.sweep(kind.store)  # of what was written anew
+    return tried_again
 
 
 def _to_do(

@@ -19,6 +19,8 @@ from namedmask.errors import NamedMaskError
 from namedmask.progress import LineProgress
 from namedmask.screen import explain
 
+ROW_VERBS = ("fetch", "embed")
+
 
 def main(verb: str, arguments: Sequence[str] | None = None) -> int:
     """Run one verb of `namedmask` on Ray and return the exit code."""
@@ -26,16 +28,19 @@ def main(verb: str, arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m ray_jobs.{verb}")
     parser.add_argument("--config", required=True, metavar="RUN.toml", help="the run file")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    if verb in ROW_VERBS:
+        parser.add_argument("--retry", action="append", metavar="REASON", help="rows to try again")
     given = parser.parse_args(arguments)
+    asked = {"retry": given.retry} if getattr(given, "retry", None) else {}
     try:
         config = Config.load(given.config, given.set)
         from namedmask.collect import executor_of
 
         # verbs loads torch, which takes seconds
-        module = "collect" if verb in ("fetch", "embed") else "verbs"
+        module = "collect" if verb in ROW_VERBS else "verbs"
         run = getattr(importlib.import_module(f"namedmask.{module}"), verb)
         with executor_of(config) as executor:
-            result = run(config, LineProgress(), executor)
+            result = run(config, LineProgress(), executor, **asked)
     except (NamedMaskError, OSError) as error:
         return explain(error)
     sys.stdout.write(json.dumps({"verb": verb, **result}, ensure_ascii=False) + "\n")

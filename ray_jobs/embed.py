@@ -5,7 +5,8 @@
 
 Needs: the metadata of `metadata.source`, the web, the weights of `embed.weights`.
 Leaves in `run.out`: `embeddings` and `funnels.json`.
-Killed and submitted again, it goes on where it was.
+Killed and submitted again, it goes on where it was. `--retry transient` tries rows again that
+failed so.
 """
 
 import sys

@@ -5,7 +5,8 @@
 
 Needs: the metadata of `metadata.source`, the web.
 Leaves in `run.out`: `fetched`.
-Killed and submitted again, it goes on where it was.
+Killed and submitted again, it goes on where it was. `--retry transient` tries rows again that
+failed so.
 """
 
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from namedmask.errors import ConfigError, TooManyFailuresError
 from namedmask.images import size_of
 from namedmask.jobs import to_toml
 from namedmask.progress import SilentProgress
-from tests import toys
+from tests import tables, toys
 
 SILENT = SilentProgress()
 ROOT = Path(__file__).parents[1]
@@ -152,3 +153,18 @@ def test_collect_fetch_loads_no_torch(source: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
     assert json.loads(done.stdout)["rows_in"] == 4
+
+
+def test_collect_fetch_hash_of_the_metadata_is_kept_to_whatever_its_spelling(
+    web: toys.SmallWeb, tmp_path: Path
+) -> None:
+    names = ["red-1.jpg", "red-2.jpg", "red-3.jpg"]
+    right = [hashlib.md5(web.files[f"/{name}"]).hexdigest() for name in names]
+    columns = {
+        "URL": [f"{web.url}/{name}" for name in names],
+        "MD5": [right[0].upper(), right[0], "unknown"],
+    }
+    source = str(tables.write(tmp_path / "md5.parquet", columns))
+    counts = collect.fetch(config_of(source, tmp_path / "run"), SILENT)["rows_by_status"]
+    assert counts == {"ok": 2, "content_changed": 1}
+    assert [row["url"] for row in rows_of(tmp_path / "run", "tombstones")] == [columns["URL"][1]]

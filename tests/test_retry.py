@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+import ray_jobs
 from namedmask import collect, ledger, storage, verbs
+from namedmask.cli import main
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
-from namedmask.jobs import Job, load_stage
+from namedmask.jobs import Job, load_stage, to_toml
 from namedmask.progress import SilentProgress
-from namedmask.retry import rewrite_wave, rows_again
+from namedmask.retry import count_of, rewrite_wave, rows_again
 from namedmask.stores import EmbeddingStore, file_of
 from tests import toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
@@ -119,8 +122,7 @@ def test_retry_of_what_stays_dead_changes_nothing_and_leaves_the_archive_finishe
     before = digests(tmp_path)
     web.hits.clear()
     again = collect.embed(config, SILENT, retry=("dead", "not_an_image"))
-    assert again["rows_tried_again"] == 9 + 1 + 1, "404s, a page, and a url that is none"
-    assert web.hits.total() == 9 + 1, "what the metadata rules out is not asked for"
+    assert again["rows_tried_again"] == web.hits.total() == 9 + 1, "404s and a page, no bad_url"
     assert digests(tmp_path) == before
     assert verbs.build(config, SILENT)["skipped"]
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
@@ -187,7 +189,7 @@ class Killed(BaseException):
     """Stands for a SIGKILL between two writes."""
 
 
-@pytest.mark.parametrize("write", range(1, 12))
+@pytest.mark.parametrize("write", range(1, 9))
 def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     web: toys.SmallWeb, source: str, healthy: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, write: int,
@@ -313,3 +315,25 @@ def test_retry_on_ray_ends_as_in_the_plain_loop(
         assert again["rows_tried_again"] == web.hits.total() > 0
     assert rows_of(tmp_path) == rows_of(healthy)
     assert counts_of(tmp_path) == counts_of(healthy)
+
+
+def test_retry_from_the_command_line_shows_counts_before_and_after(
+    web: toys.SmallWeb, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(source, tmp_path / "run", *WAVES)
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(to_toml(config))
+    assert main(["embed", str(run_file), "--local", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    web.trouble = {}
+    command = ["embed", str(run_file), "--local", "--json", "--retry", "transient"]
+    assert main([*command, "--retry", "blocked"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["rows_by_status_before"] == first["rows_by_status"]
+    assert not count_of(again["rows_by_status"], ("transient", "blocked"))
+    assert again["rows_by_status"]["ok"] > first["rows_by_status"]["ok"]
+    assert again["rows_in"] == first["rows_in"]
+    assert main([*command, "--retry", "bad luck"]) == 2
+    assert "no reason 'bad luck'; expected one of dead, transient" in capsys.readouterr().err
+    assert ray_jobs.main("embed", ["--config", str(run_file), "--retry", "bad luck"]) == 2
+    assert "no reason 'bad luck'" in capsys.readouterr().err

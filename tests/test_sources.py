@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
 from namedmask.metadata import read_metadata
-from namedmask.sources import ALIASES
+from namedmask.sources import ALIASES, read_place
 from tests.tables import read, urls, write
 
 TEXTS = ["a crane", "NSFW words", "a horse", None]
@@ -268,3 +269,16 @@ def test_sources_missing_source_fails_before_the_first_row(tmp_path):
         read_metadata(MetadataConfig(source=(str(path), str(tmp_path / "b.parquet"))))
     with pytest.raises(ConfigError, match=r"metadata\.source is empty"):
         read_metadata(MetadataConfig())
+
+
+def test_sources_parquet_is_not_kept_in_memory_as_it_is_read(tmp_path):
+    words = np.random.default_rng(0).bytes(20_000 * 100).hex()
+    texts = [words[200 * i : 200 * i + 200] for i in range(20_000)]
+    table = pa.table({"url": urls(20_000), "text": texts})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=500)
+    del table, texts
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in read_place(str(path)):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 0 < most < path.stat().st_size / 4

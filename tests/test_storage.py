@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from namedmask import cli, ledger, locks, s3, s3_client, storage, verbs
@@ -30,7 +32,7 @@ from namedmask.s3 import S3Path
 from namedmask.search import search
 from namedmask.segmenter import CHECKPOINT
 from namedmask.sources import places_of
-from tests import test_search, toys
+from tests import tables, test_search, toys
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 from tests.test_verbs import config_of, digests, judged_on_disks
 
@@ -306,6 +308,25 @@ def test_storage_sources_on_s3_expand_as_on_a_disk(folder: S3Path, tmp_path: Pat
     config = Config.of({"run": {"out": "x"}, "metadata": {"source": [f"{folder}/a/*.txt"]}})
     with pytest.raises(ConfigError, match="matches no file"):
         places_of(config.metadata.source)
+
+
+def test_storage_metadata_on_a_failing_s3_is_read_whole_and_by_its_columns(
+    folder: S3Path, proxy: Proxy, tmp_path: Path
+) -> None:
+    columns = {"URL": tables.urls(3000), "TEXT": ["a crane"] * 3000, "punsafe": [0.1] * 3000}
+    heavy = columns | {"exif": [os.urandom(500) for _ in range(3000)]}
+    pq.write_table(pa.table(heavy), tmp_path / "a.parquet", row_group_size=1000)
+    pacsv.write_csv(pa.table(columns), tmp_path / "b.csv")
+    for name in ("a.parquet", "b.csv"):
+        (folder / name).write_bytes((tmp_path / name).read_bytes())
+    proxy.reset()
+    plain = tables.read(tmp_path / "a.parquet")
+    assert tables.read(f"{folder}/*.parquet").equals(plain)
+    assert proxy.sent_bytes < (tmp_path / "a.parquet").stat().st_size / 4
+    proxy.reset(every=3)
+    for name in ("a.parquet", "b.csv"):
+        assert tables.read(f"{folder}/{name}").equals(plain)
+    assert {"before GET", "after GET", "cut GET"} <= set(proxy.failed)
 
 
 def test_storage_s3_run_is_searched_and_built_from_an_index_as_on_a_disk(
