@@ -60,7 +60,7 @@ BATCH = 10
 
 
 class Encoder(Protocol):
-    """What ReCo compares places by."""
+    """What ReCo compares places by; a torch module, which it puts into eval mode."""
 
     stride: int
 

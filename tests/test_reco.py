@@ -17,6 +17,8 @@ from namedmask import reco
 from namedmask.config import BaselinesConfig
 from namedmask.crf import dense_crf
 from namedmask.errors import CheckpointError, ConfigError
+from namedmask.selfmask import Encoder
+from tests.golden import golden_weights
 
 VIT = "vit_tiny_patch16_224"
 
@@ -171,6 +173,21 @@ def test_timm_encoder_reads_a_file_and_any_size(tmp_path: Path) -> None:
         assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 192, 2, 3)
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), tokens, atol=1e-5, rtol=0)
     assert encoder.stride == 16
+
+
+def test_timm_encoder_reads_dinos_files(tmp_path: Path) -> None:
+    """SelfMask's encoder is a DINO ViT-S/8 in its published layout, and equals the original's."""
+    dino = Encoder().eval()
+    golden_weights(dino)
+    torch.save(dino.state_dict(), tmp_path / "dino.pth")
+    config = BaselinesConfig(
+        encoder="timm:vit_small_patch8_224", encoder_weights=str(tmp_path / "dino.pth")
+    )
+    batch = torch.rand(1, 3, 224, 224)
+    with torch.inference_mode():
+        found, expected = reco.TimmEncoder(config).eval()(batch), dino(batch)
+    assert found.shape == (1, 384, 28, 28)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_timm_encoder_refuses_what_does_not_fit(tmp_path: Path) -> None:
