@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from namedmask import collect, ledger, schema
@@ -95,6 +97,23 @@ def test_collect_fetch_shrinks_what_is_larger_and_keeps_the_rest(
         assert max(row["image_height"], row["image_width"]) == min(longest, side)
         assert (row["image"] == whole["image"]) == (longest <= side)
         assert size_of(row["image"]) == (row["image_height"], row["image_width"])
+
+
+def test_collect_fetch_bytes_that_have_not_the_hash_of_the_metadata_are_told(
+    web: toys.SmallWeb, finished: Path, tmp_path: Path
+) -> None:
+    good = rows_of(finished, "wave")[:6]
+    md5 = [hashlib.md5(row["image"]).hexdigest() for row in good]
+    md5[1], md5[4] = md5[4], md5[1]
+    source = tmp_path / "hashed.parquet"
+    pq.write_table(pa.table({"url": [row["url"] for row in good], "md5": md5}), source)
+    config = config_of(str(source), tmp_path / "run")
+    result = collect.fetch(config, SILENT)
+    assert result["rows_by_status"] == {"ok": 4, "content_changed": 2}
+    changed = {row["url"] for row in rows_of(tmp_path / "run", "tombstones")}
+    assert changed == {good[1]["url"], good[4]["url"]}
+    again = collect.fetch(config, SILENT, retry=("changed",))
+    assert again["rows_by_status"] == {"ok": 4, "content_changed": 2}
 
 
 def test_collect_fetch_killed_and_run_again_ends_with_equal_files(
