@@ -185,7 +185,15 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def short_backoff(monkeypatch):
+def short_backoff_and_no_name_server(monkeypatch):
+    real = socket.getaddrinfo
+
+    def ask(host, *arguments, **options):
+        if str(host).endswith(".invalid"):
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
     monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
     addresses.forget_names()
     yield
