@@ -21,7 +21,9 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 
 from namedmask.remembered import Remembered
 
-DNS_THREADS = 128  # a name whose server is silent takes one for many seconds
+MAX_THREADS = 1024
+"""That wait for name servers. A name whose own server is silent takes one for up to half a minute:
+fewer than urls in flight, and a domain of many such names would keep all others waiting."""
 
 NAME_S = 300.0
 """For so long an answer holds, also that a name does not exist: the system tells no lifetime."""
@@ -110,8 +112,8 @@ def forget_names() -> None:
 class Resolver(AbstractResolver):
     """Names asked in threads that nobody waits for, each once while it is being asked."""
 
-    def __init__(self) -> None:
-        self.threads = ThreadPoolExecutor(DNS_THREADS, "namedmask-dns")
+    def __init__(self, in_flight: int) -> None:
+        self.threads = ThreadPoolExecutor(min(2 * in_flight, MAX_THREADS), "namedmask-dns")
         self.asking: dict[str, asyncio.Future[tuple[Address, ...]]] = {}
         self.asked = self.without = 0
 

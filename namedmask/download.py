@@ -220,7 +220,7 @@ def make_room(in_flight: int) -> None:
 async def session_of(config: FetchConfig) -> AsyncIterator[aiohttp.ClientSession]:
     """Return the session of one batch, whose sockets go to allowed addresses alone."""
     make_room(config.in_flight)
-    resolver = addresses.Resolver()
+    resolver = addresses.Resolver(config.in_flight)
     connector = aiohttp.TCPConnector(
         limit=0,  # `Downloader` counts
         resolver=resolver,

@@ -9,6 +9,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -390,6 +391,23 @@ def test_hostile_server_that_never_shakes_hands_meets_the_deadline(server):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"https://127.0.0.1:{mute.getsockname()[1]}/ok"
         assert statuses([url, f"{server.url}/ok"], timeout_s=1.5) == ["timeout", "ok"]
+
+
+def test_hostile_domain_of_silent_name_servers_keeps_no_other_name_waiting(server, monkeypatch):
+    real, released = socket.getaddrinfo, threading.Event()
+
+    def ask(host, *arguments, **options):
+        if host.endswith(".silent.example"):
+            released.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answered")
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    urls = [f"http://{number}.silent.example/a" for number in range(200)]
+    urls.append(f"http://localhost:{server.port}/ok")
+    found = statuses(urls, in_flight=250, timeout_s=3.0)
+    released.set()
+    assert found == ["timeout"] * 200 + ["ok"]
 
 
 def test_hostile_many_addresses_of_one_name_make_few_attempts(connected, names):
