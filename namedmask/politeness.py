@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -11,6 +12,11 @@ from functools import lru_cache
 from urllib.robotparser import RobotFileParser
 
 OPT_OUTS = frozenset(("noai", "noimageai", "noml"))
+
+VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
+"""Words of X-Robots-Tag that have a colon and a value after them."""
+
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
 
 ROBOTS_BYTES = 500 * 1024
 """Of a robots.txt are read; RFC 9309 asks for no less."""
@@ -24,15 +30,17 @@ def agent_of(user_agent: str) -> str:
 def opted_out(tags: Iterable[str], user_agent: str) -> bool:
     """Return whether X-Robots-Tag values ask all agents, or this one, to leave the image alone.
 
-    A value is `noai, noindex` or `agent: noai`; a named agent holds for what follows it.
+    A value is `noai, noindex` or `agent: noai`; a named agent holds for what follows it. A date or
+    a size with a colon, as in `max-image-preview: large, noai`, names no agent.
     """
     ours = agent_of(user_agent)
     for tag in tags:
         agent = ""
         for part in tag.lower().split(","):
-            name, colon, word = part.rpartition(":")
-            agent = name.strip() if colon else agent
-            if word.strip() in OPT_OUTS and agent in ("", "*", ours):
+            name, colon, rest = part.partition(":")
+            if colon and _AGENT.fullmatch(name.strip()) and name.strip() not in VALUED:
+                agent, part = name.strip(), rest
+            if part.strip() in OPT_OUTS and agent in ("", "*", ours):
                 return True
     return False
 

@@ -19,6 +19,12 @@ from namedmask.politeness import Host, may_fetch, opted_out, retry_after
         (["otherbot: noindex, noai"], False), (["otherbot: noindex, namedmask: noai"], True),
         (["noindex, nofollow"], False), ([""], False), ([], False),
         (["unavailable_after: 25 Jun 2030"], False),
+        (["max-image-preview: large, noai"], True),
+        (["max-snippet:5, max-video-preview:-1,noml"], True),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noai"], True),
+        (["unavailable_after: Friday, 25-Jun-30 15:00:00 UTC, noai"], True),
+        (["otherbot: max-snippet: 5, noai"], False), (["namedmask: max-snippet: 5, noai"], True),
+        (["NamedMask:noai"], True), (["namedmask : noai"], True), ([":noai"], False),
     ],
 )  # fmt: skip
 def test_opted_out_reads_tags_for_all_agents_and_ours(tags, out):
