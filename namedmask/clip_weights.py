@@ -57,7 +57,8 @@ def _named_quick_gelu(config: EmbedConfig) -> bool | None:
     """
     if config.weights not in known_weights():
         return None
-    models = known_weights()[config.weights].when.get("embed.model", [])
+    when = known_weights()[config.weights].when
+    models = [one for key, several in when.items() if key.endswith(".model") for one in several]
     if config.model not in models:
         raise ConfigError(
             f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; "

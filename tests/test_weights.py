@@ -128,6 +128,9 @@ def test_list_entries_are_whole_and_their_settings_exist() -> None:
         for key in ([entry.key] if entry.when else []) + list(entry.when):
             section, name = key.split(".")
             assert name in tree[section], key
+        for key, models in entry.when.items():
+            if key.endswith(".model"):
+                assert {model.partition(":")[2] for model in models} <= set(open_clip.list_models())
     assert not known_weights()["scrfd-10g"].free
 
 
