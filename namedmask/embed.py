@@ -14,7 +14,6 @@ world's model at 96 pixels, 105 with ViT-B/32.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,17 +27,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from safetensors import SafetensorError
 
 from namedmask import schema
 from namedmask.ahead import one_ahead
 from namedmask.categories import fill
+from namedmask.clip_weights import create_open_clip, loading
 from namedmask.config import EmbedConfig
-from namedmask.errors import CheckpointError, ConfigError, unknown_name
+from namedmask.errors import CheckpointError
 from namedmask.images import BadImage, decode, decode_coarse
 from namedmask.plugins import resolve, torch_device
 from namedmask.reasons import CONTENT_CHANGED
-from namedmask.weights import known_weights, path_of
 
 if TYPE_CHECKING:
     import torch
@@ -250,7 +248,7 @@ def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto"
                 f"embedder 'miniworld': {path} is missing. Install the package again, or name "
                 "another embedder in embed.model."
             )
-    with _loading(str(folder)):
+    with loading(str(folder)):
         config = json.loads(config_path.read_text(encoding="utf-8"))
         text = config["text_cfg"]
         tokenizer = open_clip.SimpleTokenizer(str(merges), context_length=text["context_length"])
@@ -276,61 +274,10 @@ def _miniworld(config: EmbedConfig) -> OpenClip:
 def _open_clip(config: EmbedConfig) -> OpenClip:
     import open_clip
 
-    name = config.model.partition(":")[2]
-    if name not in open_clip.list_models():
-        raise unknown_name("open_clip model", name, open_clip.list_models())
-    quick_gelu = _named_quick_gelu(config)
-    tags = open_clip.pretrained.list_pretrained_tags_by_model(name)
-    weights = config.weights if config.weights in tags else str(path_of(config.weights or "-"))
-    if weights not in tags and not Path(weights).is_file():
-        raise ConfigError(
-            f"embed.weights '{config.weights}' is no file and no pretrained tag of {name}; "
-            f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
-        )
     device = torch_device(config.device, "embed")
-    if quick_gelu is None:  # without it open_clip only warns
-        trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
-        quick_gelu = bool(trained.get("quick_gelu", False))
-    with _loading(config.weights):
-        model = open_clip.create_model(
-            name,
-            pretrained=weights,
-            force_quick_gelu=quick_gelu,
-        )
-    return OpenClip(model, open_clip.get_tokenizer(name), device, config.precision)
-
-
-def _named_quick_gelu(config: EmbedConfig) -> bool | None:
-    """Return whether weights named as in `namedmask weights` want OpenAI's activation; else None.
-
-    Raises:
-        ConfigError: they are another model's, whose vectors would be wrong without a word.
-    """
-    if config.weights not in known_weights():
-        return None
-    models = known_weights()[config.weights].when.get("embed.model", [])
-    if config.model not in models:
-        raise ConfigError(
-            f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; "
-            f"expected {' or '.join(models) or 'none'}."
-        )
-    return f"{config.model.removesuffix('-quickgelu')}-quickgelu" in models
-
-
-@contextmanager
-def _loading(weights: str) -> Iterator[None]:
-    """Turn what open_clip, torch and safetensors raise for bad weights into a CheckpointError."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, StopIteration,
-            EOFError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # torch's own text advises to load the file with code and all, so it is not passed on
-        reason = "it holds code, which is never run" if "weights_only" in str(error) else error
-        raise CheckpointError(
-            f"embed: weights '{weights}' cannot be loaded: {reason}. Expected a checkpoint of the "
-            "model in embed.model. Without a network, download it elsewhere and set embed.weights "
-            "to the file."
-        ) from error
+    model = create_open_clip(config)
+    tokenizer = open_clip.get_tokenizer(config.model.partition(":")[2])
+    return OpenClip(model, tokenizer, device, config.precision)
 
 
 EMBEDDERS: dict[str, Callable[[EmbedConfig], Embedder]] = {

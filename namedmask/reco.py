@@ -116,14 +116,18 @@ def _load(model: nn.Module, config: BaselinesConfig) -> None:
     """Load an encoder's file, which may hold a classifier besides."""
     path = config.encoder_weights
     try:
+        if not path_of(path).is_file():
+            raise ValueError("it does not exist")
         state = load_state_dict(str(path_of(path)))
         lacking = model.load_state_dict(state, strict=False).missing_keys
         if lacking:
             raise ValueError(f"it lacks {', '.join(lacking[:3])}")
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, EOFError,
             pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
+        # torch's own text advises to load the file with code and all, so it is not passed on
+        reason = "it holds code, which is never run" if "weights_only" in str(error) else error
         raise CheckpointError(
-            f"baselines.encoder_weights '{path}' cannot be loaded: {error}. Expected a checkpoint "
+            f"baselines.encoder_weights '{path}' cannot be loaded: {reason}. Expected a checkpoint "
             f"file of {config.encoder}."
         ) from error
 

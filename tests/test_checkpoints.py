@@ -15,12 +15,13 @@ import torch
 
 import namedmask
 from namedmask.checkpoints import load_strict, read_tensors, read_tree
-from namedmask.config import EmbedConfig, SaliencyConfig, SegmenterConfig
+from namedmask.config import BaselinesConfig, EmbedConfig, SaliencyConfig, SegmenterConfig
 from namedmask.embed import EMBEDDERS
 from namedmask.errors import CheckpointError
 from namedmask.heads import load_safety_head
 from namedmask.inspection import inspect_path
 from namedmask.plugins import resolve
+from namedmask.reco import TimmEncoder
 from namedmask.retinaface import load_retinaface
 from namedmask.saliency import DETECTORS
 from namedmask.segmenter import build_segmenter, load_checkpoint, starting_segmenter
@@ -61,6 +62,12 @@ LOADERS: dict[str, Callable[[Path], object]] = {
         SaliencyConfig(detector="selfmask", weights=str(path))
     ),
     "miniworld saliency": lambda path: DETECTORS["miniworld"](SaliencyConfig(weights=str(path))),
+    "tokencut": lambda path: DETECTORS["tokencut"](
+        SaliencyConfig(detector="tokencut", weights=str(path))
+    ),
+    "reco encoder": lambda path: TimmEncoder(
+        BaselinesConfig(encoder="timm:vit_tiny_patch16_224", encoder_weights=str(path))
+    ),
     "retinaface": load_retinaface,
     "safety head": lambda path: load_safety_head(str(path)),
     "inspect": inspect_path,

@@ -263,6 +263,24 @@ def test_open_clip_model_is_loaded_from_a_file(
     assert text_features(stage.embedder, ["crane"], ["a {}."]).shape == (1, 24)
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_open_clip_checkpoint_of_another_image_size_is_refused(
+    registered_model: tuple[str, Path], clip_folder: Path, tmp_path: Path, wrapped: bool
+) -> None:
+    """open_clip itself would interpolate the positions, and say nothing."""
+    name, _ = registered_model
+    config = json.loads((clip_folder / "clip.json").read_text())
+    config["text_cfg"]["vocab_size"] = 49408
+    config["vision_cfg"]["image_size"] *= 2
+    state = open_clip.CLIP(**config).state_dict()
+    path = tmp_path / "larger.pt"
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}} if wrapped else state, path
+    )
+    with pytest.raises(CheckpointError, match=r"larger\.pt' are for another image size"):
+        Embed(EmbedConfig(model=f"open_clip:{name}", weights=str(path)))
+
+
 def test_open_clip_checkpoint_of_another_model_is_refused(
     registered_model: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ import torch
 
 from namedmask import weights
 from namedmask.cli import main
+from namedmask.clip_weights import create_open_clip
 from namedmask.config import Config, EmbedConfig, FacesConfig, SaliencyConfig, SegmenterConfig
 from namedmask.embed import Embed
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
@@ -127,6 +128,9 @@ def test_list_entries_are_whole_and_their_settings_exist() -> None:
         for key in ([entry.key] if entry.when else []) + list(entry.when):
             section, name = key.split(".")
             assert name in tree[section], key
+        for key, models in entry.when.items():
+            if key.endswith(".model"):
+                assert {model.partition(":")[2] for model in models} <= set(open_clip.list_models())
     assert not known_weights()["scrfd-10g"].free
 
 
@@ -301,7 +305,7 @@ def test_named_clip_weights_bring_their_activation_and_refuse_another_model(
     (tmp_path / "usb").mkdir()
     safetensors.torch.save_file(model.state_dict(), tmp_path / "usb" / "clip_vit_b_32.safetensors")
     fetch_weights(["clip-vit-b-32"], folder=tmp_path / "usb")
-    block = Embed(config).embedder._model.visual.transformer.resblocks[0]
+    block = create_open_clip(config).visual.transformer.resblocks[0]
     assert type(block.mlp.gelu).__name__ == "QuickGELU"
 
 
