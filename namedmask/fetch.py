@@ -11,6 +11,7 @@ Method: the seed downloaded what the retrieval page listed and skipped dead link
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import logging
 import os
@@ -22,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from namedmask import images
+from namedmask import images, jpegs
 from namedmask.config import FetchConfig
 from namedmask.download import Downloader, FailedError, session_of
 from namedmask.reasons import CONTENT_CHANGED, reason_of
@@ -37,6 +38,10 @@ HASHES = ("md5", "sha256")
 """Columns that, where the metadata has them, say what the bytes must be."""
 
 Hashes = Mapping[str, str]
+
+# a batch makes objects by the ten thousand, few of them in circles: looking for those at the pace
+# that Python begins with takes a tenth of the time
+gc.set_threshold(50_000, 20, 100)
 
 _log = logging.getLogger(__name__)
 
@@ -160,13 +165,7 @@ def prove(body: bytes, config: FetchConfig) -> Fetched:
     """
     if not body:
         return Fetched("empty")
-    height, width = images.size_of(body, config.max_pixels)
-    if config.longest_side and max(height, width) > config.longest_side:
-        pixels = images.decode(body, config.max_pixels, config.longest_side)
-        return Fetched(OK, images.encode_jpeg(pixels, JPEG_QUALITY), *pixels.shape[:2])
-    # at an eighth, the least libjpeg does, every byte is still read but few pixels are computed
-    images.decode(body, config.max_pixels, max(1, max(height, width) // 16))
-    return Fetched(OK, body, height, width)
+    return Fetched(OK, *jpegs.to_store(body, config.longest_side, config.max_pixels, JPEG_QUALITY))
 
 
 def _prove_as(body: bytes, hashes: Hashes, config: FetchConfig) -> Fetched:

@@ -1,4 +1,4 @@
-"""Image bytes to arrays and back: the only place that touches JPEG, PNG or mask bytes.
+"""Image bytes to arrays and back: with jpegs.py, all that touches JPEG, PNG or mask bytes.
 
 Arrays are (H, W, 3) uint8 RGB, upright, whatever the file was: EXIF orientation is applied, an
 animation is its first frame, transparency lies over white, 16 bit and CMYK become 8 bit RGB.
@@ -51,7 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)
 
 MAX_SCANS = 100
 """Of a progressive JPEG; and fewer where all of them together go over 20 times `max_pixels`. A file
@@ -83,10 +83,10 @@ def decode(
         BadImage: `not_an_image`, `truncated`, `too_many_pixels` (told by the header alone), or
             `too_many_scans`.
     """
-    image = _open(data, max_pixels)
-    width, height = _fit(*image.size, longest_side)
+    image = opened(data, max_pixels)
+    width, height = fitted(*image.size, longest_side)
     array, orientation = _pixels(image, (width, height), upright)
-    if orientation in _SIDEWAYS:
+    if orientation in SIDEWAYS:
         width, height = height, width
     return array if array.shape[:2] == (height, width) else resize(array, height, width)
 
@@ -100,7 +100,7 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
     Raises:
         BadImage: as `decode`.
     """
-    image = _open(data, max_pixels)
+    image = opened(data, max_pixels)
     width, height = image.size
     for part in (8, 4, 2, 1):
         if width % part == height % part == 0 and min(width, height) >= least_side * part:
@@ -114,8 +114,8 @@ def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple
         # libjpeg leaves out the high frequencies: up to 8 times fewer samples a side to compute
         image.draft(None, enough)
         image.load()
-        orientation = _orientation(image) if upright else 1
-        return np.array(_upright(_rgb(image), orientation)), orientation
+        orientation = orientation_of(image) if upright else 1
+        return np.array(turned(_rgb(image), orientation)), orientation
     except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
         raise BadImage("truncated", str(error)) from error
 
@@ -126,12 +126,13 @@ def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
     Raises:
         BadImage: as `decode`, as far as the header tells.
     """
-    image = _open(data, max_pixels)
+    image = opened(data, max_pixels)
     width, height = image.size
-    return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+    return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def opened(data: bytes, max_pixels: int) -> Image.Image:
+    """Return the image with its header read and no pixel decoded; raises as `decode`."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -152,7 +153,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 is upright."""
     if image.format == "TIFF":  # Pillow turns these itself, their size as well
         return 1
     try:
@@ -161,7 +163,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """Return the image upright."""
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -185,7 +188,8 @@ def _eight_bit(array: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(array * (255.0 / white)), 0, 255).astype(np.uint8)
 
 
-def _fit(width: int, height: int, longest_side: int) -> tuple[int, int]:
+def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
+    """Return (width, height) with neither above `longest_side` unless 0, aspect kept."""
     scale = min(1.0, longest_side / max(width, height)) if longest_side else 1.0
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -210,7 +214,7 @@ def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
     Raises:
         BadImage: as `decode`.
     """
-    image = _open(data, max_pixels)
+    image = opened(data, max_pixels)
     try:
         image.load()
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))

@@ -1,0 +1,362 @@
+"""`namedmask fetch` and img2dataset 1.47.0 on the same urls, by the whole process.
+
+    python bench/fetch.py [--urls 5000] [--ray-urls 50000] [--repeats 3] [--part local|keep|ray]...
+
+A server of its own process (nginx, one worker) has 500 drawn JPEGs of 32 kB on average, the longer
+side 250 to 640 pixels, each under many urls; of ten urls one is dead. Parts: `local` shrinks to a
+longer side of 384, quality 95, what is larger, by the plain loop; `keep` stores the bytes as they
+came, which ours decodes as a proof and img2dataset does not (`--disable_all_reencoding`), and once
+more with img2dataset decoding too; `ray` is `local` on a Ray that the run starts. Orders alternate.
+
+Both sides have two cores and 128 requests at once, write parquet (also the faster for img2dataset)
+in shards of as many rows, and leave an image that is small enough as it came (`--skip_reencode`).
+What img2dataset does beyond ours is off: EXIF, hashes, the look for a new albumentations.
+
+`ratio`, `ratio_keep`, `ratio_ray` are whole processes, theirs over ours, medians. `steady` are
+images a second from the server's first answer to the last commit, `fixed_s` the rest of a process,
+`cpu_s` what the processes of a side used where they can be asked, `server_share` of one core what
+nginx used. The floors: `download` is a bare loop of aiohttp, `decode` what is done to the bytes
+alone, on two threads. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask.jpegs import to_store
+from namedmask.ledger import read_commits
+
+PEER = ("img2dataset==1.47.0", "setuptools<81")  # albumentations wants pkg_resources
+PEER_VARIABLE = "NAMEDMASK_IMG2DATASET"
+NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
+
+PICTURES = 500
+SIDE, QUALITY, CORES, REQUESTS = 384, 95, 2, 128
+
+CONF = """
+daemon off; worker_processes 1; {user} pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  log_format times '$msec';
+  access_log {folder}/access.log times buffer=64k flush=1s;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  types {{ image/jpeg jpg; }}
+  sendfile on; open_file_cache max=1000;
+  server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}/pictures; }}
+}}
+"""
+
+
+def picture(number: int) -> np.ndarray:
+    """Return a picture, (H, W, 3) uint8 BGR, as rough on every scale as photos are."""
+    rng = np.random.default_rng(number)
+    longer = int(rng.integers(250, 641))
+    shorter = int(longer * rng.uniform(0.6, 1.0))
+    height, width = (shorter, longer) if rng.random() < 0.7 else (longer, shorter)
+    field = np.full((height, width, 3), 128, np.float32)
+    for step in (128, 64, 32, 16, 8, 4, 2, 1):
+        grid = rng.standard_normal((height // step + 2, width // step + 2, 3)).astype(np.float32)
+        grid = 1.4 * grid.mean(axis=2, keepdims=True) + 0.4 * grid
+        field += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) * 2.1 * step**0.6
+    return np.clip(field, 0, 255).astype(np.uint8)
+
+
+def draw(folder: Path) -> None:
+    """Write the pictures."""
+    folder.mkdir()
+    for number in range(PICTURES):
+        path = folder / f"{number}.jpg"
+        cv2.imwrite(str(path), picture(number), [cv2.IMWRITE_JPEG_QUALITY, 85])
+
+
+class Server:
+    """nginx on the pictures of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.origin = f"http://127.0.0.1:{port}"
+        self._log = folder / "access.log"
+        user = "user root;" if os.geteuid() == 0 else ""  # its worker else may not read the folder
+        (folder / "nginx.conf").write_text(CONF.format(folder=folder, port=port, user=user))
+        command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+        self.process = subprocess.Popen(command)
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.05)
+
+    def log_size(self) -> int:
+        time.sleep(1.5)  # it writes once a second
+        return self._log.stat().st_size
+
+    def first_answer(self, since: int) -> float:
+        """Return the time of the first request after the log was `since` bytes long."""
+        self.log_size()
+        with self._log.open() as file:
+            file.seek(since)
+            return float(file.readline())
+
+    def cpu_seconds(self) -> float:
+        """Return what its worker has used."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        worker = children.read_text().split()[0]
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def write_urls(path: Path, origin: str, count: int) -> list[str]:
+    """Write the table that both sides read; return its urls."""
+    urls = [
+        f"{origin}/{'dead' if number % 10 == 9 else number * 7 % PICTURES}.jpg?{number}"
+        for number in range(count)
+    ]
+    captions = [f"picture {number}" for number in range(count)]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), path)
+    return urls
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a side is to do."""
+
+    urls: Path
+    shard_rows: int
+    shrink: bool = True
+    ray: bool = False
+    decode: bool = True
+
+
+Done = tuple[int, float]
+"""Images stored, and when the last shard was finished."""
+
+
+def ours(task: Task, out: Path) -> Done:
+    """Run `namedmask fetch`."""
+    command = [
+        sys.executable, "-m", "namedmask", "fetch", str(write_run_file(task, out)), "--json",
+        *([] if task.ray else ["--local"]),
+    ]  # fmt: skip
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    last = max(path.stat().st_mtime for path in (out / "fetched").glob("commit-*.json"))
+    counts = [commit.counts for commit in read_commits(out, "fetched").values()]
+    stored = sum(one["ok"] for one in counts)
+    assert json.loads(done.stdout)["rows_by_status"]["ok"] == stored
+    return stored, last
+
+
+def write_run_file(task: Task, out: Path) -> Path:
+    path = out.with_suffix(".toml")
+    path.write_text(f"""
+[run]
+out = "{out}"
+wave_rows = {task.shard_rows}
+[ray]
+num_cpus = {CORES + 1}
+[metadata]
+source = ["{task.urls}"]
+[fetch]
+longest_side = {SIDE if task.shrink else 0}
+in_flight = {REQUESTS // CORES if task.ray else REQUESTS}
+per_host = {REQUESTS}
+actors = [{CORES}, {CORES}]
+allow_loopback = true
+""")
+    return path
+
+
+def theirs(task: Task, out: Path, program: Path) -> Done:
+    """Run img2dataset."""
+    keep = ["--resize_mode", "no", *([] if task.decode else ["--disable_all_reencoding", "True"])]
+    shrink = ["--image_size", str(SIDE), "--resize_mode", "keep_ratio_largest",
+              "--resize_only_if_bigger", "True", "--encode_quality", str(QUALITY)]  # fmt: skip
+    command = [
+        str(program), "--url_list", str(task.urls), "--input_format", "parquet", "--url_col", "url",
+        "--caption_col", "caption", "--output_format", "parquet", "--output_folder", str(out),
+        "--processes_count", str(CORES), "--thread_count", str(REQUESTS // CORES),
+        "--number_sample_per_shard", str(task.shard_rows), "--retries", "1", "--skip_reencode",
+        "True", "--extract_exif", "False", "--compute_hash", "None", "--enable_wandb", "False",
+        *(shrink if task.shrink else keep),
+    ]  # fmt: skip
+    quiet = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+    subprocess.run(
+        command, check=True, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    shards = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
+    return sum(one["successes"] for one in shards), max(one["end_time"] for one in shards)
+
+
+def timed(side: Callable[[Task, Path], Done], task: Task, out: Path, server: Server) -> dict:
+    """Return what one run of a side took."""
+    log, cpu, began = server.log_size(), server.cpu_seconds(), time.time()
+    own = cpu_of_children()
+    stored, last = side(task, out)
+    whole = time.time() - began
+    first = server.first_answer(log)
+    return {
+        "ok": stored,
+        "whole_s": whole,
+        "steady": stored / (last - first),
+        "fixed_s": whole - (last - first),
+        "cpu_s": cpu_of_children() - own,  # of Ray only the driver's
+        "server_share": (server.cpu_seconds() - cpu) / whole,
+    }
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def floors(urls: list[str], shrink: bool, pictures: Path) -> dict[str, float]:
+    """Return images a second of a bare download, and of what is done to the bytes."""
+    bodies = [path.read_bytes() for path in sorted(pictures.iterdir())] * 2
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as threads:
+        list(threads.map(lambda body: to_store(body, SIDE if shrink else 0), bodies))
+    decode = len(bodies) / (time.perf_counter() - began)
+    began = time.perf_counter()
+    return {
+        "floor_decode": decode,
+        "floor_download": asyncio.run(download(urls)) / (time.perf_counter() - began),
+    }
+
+
+async def download(urls: list[str]) -> int:
+    """Return how many of the urls have a body."""
+    left, found = iter(urls), 0
+
+    async def follow(session: aiohttp.ClientSession) -> None:
+        nonlocal found
+        for url in left:
+            async with session.get(url) as response:
+                await response.read()
+                found += response.status == 200
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(follow(session) for _ in range(REQUESTS)))
+    return found
+
+
+def peer(place: Path) -> Path:
+    """Return the program img2dataset in the virtual environment at `place`, made when missing."""
+    if not (place / "bin" / "img2dataset").exists():
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        subprocess.run([place / "bin" / "pip", "install", "--quiet", *PEER], check=True)
+    return place / "bin" / "img2dataset"
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[Server]:
+    draw(folder / "pictures")
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait()
+
+
+def compare(
+    part: str, tasks: dict[str, Task], repeats: int, server: Server, folder: Path, program: Path
+) -> dict[str, dict[str, float]]:
+    """Return medians of each side, in orders that alternate."""
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for repeat in range(repeats):
+        for name in sorted(tasks, reverse=bool(repeat % 2)):
+            out = Path(tempfile.mkdtemp(dir=folder)) / name
+
+            def side(task: Task, out: Path, name: str = name) -> Done:
+                return ours(task, out) if name == "ours" else theirs(task, out, program)
+
+            found[name].append(timed(side, tasks[name], out, server))
+            subprocess.run(["rm", "-r", str(out.parent)], check=True)
+            print(part, name, {key: round(value, 2) for key, value in found[name][-1].items()})
+    counts = {one["ok"] for ones in found.values() for one in ones}
+    assert len(counts) == 1, f"{part}: the sides stored {counts} images"
+    return {
+        name: {key: statistics.median(one[key] for one in ones) for key in ones[0]}
+        for name, ones in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--urls", type=int, default=5000)
+    parser.add_argument("--ray-urls", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--part", action="append", choices=["local", "keep", "ray"])
+    place = os.environ.get(PEER_VARIABLE, "build/img2dataset")
+    parser.add_argument("--peer", type=Path, default=Path(place), help="venv of img2dataset")
+    options = parser.parse_args()
+    parts = options.part or ["local", "keep", "ray"]
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    program = peer(options.peer.absolute())
+    result: dict[str, Any] = {"bench": "fetch", "urls": options.urls, "repeats": options.repeats}
+    with tempfile.TemporaryDirectory(prefix="bench-fetch-") as name, served(Path(name)) as server:
+        folder = Path(name)
+        few, many = folder / "few.parquet", folder / "many.parquet"
+        urls = write_urls(few, server.origin, options.urls)
+        for part in parts:
+            shrink = Task(few, 500)
+            tasks = {"ours": shrink, "theirs": shrink}
+            if part == "keep":
+                kept = Task(few, 500, shrink=False, decode=False)
+                decoded = Task(few, 500, shrink=False)
+                tasks = {"ours": kept, "theirs": kept, "theirs_decoding": decoded}
+            if part == "ray":
+                write_urls(many, server.origin, options.ray_urls)
+                task = Task(many, 1000, ray=True)
+                tasks = {"ours": task, "theirs": task}
+            sides = compare(part, tasks, options.repeats, server, folder, program)
+            result |= ratios(part, sides)
+            result[part] = sides
+            if part != "ray":
+                result[part] |= floors(urls, part == "local", folder / "pictures")
+    print(json.dumps(rounded(result)))
+
+
+def ratios(part: str, sides: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the ratios of a part, by the names of the last line."""
+    one, other = sides["ours"], sides["theirs"]
+    suffix = "" if part == "local" else f"_{part}"
+    found = {
+        f"ratio{suffix}": other["whole_s"] / one["whole_s"],
+        f"ratio_steady{suffix}": one["steady"] / other["steady"],
+    }
+    if "theirs_decoding" in sides:
+        found["ratio_keep_decoding"] = sides["theirs_decoding"]["whole_s"] / one["whole_s"]
+    return found
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    main()
