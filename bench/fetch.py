@@ -163,7 +163,7 @@ def ours(task: Task, out: Path) -> Done:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     last = max(path.stat().st_mtime for path in (out / "fetched").glob("commit-*.json"))
     counts = [commit.counts for commit in read_commits(out, "fetched").values()]
-    stored = sum(one["ok"] for one in counts)
+    stored = sum(one.get("ok", 0) for one in counts)
     assert json.loads(done.stdout)["rows_by_status"]["ok"] == stored
     return stored, last
 
