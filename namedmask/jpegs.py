@@ -5,7 +5,7 @@ is also the severer judge: it tells any fault in the data. A file that it has do
 that is no plain JPEG, is Pillow's to judge and to decode: the verdicts are those of images.decode.
 
 Cost per 1,000 JPEGs of 32 kB, 250 to 640 pixels, on one cloud core: 0.3 s as a proof, 1.3 s brought
-to 384 pixels where larger (two in three); by bench/fetch.py.
+to 384 pixels where larger (two in three); see docs/results.md.
 """
 
 from __future__ import annotations
