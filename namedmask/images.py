@@ -144,13 +144,21 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage("too_many_pixels", f"{width} × {height}, at most {max_pixels} pixels")
-    tile = getattr(image, "tag_v2", {})  # libtiff decodes a whole tile, be the image ever so small
-    if tile.get(_TILE_WIDTH, 0) * tile.get(_TILE_LENGTH, 0) > max_pixels:
+    if _tile_pixels(image) > max_pixels:
         raise BadImage("too_many_pixels", f"tiles of more than {max_pixels} pixels")
     scans = data.count(_START_OF_SCAN) if data.startswith(_JPEG) else 1
     if scans > min(MAX_SCANS, 20 * max_pixels // max(1, width * height)):
         raise BadImage("too_many_scans", f"{width} × {height} in {scans} scans")
     return image
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return the pixels of a TIFF's tile: libtiff decodes it whole, be the image ever so small."""
+    tags = getattr(image, "tag_v2", {})
+    try:
+        return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+    except Exception:  # noqa: BLE001  a text, say: such a tile is none, and strips may be whole
+        return 0
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -192,6 +192,14 @@ def test_decode_tiff_of_huge_tiles_fails_before_pixels():
     assert caught.value.status == "too_many_pixels"
 
 
+def test_decode_tiff_in_strips_with_text_for_a_tile_width_keeps_pixels():
+    values = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 1}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items()]
+    entries += [struct.pack("<HHI4s", 322, 2, 4, b"big"), struct.pack("<HHII", 323, 4, 1, 5)]
+    head = b"II*\0" + struct.pack("<I", 9) + b"x" + struct.pack("<H", len(entries))
+    assert (decode(head + b"".join(entries) + bytes(4)) == ord("x")).all()
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "TIFF", "WEBP", "JPEG"])
 def test_decode_header_that_claims_too_much_is_too_many_pixels(kind):
     data = bytearray(saved(Image.new("RGB", (61, 47)), kind))
