@@ -191,7 +191,8 @@ def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> Pla
 def _retrieve_choice(config: Config) -> str:
     retrieve = config.retrieve
     found = f" of what {retrieve.index} finds" if retrieve.backend == "faiss" else ""
-    duplicates = f"duplicates above {retrieve.near_duplicate_cosine}"
+    cosine = retrieve.near_duplicate_cosine
+    duplicates = f"duplicates above {cosine}" if cosine < 1 else "duplicates kept"
     return f"{retrieve.archive_size} a category{found}, {duplicates}"
 
 

@@ -112,6 +112,8 @@ def listed(config: Config | None = None) -> list[dict[str, Any]]:
     tree, rows = config.tree(), []
     for key in dict.fromkeys(entry.key for entry in known_weights().values() if entry.when):
         value = _setting(tree, key)
+        if not tree[key.partition(".")[0]].get("enabled", True):
+            continue  # a filter that is off needs none
         fitting = [one for one in known_weights().values() if one.key == key and _fits(one, tree)]
         if value in known_weights():
             rows.append(_row(known_weights()[value]) | {"setting": f"{key} = {value}"})

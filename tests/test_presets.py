@@ -162,6 +162,14 @@ def test_plan_of_people_with_the_face_filter_warns(name: str) -> None:
     assert "faces.enabled" not in " ".join(plan_of(of_preset("voc_released", tree))["notes"])
 
 
+def test_plan_without_the_face_filter_asks_for_no_weights_of_it() -> None:
+    tree = {"categories": {"set": "voc2012"}}
+    assert "faces.weights" in " ".join(plan_of(of_preset("paper", tree))["notes"])
+    planned = plan_of(of_preset("voc_released", tree))
+    assert "faces.weights" not in " ".join(planned["notes"])
+    assert "duplicates kept" in " ".join(stage["choice"] for stage in planned["stages"])
+
+
 def test_plan_of_no_people_does_not_warn() -> None:
     tree = {"categories": {"set": "coca"}}
     assert "faces.enabled" not in " ".join(plan_of(of_preset("paper", tree))["notes"])
