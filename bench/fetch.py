@@ -180,7 +180,8 @@ num_cpus = {CORES + 1}
 source = ["{task.urls}"]
 [fetch]
 longest_side = {SIDE if task.shrink else 0}
-in_flight = {REQUESTS // CORES if task.ray else REQUESTS}
+in_flight = {REQUESTS // CORES}
+workers = {CORES}
 per_host = {REQUESTS}
 actors = [{CORES}, {CORES}]
 allow_loopback = true

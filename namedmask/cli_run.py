@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from namedmask.config import Config
+from namedmask.processes import begin_server
 from namedmask.progress import Progress, SilentProgress, progress_for
 from namedmask.screen import say_already_done, show, show_settings, write_json
 from namedmask.storage import ensure_writable
@@ -64,6 +65,8 @@ def run_in(
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         show_settings(config)
+    if local:
+        begin_server(config.fetch)
     with function("namedmask.collect", "executor_of")(config, local) as executor:
         found = work(config, progress(as_json), executor)
     if as_json:

@@ -14,7 +14,6 @@ import asyncio
 import gc
 import hashlib
 import logging
-import os
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +32,9 @@ BACKOFF_S = 0.5
 """Before the first retry; doubled before each further one."""
 
 JPEG_QUALITY = 95
+
+SMALL_BYTES, SMALL_PIXELS = 2**18, 2**21
+"""What a JPEG has at most to be decoded while all downloads of its process wait: milliseconds."""
 
 HASHES = ("md5", "sha256")
 """Columns that, where the metadata has them, say what the bytes must be."""
@@ -64,6 +66,7 @@ class Fetch:
 
     def __init__(self, config: FetchConfig) -> None:
         self.config = config
+        self.cores = max(1, int(config.num_cpus))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return `table` with image, its size and status; rows not ok pass untouched."""
@@ -71,7 +74,7 @@ class Fetch:
         rows = alive(table)
         urls = table["url"].take(rows).to_pylist()
         hashes = hashes_of(table.take(rows))
-        fetched = _run(fetch_all(urls, self.config, hashes)) if urls else []
+        fetched = _run(fetch_all(urls, self.config, hashes, self.cores)) if urls else []
         return update(
             table,
             rows,
@@ -94,12 +97,16 @@ def hashes_of(table: pa.Table) -> list[Hashes]:
 
 
 async def fetch_all(
-    urls: Sequence[str], config: FetchConfig, hashes: Sequence[Hashes] = ()
+    urls: Sequence[str], config: FetchConfig, hashes: Sequence[Hashes] = (), cores: int = 1
 ) -> list[Fetched]:
-    """Return what became of each url, in the order of `urls`."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "namedmask-decode") as decoders:
+    """Return what became of each url, in the order of `urls`, with as many decoding threads.
+
+    With one core small images are decoded between two downloads: handing one over to a thread and
+    back takes as long as a proof.
+    """
+    with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
         async with session_of(config) as session:
-            fetcher = _Fetcher(Downloader(session, config), decoders, config)
+            fetcher = _Fetcher(Downloader(session, config), decoders, config, alone=cores > 1)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(fetcher.fetch(url, wanted))
@@ -122,11 +129,16 @@ class _Fetcher:
     """One batch in flight: its downloads and its decoding threads."""
 
     def __init__(
-        self, downloader: Downloader, decoders: ThreadPoolExecutor, config: FetchConfig
+        self,
+        downloader: Downloader,
+        decoders: ThreadPoolExecutor,
+        config: FetchConfig,
+        alone: bool,
     ) -> None:
         self.downloader = downloader
         self.decoders = decoders
         self.config = config
+        self.alone = alone
 
     async def fetch(self, url: str, hashes: Hashes) -> Fetched:
         for attempt in range(self.config.retries + 1):
@@ -142,14 +154,17 @@ class _Fetcher:
             if url.startswith("file:"):
                 async with self.downloader.slots:
                     return await self._in_thread(_prove_file, url, hashes, self.config)
-            return await self.downloader.get(
-                url, lambda body: self._in_thread(_prove_as, body, hashes, self.config)
-            )
+            return await self.downloader.get(url, lambda body: self._prove(body, hashes))
         except (FailedError, images.BadImage) as error:
             return Fetched(error.status)
         except Exception:  # noqa: BLE001  the guard of a row: one url must not end the batch
             _log.exception("fetching %s", url)
             return Fetched("crashed")
+
+    async def _prove(self, body: bytes, hashes: Hashes) -> Fetched:
+        if not self.alone and len(body) <= SMALL_BYTES and jpegs.pixels_of(body) <= SMALL_PIXELS:
+            return _prove_as(body, hashes, self.config)
+        return await self._in_thread(_prove_as, body, hashes, self.config)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Fetched:
         loop = asyncio.get_running_loop()

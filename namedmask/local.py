@@ -1,14 +1,16 @@
 """The plain loop: every wave, category and scene one after the other, in this process.
 
 For one machine, for a notebook, for a GPU machine that has only torch; and the reference that the
-graphs on a cluster are held to. The next wave is fetched while the one before it is in use. What a
-verb does not need is not imported: torch takes seconds.
+graphs on a cluster are held to. The next wave is fetched while the one before it is in use; where
+`fetch.workers` says so, by several processes, a wave each. What a verb does not need is not
+imported: torch takes seconds.
 
-Memory: two waves of encoded images.
+Memory: two waves of encoded images, or one more than there are such processes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -17,9 +19,11 @@ import pyarrow as pa
 
 from namedmask import metadata, schema
 from namedmask.ahead import one_ahead
+from namedmask.fetch import Fetch
 from namedmask.jobs import Job, batch_size_of, load_stage, use_threads
+from namedmask.processes import FetchedWave, count_of, fetch_wave, fetched_by_many
 from namedmask.progress import Step
-from namedmask.waves import Stage, Wave, Written, input_digest, slices, write
+from namedmask.waves import Stage, Wave, Written, slices, write
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,13 +44,16 @@ class PlainLoop:
         self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
     ) -> Iterator[Written]:
         """Yield what became of each wave once it has passed the stages and is committed."""
-        fetch, *others = (load_stage(name, job.config) for name in stages)
+        first, *others = stages
+        loaded = [load_stage(name, job.config) for name in others]
         use_threads(job.config)
         batch_size = batch_size_of(stages, job.config)
-        for wave, digested, tried, table in one_ahead(_fetched(job, waves, fetch)):
+        for done in _fetched(job, waves, load_stage(first, job.config)):
+            wave, digested, tried = done.wave, done.digest, done.tried
+            job.seconds[first] += done.seconds
             parts = []
-            for part in slices(table, batch_size):
-                for stage in others:
+            for part in slices(done.table, batch_size):
+                for stage in loaded:
                     with job.clock(stage.name):
                         part = stage(part)
                 step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
@@ -97,12 +104,11 @@ def _itself(table: pa.Table) -> pa.Table:
     return table
 
 
-def _fetched(
-    job: Job, waves: Iterable[Wave], fetch: Stage
-) -> Iterator[tuple[Wave, str, int, pa.Table]]:
+def _fetched(job: Job, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
     """Yield each wave with the digest of its rows, how many are tried, and the rows fetched."""
-    for wave in waves:
-        table = wave.read()
-        with job.clock(fetch.name):
-            fetched = fetch(table)
-        yield wave, input_digest(table), schema.alive(table).size, fetched
+    config = job.config.fetch
+    if count_of(config) > 1:
+        return fetched_by_many(waves, config)
+    if isinstance(fetch, Fetch):
+        fetch.cores = os.cpu_count() or 1  # nothing fetches beside it
+    return one_ahead(fetch_wave(wave, fetch) for wave in waves)

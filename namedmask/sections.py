@@ -153,7 +153,10 @@ class FetchConfig(PoolSection):
     max_redirects: int = Field(5, ge=0)
     retries: int = Field(1, ge=0, description="of transient failures only")
     in_flight: Count = Field(128, description="requests at once")
-    per_host: Count = Field(16, description="requests at once to one host")
+    per_host: Count = Field(16, description="requests at once to one host, of each process")
+    workers: int = Field(
+        1, ge=0, description="processes of the plain loop, a core and in_flight each; 0: all cores"
+    )
     max_pause_s: float = Field(
         30.0, ge=0, description="a host's Retry-After may hold it up so long; then it is given up"
     )

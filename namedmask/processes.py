@@ -1,0 +1,118 @@
+"""Waves fetched by several processes beside this one, for the plain loop.
+
+One process downloads and proves images on little more than one core, since Python runs one thread
+at a time. Processes are begun by a server that has imported what they need and nothing else; they
+end with this one, however it ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from typing import TYPE_CHECKING
+
+from namedmask.errors import NamedMaskError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from namedmask.config import FetchConfig
+    from namedmask.waves import Stage, Wave
+
+
+@dataclass(frozen=True)
+class FetchedWave:
+    """A wave, the digest of its rows as read, how many are tried, and the rows fetched."""
+
+    wave: Wave
+    digest: str
+    tried: int
+    table: pa.Table
+    seconds: float
+
+
+def count_of(config: FetchConfig) -> int:
+    """Return how many processes fetch."""
+    return config.workers or os.cpu_count() or 1
+
+
+def begin_server(config: FetchConfig) -> None:
+    """Let the server of processes import what they need, while this process does so too."""
+    if count_of(config) > 1:
+        multiprocessing.set_forkserver_preload([__name__, "namedmask.fetch", "namedmask.waves"])
+        forkserver.ensure_running()
+
+
+def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
+    """Return a wave once it is read and fetched."""
+    from namedmask import schema
+    from namedmask.waves import input_digest
+
+    table = wave.read()
+    began = time.perf_counter()
+    fetched = fetch(table)
+    seconds = time.perf_counter() - began
+    return FetchedWave(wave, input_digest(table), schema.alive(table).size, fetched, seconds)
+
+
+def _fetch_here(wave: Wave, config: FetchConfig) -> FetchedWave:
+    return fetch_wave(wave, _stage(config))
+
+
+@functools.cache
+def _stage(config: FetchConfig) -> Stage:
+    from namedmask.fetch import Fetch
+
+    return Fetch(config)
+
+
+def fetched_by_many(waves: Iterable[Wave], config: FetchConfig) -> Iterator[FetchedWave]:
+    """Yield the waves as they are fetched, in any order; each process has one in hand.
+
+    Raises:
+        NamedMaskError: a process was lost.
+    """
+    begin_server(config)
+    count, left = count_of(config), iter(waves)
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
+        coming: set[Future[FetchedWave]] = set()
+        try:
+            while True:
+                while len(coming) < count and (wave := next(left, None)):
+                    coming.add(pool.submit(_fetch_here, wave, config))
+                if not coming:
+                    return
+                done, coming = wait(coming, return_when=FIRST_COMPLETED)
+                for future in done:
+                    if wave := next(left, None):
+                        coming.add(pool.submit(_fetch_here, wave, config))
+                    yield future.result()
+        except BrokenProcessPool:
+            raise NamedMaskError(
+                "a process that fetches was lost: killed, or by an image that no decoder survives. "
+                "Run the same command again; on Ray such an image ends as 'crashed'."
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this one
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
