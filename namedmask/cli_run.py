@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,8 +45,12 @@ def run_verb(
     """Run a verb and write what it ended with."""
     # verbs loads torch, which takes seconds
     module = "namedmask.collect" if verb in ("fetch", "embed") else "namedmask.verbs"
-    work = function(module, verb)
-    work = partial(work, retry=retry) if retry else work
+    asked = {"retry": retry} if retry else {}
+
+    def work(*arguments: Any) -> dict[str, Any]:
+        found: dict[str, Any] = function(module, verb)(*arguments, **asked)
+        return found
+
     run_in(work, show, run_file, overrides, local, address, as_json)
 
 

@@ -23,6 +23,7 @@ from namedmask.fetch import Fetch
 from namedmask.jobs import Job, batch_size_of, load_stage, use_threads
 from namedmask.processes import FetchedWave, count_of, fetch_wave, fetched_by_many
 from namedmask.progress import Step
+from namedmask.storage import Place
 from namedmask.waves import Stage, Wave, Written, slices, write
 
 T = TypeVar("T")
@@ -45,6 +46,9 @@ class PlainLoop:
     ) -> Iterator[Written]:
         """Yield what became of each wave once it has passed the stages and is committed."""
         first, *others = stages
+        if not others and count_of(job.config.fetch) > 1:
+            yield from _collected_by_many(job, waves, store, step)
+            return
         loaded = [load_stage(name, job.config) for name in others]
         use_threads(job.config)
         batch_size = batch_size_of(stages, job.config)
@@ -100,15 +104,32 @@ class PlainLoop:
         (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _itself(table: pa.Table) -> pa.Table:
-    return table
+def _itself(item: T) -> T:
+    return item
 
 
 def _fetched(job: Job, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
     """Yield each wave with the digest of its rows, how many are tried, and the rows fetched."""
     config = job.config.fetch
     if count_of(config) > 1:
-        return fetched_by_many(waves, config)
+        return fetched_by_many(waves, config, _itself)
     if isinstance(fetch, Fetch):
         fetch.cores = os.cpu_count() or 1  # nothing fetches beside it
     return one_ahead(fetch_wave(wave, fetch) for wave in waves)
+
+
+def _collected_by_many(
+    job: Job, waves: Iterable[Wave], store: str, step: Step
+) -> Iterator[Written]:
+    """Yield what became of each wave that the processes have fetched and committed."""
+    commit = partial(_commit, job.ledger.folder.absolute(), store)
+    for written, seconds in fetched_by_many(waves, job.config.fetch, commit):
+        job.seconds["fetch"] += seconds
+        step.advance(sum(written.counts.values()), written.counts)
+        yield written
+
+
+def _commit(folder: Place, store: str, done: FetchedWave) -> tuple[Written, float]:
+    wave, table = done.wave, done.table
+    written = write(folder, store, wave.unit, table, done.tried, done.digest, wave.again)
+    return written, done.seconds

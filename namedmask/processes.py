@@ -13,12 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from namedmask.errors import NamedMaskError
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from namedmask.config import FetchConfig
     from namedmask.waves import Stage, Wave
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ def count_of(config: FetchConfig) -> int:
 def begin_server(config: FetchConfig) -> None:
     """Let the server of processes import what they need, while this process does so too."""
     if count_of(config) > 1:
-        multiprocessing.set_forkserver_preload([__name__, "namedmask.fetch", "namedmask.waves"])
+        # pyarrow asks for pandas when it makes its first array
+        needed = [__name__, "namedmask.fetch", "namedmask.local", "pandas"]
+        multiprocessing.set_forkserver_preload(needed)
         forkserver.ensure_running()
 
 
@@ -64,8 +69,8 @@ def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
     return FetchedWave(wave, input_digest(table), schema.alive(table).size, fetched, seconds)
 
 
-def _fetch_here(wave: Wave, config: FetchConfig) -> FetchedWave:
-    return fetch_wave(wave, _stage(config))
+def _fetch_here(wave: Wave, config: FetchConfig, use: Callable[[FetchedWave], T]) -> T:
+    return use(fetch_wave(wave, _stage(config)))
 
 
 @functools.cache
@@ -75,8 +80,13 @@ def _stage(config: FetchConfig) -> Stage:
     return Fetch(config)
 
 
-def fetched_by_many(waves: Iterable[Wave], config: FetchConfig) -> Iterator[FetchedWave]:
-    """Yield the waves as they are fetched, in any order; each process has one in hand.
+def fetched_by_many(
+    waves: Iterable[Wave], config: FetchConfig, use: Callable[[FetchedWave], T]
+) -> Iterator[T]:
+    """Yield what `use`, called where they are fetched, makes of the waves, in any order.
+
+    Each process has one in hand. One more waits, for the first that is done while the last is in
+    use here.
 
     Raises:
         NamedMaskError: a process was lost.
@@ -85,18 +95,16 @@ def fetched_by_many(waves: Iterable[Wave], config: FetchConfig) -> Iterator[Fetc
     count, left = count_of(config), iter(waves)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
-        coming: set[Future[FetchedWave]] = set()
+        coming: set[Future[T]] = set()
         try:
             while True:
-                while len(coming) < count and (wave := next(left, None)):
-                    coming.add(pool.submit(_fetch_here, wave, config))
+                while len(coming) <= count and (wave := next(left, None)):
+                    coming.add(pool.submit(_fetch_here, wave, config, use))
                 if not coming:
                     return
-                done, coming = wait(coming, return_when=FIRST_COMPLETED)
-                for future in done:
-                    if wave := next(left, None):
-                        coming.add(pool.submit(_fetch_here, wave, config))
-                    yield future.result()
+                done = wait(coming, return_when=FIRST_COMPLETED).done.pop()
+                coming.remove(done)
+                yield done.result()
         except BrokenProcessPool:
             raise NamedMaskError(
                 "a process that fetches was lost: killed, or by an image that no decoder survives. "
