@@ -50,11 +50,12 @@ def rows_again(
         InputError: a file is unreadable.
     """
     table = read()
-    path = folder / file_of(commit, "tombstones")
-    dead = read_parquet(path, ["sample_id", "status"])
+    good = read_parquet(folder / file_of(commit, "wave"), ["sample_id"])["sample_id"].to_pylist()
+    dead = read_parquet(folder / file_of(commit, "tombstones"), ["sample_id", "status"])
     pairs = zip(dead["sample_id"].to_pylist(), dead["status"].to_pylist(), strict=True)
-    # of a url that is there twice the first row is the one that was tried
-    ended = dict(reversed(list(pairs)))
+    # of a url that is there twice the first row is the one that was tried; where that one came,
+    # the tombstone is another's
+    ended = dict(reversed(list(pairs))) | dict.fromkeys(good, KEPT)
     rows = schema.alive(table)
     tried = [ended.get(one, KEPT) for one in table["sample_id"].take(rows).to_pylist()]
     now = [schema.OK if reason_of(status) in reasons else status for status in tried]

@@ -113,6 +113,22 @@ def test_retry_of_healed_failures_ends_as_if_they_never_were(
     assert digests(tmp_path) == digests(healthy)
 
 
+def test_retry_keeps_a_good_row_whose_url_is_there_again_in_its_wave(tmp_path: Path) -> None:
+    with toys.filled_web(each=4) as web:
+        first = web.rows[0]
+        web.rows[1:1] = [dict(first), {**first, "punsafe": 0.9}]
+        source = str(web.write_metadata(tmp_path / "metadata.parquet"))
+        config, healthy = (config_of(source, tmp_path / out, *WAVES) for out in ("again", "once"))
+        collect.embed(healthy, SILENT)
+        paths = [path for path in web.files if not first["url"].endswith(path)]
+        web.trouble = dict.fromkeys(paths[::2], 503)
+        collect.embed(config, SILENT)
+        web.trouble = {}
+        assert collect.embed(config, SILENT, retry=("transient",))["rows_tried_again"]
+    assert counts_of(config.run.out) == counts_of(healthy.run.out)
+    assert rows_of(config.run.out) == rows_of(healthy.run.out)
+
+
 def test_retry_of_what_stays_dead_changes_nothing_and_leaves_the_archive_finished(
     web: toys.SmallWeb, source: str, tmp_path: Path
 ) -> None:
