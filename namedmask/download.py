@@ -18,6 +18,7 @@ from functools import partial
 from typing import TypeVar
 
 import aiohttp
+from aiohttp import http_exceptions
 from yarl import URL
 
 from namedmask import addresses
@@ -179,6 +180,8 @@ def status_of(error: Exception) -> str:
         error, aiohttp.ClientSSLError
     ):
         return _status_of_connecting(error.os_error)
+    if isinstance(error, aiohttp.ClientPayloadError) and _is_nonsense(error.__cause__):
+        return "bad_response"  # as it is where the same bytes come together with the headers
     words: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
         ("timeout", (TimeoutError,)),
         ("bad_tls", (aiohttp.ClientSSLError,)),
@@ -187,6 +190,13 @@ def status_of(error: Exception) -> str:
         ("reset", (aiohttp.ClientError, OSError)),
     )
     return next((word for word, kinds in words if isinstance(error, kinds)), "bad_url")
+
+
+def _is_nonsense(cause: BaseException | None) -> bool:
+    """Return whether a body broke a rule of HTTP, and not merely off."""
+    broken_off = (http_exceptions.ContentLengthError, http_exceptions.TransferEncodingError)
+    is_broken = isinstance(cause, http_exceptions.HttpProcessingError)
+    return is_broken and not isinstance(cause, broken_off)
 
 
 def _status_of_connecting(error: OSError) -> str:

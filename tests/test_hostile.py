@@ -71,7 +71,22 @@ def for_ever(part, every=0.0):
     return lambda talk: talk.for_ever(part, every)
 
 
-OK_HEAD = head(f"Content-Length: {len(PHOTO)}")
+def late(*words, end=None):
+    """Return the answer that says one word after the other: the client has read the head before."""
+
+    def spoken(talk):
+        for word in words:
+            talk.say(word)
+            talk.wait(0.2)
+        if end:
+            end(talk)
+
+    return spoken
+
+
+LENGTH = f"Content-Length: {len(PHOTO)}"
+OK_HEAD = head(LENGTH)
+TRAILERS = b"X: y\r\n" * 4000
 CHUNKED = head("Transfer-Encoding: chunked")
 BEGUN = b"HTTP/1.1 200 OK\r\n"
 
@@ -104,7 +119,10 @@ HOSTILE = {
     "nothing": ("empty", answer(b"", "Content-Type: image/jpeg")),
     "header_bomb": ("bad_response", then(BEGUN + b"X: ", end=for_ever(b"y" * 65536))),
     "headers_bomb": ("bad_response", then(BEGUN, end=for_ever(b"X: yyyy\r\n" * 4000))),
-    "trailers_bomb": ("bad_response", then(CHUNKED, b"0\r\n", end=for_ever(b"X: y\r\n" * 4000))),
+    "trailers_bomb": ("bad_response", then(CHUNKED + b"0\r\n" + TRAILERS, end=for_ever(TRAILERS))),
+    "late_trailers_bomb": ("bad_response", late(CHUNKED, b"0\r\n", end=for_ever(TRAILERS))),
+    "late_bad_gzip": ("bad_response", late(head("Content-Encoding: gzip", LENGTH), PHOTO)),
+    "late_hang_up_in_chunk": ("reset", late(CHUNKED, b"10\r\nabc", end=close)),
     "status_bomb": ("bad_response", then(end=for_ever(b"y" * 65536))),
     "old_http": ("bad_response", then(b"<html>hello</html>", end=close)),
     "noise": ("bad_response", then(b"\x00\xff\r\n" * 100, end=close)),
