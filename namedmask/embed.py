@@ -47,6 +47,10 @@ TEXT_BATCH = 256
 ENOUGH = 2
 """Pixels a side that an image keeps for each that the model sees, where a JPEG comes coarser."""
 
+WIDEST = 16
+"""Times its shorter side that a picture may be long. Where only the middle is seen, more is cut off
+before the resizing: a line of pixels of 100 kB would come to gigabytes there."""
+
 T = TypeVar("T")
 
 
@@ -174,6 +178,7 @@ class OpenClip:
         *self._fit, _, _ = open_clip.transform.image_transform_v2(
             preprocessing, is_train=False
         ).transforms  # the last two are ToTensor and Normalize, here done by `_normalized`
+        self._sees_middle = preprocessing.resize_mode == "shortest"
         size = preprocessing.size  # an int or a pair
         self._size = (size, size) if isinstance(size, int) else tuple(size)
         self.mean, self.std = (
@@ -202,7 +207,7 @@ class OpenClip:
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == self._size:
             return image
-        picture = Image.fromarray(image)
+        picture = Image.fromarray(_middle(image) if self._sees_middle else image)
         for step in self._fit:
             picture = step(picture)
         return np.asarray(picture)
@@ -227,6 +232,14 @@ class OpenClip:
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """Return the middle of an image that is more than `WIDEST` times as long as wide; else it."""
+    height, width = image.shape[:2]
+    most = WIDEST * min(height, width)
+    top, left = (max(0, (side - most) // 2) for side in (height, width))
+    return image[top : height - top, left : width - left]
 
 
 def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto") -> OpenClip:

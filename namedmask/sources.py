@@ -11,10 +11,10 @@ but columns. Reading is one part in twenty of what a row costs (`python bench/me
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -145,7 +145,10 @@ def _downloaded(place: str) -> Iterator[Path]:
                 path.open("wb") as file,
             ):
                 shutil.copyfileobj(response, file)
-        except (urllib.error.URLError, ValueError) as error:
+                promised = int(response.headers.get("Content-Length") or file.tell())
+                if file.tell() != promised:  # of a CSV nothing else would tell
+                    raise ValueError(f"it broke off after {file.tell():,} of {promised:,} bytes")
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(f"metadata.source '{place}' cannot be downloaded: {error}") from error
         yield path
 

@@ -19,6 +19,7 @@ import tempfile
 import tomllib
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -237,14 +238,15 @@ def _opened(entry: Weights, folder: Path | None, mirror: str, say: Say) -> Itera
 
 def _chunks(url: str) -> Iterator[bytes]:
     """Yield the body of a url, all of it."""
-    request, size = urllib.request.Request(url, headers={"User-Agent": "namedmask"}), 0
+    size = 0
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "namedmask"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             while chunk := answer.read(CHUNK):
                 size += len(chunk)
                 yield chunk
             promised = int(answer.headers.get("Content-Length") or size)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the second: no url at all
         raise NamedMaskError(
             f"{url} cannot be fetched: {error}. Try again, or download it elsewhere and give its "
             "folder with --from."
@@ -260,10 +262,11 @@ def _member(file: IO[bytes], entry: Weights) -> Iterator[IO[bytes]]:
             inner = next(n for n in archive.namelist() if Path(n).name == entry.member)
             with archive.open(inner) as content:
                 yield content
-    except (zipfile.BadZipFile, StopIteration) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError,
+            StopIteration) as error:  # fmt: skip
         raise CheckpointError(
-            f"the archive of weights '{entry.name}' is none, or lacks {entry.member}: {error}. It "
-            f"is published as {entry.url}"
+            f"the archive of weights '{entry.name}' is none or damaged, or lacks {entry.member}: "
+            f"{error}. It is published as {entry.url}"
         ) from error
 
 

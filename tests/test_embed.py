@@ -137,6 +137,29 @@ def test_embed_of_a_large_jpeg_stays_close_to_open_clips(clip_folder: Path) -> N
     assert 0.999 < vector @ full < 1
 
 
+@pytest.mark.parametrize("shape", [(4, 202), (202, 4), (1, 60_000)])
+def test_embed_of_a_very_thin_image_is_its_middle_and_makes_no_large_one(
+    clip_folder: Path, shape: tuple[int, int]
+) -> None:
+    embedder = load_clip_folder(clip_folder, torch.device("cpu"))
+    whole = open_clip.image_transform(SIDE, is_train=False).transforms[:2]
+    seen: list[tuple[int, int]] = []
+
+    def noted(picture: Image.Image) -> Image.Image:
+        seen.append(picture.size)
+        return picture
+
+    embedder._fit = [step for one in embedder._fit for step in (one, noted)]
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    found = embedder._fitted(image)
+    assert max(map(max, seen)) <= 18 * SIDE
+    if max(shape) < 1000:
+        expected = Image.fromarray(image)
+        for step in whole:
+            expected = step(expected)
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
 def test_embed_in_bf16_stays_close_to_float32(clip_folder: Path, photos: list[np.ndarray]) -> None:
     single, half = (
         Embed(EmbedConfig(weights=str(clip_folder), precision=precision)).embedder

@@ -14,6 +14,7 @@ from namedmask.checkpoints import read_tree
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError, NamedMaskError
 from namedmask.on_ray.training import train_on_ray
+from namedmask.on_ray.workers import with_absolute_paths
 from namedmask.segmenter import CHECKPOINT, TRAINING, build_segmenter
 from namedmask.train import Group, train
 from tests import toy_runs
@@ -164,6 +165,19 @@ def test_training_stopped_from_outside_goes_on_with_the_same_command(
 
 
 @pytest.mark.slow
+def test_training_files_of_weights_are_told_from_the_root_and_names_stay_names() -> None:
+    def told(weights: str) -> str:
+        config = Config.of(
+            {"run": {"out": "run"}, "segmenter": {"backbone_weights": weights}},
+        )
+        return with_absolute_paths(config).segmenter.backbone_weights
+
+    assert [told(name) for name in ("", "miniworld", "dino-resnet50")] == [
+        "", "miniworld", "dino-resnet50",
+    ]  # fmt: skip
+    assert told("weights/dino.pth") == str(Path.cwd() / "weights/dino.pth")
+
+
 def test_training_error_of_ours_comes_out_as_itself(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import socket
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from namedmask.config import MetadataConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
 from namedmask.metadata import read_metadata
 from namedmask.sources import ALIASES, read_place
+from tests.raw_server import RawServer, head
 from tests.tables import read, urls, write
 
 TEXTS = ["a crane", "NSFW words", "a horse", None]
@@ -211,6 +213,22 @@ def test_sources_table_over_http_is_read(tmp_path, served):
     assert read(f"{served}/web.csv?x=1").num_rows == 1
     with pytest.raises(InputError, match=r"cannot be downloaded.*404"):
         read(f"{served}/none.parquet")
+
+
+@pytest.mark.parametrize("heading", ["Content-Length: 60", "Transfer-Encoding: chunked"])
+def test_sources_table_that_breaks_off_on_its_way_is_refused(heading):
+    rows = b"url\nhttp://a.com/1\nhttp://a.com/2\n"
+
+    def broken(talk):
+        chunk = b"%x\r\n" % 60 if heading.endswith("chunked") else b""
+        talk.say(head(heading), chunk + rows)
+        talk.connection.shutdown(socket.SHUT_RDWR)
+
+    with (
+        RawServer({"/web.csv": broken}) as server,
+        pytest.raises(InputError, match=r"web\.csv' cannot be downloaded"),
+    ):
+        read(f"{server.url}/web.csv")
 
 
 def test_sources_image_folder_gives_file_urls(tmp_path):

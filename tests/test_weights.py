@@ -198,6 +198,9 @@ def test_fetch_without_an_answer_says_how_to_do_without_a_network(server: Server
     server.close()
     with pytest.raises(NamedMaskError, match=r"cannot be fetched.*--from"):
         fetch_weights(["selfmask"], mirror=server.url)
+    for nonsense in ("mirror.example", "http://[::1"):
+        with pytest.raises(NamedMaskError, match=r"cannot be fetched.*--from"):
+            fetch_weights(["selfmask"], mirror=nonsense)
 
 
 def test_fetch_unfree_license_is_asked_for_before_any_request(server: Server) -> None:
@@ -227,7 +230,12 @@ def test_fetch_member_of_an_archive_is_taken_out_of_it(
     fetch_weights(["scrfd-10g"], folder=tmp_path / "usb", **agreed)
     assert path_of("scrfd-10g").read_bytes() == CONTENT
     (cache / "det_10g.onnx").unlink()
-    for broken in (b"no zip at all", archive.getvalue()[:-30]):
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("det_10g.onnx", CONTENT)
+    start = len("det_10g.onnx") + 30  # of what is packed, behind its header
+    damaged = packed.getvalue()[:start] + b"\xff" * 30 + packed.getvalue()[start + 30 :]
+    for broken in (b"no zip at all", archive.getvalue()[:-30], damaged):
         server.files["buffalo_l.zip"] = broken
         with pytest.raises(CheckpointError, match=r"archive of weights 'scrfd-10g'"):
             fetch_weights(["scrfd-10g"], mirror=server.url, **agreed)
