@@ -68,8 +68,8 @@ def run_in(
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         show_settings(config)
-    if local:
-        begin_server(config.fetch)
+    if local and begin_server(config.fetch):
+        importlib.import_module("namedmask.lean")  # in the meantime, here too
     with function("namedmask.collect", "executor_of")(config, local) as executor:
         found = work(config, progress(as_json), executor)
     if as_json:

@@ -48,13 +48,13 @@ def count_of(config: FetchConfig) -> int:
     return config.workers or os.cpu_count() or 1
 
 
-def begin_server(config: FetchConfig) -> None:
-    """Let the server of processes import what they need, while this process does so too."""
-    if count_of(config) > 1:
-        # pyarrow asks for pandas when it makes its first array
-        needed = [__name__, "namedmask.fetch", "namedmask.local", "pandas"]
-        multiprocessing.set_forkserver_preload(needed)
-        forkserver.ensure_running()
+def begin_server(config: FetchConfig) -> bool:
+    """Let the server of processes begin to import `lean`; return whether there is to be one."""
+    if count_of(config) == 1:
+        return False
+    multiprocessing.set_forkserver_preload([__name__, "namedmask.lean"])
+    forkserver.ensure_running()
+    return True
 
 
 def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:

@@ -50,7 +50,7 @@ A `status` of img2dataset's is none of ours: what it could not fetch may come no
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"))
 CSV_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 
-BATCH_ROWS = 16384
+BATCH_ROWS = 2048
 DOWNLOAD_TIMEOUT_S = 60.0
 
 

@@ -26,6 +26,7 @@ LAYERS = (
      "evaluate", "predict", "search_index", "search", "report", "plan", "inspection", "doctor",
      "scorecard"),
     ("local", "on_ray"),
+    ("lean",),
     ("collect", "verbs", "ablate"),
     ("miniworld", "screen", "cli_weights", "cli_ablate", "cli_run", "cli_evaluate"),
     ("cli",),

@@ -108,3 +108,19 @@ def test_processes_end_with_their_parent(web: toys.SmallWeb, source: str, tmp_pa
     finally:
         web.delay_s = 0.0
         parent.kill()
+
+
+def test_a_process_that_fetches_makes_arrays_without_pandas_and_data_frames_with_it() -> None:
+    code = (
+        "import sys, namedmask.lean, pyarrow as pa; table = pa.table({'a': [1, None]}); "
+        "before = 'pandas' in sys.modules; frame = table.to_pandas(); "
+        "sys.exit(f'{before} {type(frame).__module__.partition(\".\")[0]} {frame.a.isna().sum()}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "False pandas 1"
+
+
+def test_the_module_that_processes_import_again_loads_next_to_nothing() -> None:
+    code = "import sys, namedmask.__main__; sys.exit(str('typer' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "False", "each process of a fetch would begin later"

@@ -79,4 +79,4 @@ def test_wheel_installed_elsewhere_runs_and_reads_its_data(installed: Path, tmp_
 def test_wheel_console_script_is_declared(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "namedmask = namedmask.cli:main" in archive.read(entry).decode()
+    assert "namedmask = namedmask.__main__:main" in archive.read(entry).decode()

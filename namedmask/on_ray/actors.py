@@ -140,6 +140,17 @@ class Sink:
         return pickled((written, note["seconds"]))
 
 
+class StageAndSink:
+    """A stage that is its graph's only one and the sink, in one process: no image travels."""
+
+    def __init__(self, name: str, config: Config, clerk: Any, *, folder: Place, store: str) -> None:
+        self._stage, self._sink = StageWorker(name, config, clerk), Sink(folder, store)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Return one row, as the sink."""
+        return self._sink(self._stage(table))
+
+
 class Mapper:
     """Number of an item → the pickled (number, what the function makes of the item)."""
 

@@ -12,7 +12,15 @@ from namedmask import schema
 from namedmask.config import Config
 from namedmask.jobs import Job
 from namedmask.local import PlainLoop
-from namedmask.on_ray.actors import Clerk, Mapper, Read, Sink, StageWorker, run_alone
+from namedmask.on_ray.actors import (
+    Clerk,
+    Mapper,
+    Read,
+    Sink,
+    StageAndSink,
+    StageWorker,
+    run_alone,
+)
 from namedmask.on_ray.cluster import Pool, refuse_too_small, session
 from namedmask.on_ray.graphs import stream
 from namedmask.on_ray.scan import discard_scan, scanned_waves
@@ -77,11 +85,16 @@ class RayExecutor:
             discard_scan(job)
             return
         clerk = ray.remote(num_cpus=0)(Clerk).remote(listed)
-        pools = [_pool(config, name, StageWorker, name=name, clerk=clerk) for name in stages]
-        sink = Pool("sink", Sink, {"folder": job.ledger.folder.absolute(), "store": store})
+        into = {"folder": job.ledger.folder.absolute(), "store": store}
+        if len(stages) == 1:
+            name = stages[0]
+            pools = [_pool(config, name, StageAndSink, name=name, clerk=clerk, **into)]
+        else:
+            pools = [_pool(config, name, StageWorker, name=name, clerk=clerk) for name in stages]
+            pools.append(Pool("sink", Sink, into))
         reader = Pool("read", Read, {"clerk": clerk}, num_cpus=cpus)
         seen = Seen()
-        for written, seconds in stream(len(listed), reader, [*pools, sink], config.ray, seen):
+        for written, seconds in stream(len(listed), reader, pools, config.ray, seen):
             for name, spent in seconds.items():
                 job.seconds[name] += spent
             step.advance(sum(written.counts.values()), written.counts, seen.slowest)
