@@ -5,11 +5,12 @@
 The stage `embed` (bytes in a table → vectors in a table) with random weights on real COCO photos;
 the model's forward alone on tensors that are ready; and open_clip's own way, its preprocessing of
 one image at a time through a torch DataLoader, without workers (its default) and with one a thread.
-The ways take turns, and of each the fastest turn counts. `--batches` measures the bare forward at
-other batch sizes instead.
+The ways take turns, in both orders. `--batches` measures the bare forward at other batch sizes
+instead.
 
 The last line is JSON. `bare_fraction` is the bare forward's time over the stage's; `ratio` that of
-open_clip with the default DataLoader over the stage's, `ratio_workers` that with workers; on a GPU
+open_clip with the default DataLoader over the stage's, `ratio_workers` that with workers: of each
+the median over the turns, for a machine is slower in one minute than in the next. On a GPU
 `peak_share` is the forward's arithmetic over what a large product of bf16 matrices reaches there.
 Ends with an error when a vector's cosine to open_clip's is below 0.999.
 """
@@ -107,21 +108,22 @@ class Bench:
                 torch.mm(matrix, matrix)
             torch.cuda.synchronize()
 
-        peak = 10 * 2 * PEAK_SIDE**3 / fastest([products], 3)[0]
+        peak = 10 * 2 * PEAK_SIDE**3 / timed([products], 3).min()
         return flop * images_a_second / peak
 
 
-def fastest(ways: list[Callable[[], object]], turns: int) -> list[float]:
-    """Return the seconds of each way's fastest turn; all have run once before."""
+def timed(ways: list[Callable[[], object]], turns: int) -> np.ndarray:
+    """Return seconds, (turns, ways), orders alternating; all have run once before."""
     for way in ways:
         way()
-    seconds = [[] for _ in ways]
-    for _ in range(turns):
-        for way, taken in zip(ways, seconds, strict=True):
+    seconds = np.zeros((turns, len(ways)))
+    for turn in range(turns):
+        order = range(len(ways)) if turn % 2 else reversed(range(len(ways)))
+        for number in order:
             began = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - began)
-    return [min(taken) for taken in seconds]
+            ways[number]()
+            seconds[turn, number] = time.perf_counter() - began
+    return seconds
 
 
 def main() -> None:
@@ -132,8 +134,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--batches", action="store_true", help="try batch sizes instead")
     arguments = parser.parse_args()
     folder = os.environ.get("NAMEDMASK_REAL_DATA")
@@ -146,7 +148,7 @@ def main() -> None:
     bench = Bench(arguments, bodies)
     if arguments.batches:
         sizes = [size for size in (1, 4, 16, 32, 64, 128, 256) if size <= len(bodies)]
-        taken = fastest([bench.bare(size) for size in sizes], arguments.turns)
+        taken = timed([bench.bare(size) for size in sizes], arguments.turns).min(axis=0)
         rates = {
             size: round(len(bodies) // size * size / seconds, 2)
             for size, seconds in zip(sizes, taken, strict=True)
@@ -163,9 +165,11 @@ def main() -> None:
         lambda: bench.theirs(0),
         lambda: bench.theirs(arguments.threads),
     ]
-    bare, ours, theirs, with_workers = fastest(ways, arguments.turns)
+    seconds = timed(ways, arguments.turns)
+    bare, ours, theirs, with_workers = np.median(seconds, axis=0)
     share = bench.peak_share(len(bodies) / bare)
-    each = [round(1e3 * seconds / len(bodies), 2) for seconds in (bare, ours, theirs, with_workers)]
+    each = [round(1e3 * one / len(bodies), 2) for one in (bare, ours, theirs, with_workers)]
+    of_bare, _, of_theirs, of_workers = np.median(seconds / seconds[:, 1:2], axis=0).round(3)
     print("ms an image: bare {}, ours {}, DataLoader {}, with workers {}".format(*each))
     result = {
         "bench": "embed",
@@ -174,9 +178,9 @@ def main() -> None:
         "images": len(bodies),
         "least_cosine": round(float(cosines.min()), 6),
         "images_a_second": round(len(bodies) / ours, 1),
-        "bare_fraction": round(bare / ours, 3),
-        "ratio": round(theirs / ours, 3),
-        "ratio_workers": round(with_workers / ours, 3),
+        "bare_fraction": of_bare,
+        "ratio": of_theirs,
+        "ratio_workers": of_workers,
         "peak_share": share and round(share, 3),
     }
     print(json.dumps(result))

@@ -34,7 +34,8 @@ from namedmask.categories import fill
 from namedmask.clip_weights import create_open_clip, loading
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError
-from namedmask.images import BadImage, decode, decode_coarse
+from namedmask.images import BadImage, decode
+from namedmask.jpegs import decode_coarse
 from namedmask.plugins import resolve, torch_device
 from namedmask.reasons import CONTENT_CHANGED
 
@@ -159,7 +160,9 @@ class OpenClip:
     and the vectors stay in float32.
 
     Differs: open_clip decodes a JPEG in full. Here libjpeg shrinks a large one on the way, never
-    below the side that the model wants; the resizing to it is open_clip's.
+    below twice the side that the model wants; the resizing to it is open_clip's, by torch's kernel
+    instead of Pillow's where there is one: a fifth of the time, and of a photo 3 values in 1,000
+    differ, by 2 levels of 256 at most.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class OpenClip:
     ) -> None:
         import open_clip
         import torch
+        from torchvision.transforms import Resize, v2
 
         self.model = model.eval().requires_grad_(False).to(device)
         self._tokenizer = tokenizer
@@ -175,9 +179,14 @@ class OpenClip:
         preprocessing = open_clip.transform.PreprocessCfg(
             **open_clip.get_model_preprocess_cfg(model)
         )
-        *self._fit, _, _ = open_clip.transform.image_transform_v2(
+        *fit, _, _ = open_clip.transform.image_transform_v2(
             preprocessing, is_train=False
         ).transforms  # the last two are ToTensor and Normalize, here done by `_normalized`
+        self._fits_tensors = isinstance(fit[0], Resize)
+        self._fit = [
+            v2.Resize(step.size, step.interpolation) if isinstance(step, Resize) else step
+            for step in fit
+        ]
         self._sees_middle = preprocessing.resize_mode == "shortest"
         size = preprocessing.size  # an int or a pair
         self._size = (size, size) if isinstance(size, int) else tuple(size)
@@ -207,10 +216,11 @@ class OpenClip:
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == self._size:
             return image
-        picture = Image.fromarray(_middle(image) if self._sees_middle else image)
+        seen = _middle(image) if self._sees_middle else image
+        picture: Any = _tensor(seen) if self._fits_tensors else Image.fromarray(seen)
         for step in self._fit:
             picture = step(picture)
-        return np.asarray(picture)
+        return picture.permute(1, 2, 0).numpy() if self._fits_tensors else np.asarray(picture)
 
     def _normalized(self, batch: torch.Tensor) -> torch.Tensor:
         """Return (B, 3, H, W) float32 of a (B, H, W, 3) uint8 batch, by open_clip's arithmetic."""
@@ -232,6 +242,13 @@ class OpenClip:
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    """Return an image as (3, H, W) uint8 on the same memory, or on a copy of what is read-only."""
+    import torch
+
+    return torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
@@ -309,6 +326,7 @@ class Embed:
     def __init__(self, config: EmbedConfig) -> None:
         self.embedder = resolve("embedder", config.model, EMBEDDERS)(config)
         self._batch_size = config.batch_size
+        self._is_ahead = config.device != "cpu"
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return `table` with `embedding`, (D,) float32 of unit L2 norm, at every row still ok."""
@@ -327,7 +345,10 @@ class Embed:
         return schema.bury(table, ("image",))
 
     def _decoded(self, data: list[bytes]) -> Iterator[list[np.ndarray | str]]:
-        """Yield the batches, decoded; while one is embedded the next is under way."""
+        """Yield the batches, decoded; while a GPU embeds one, the next is under way.
+
+        On a CPU the forward has all cores: a thread that takes one away makes the others wait.
+        """
         import torch
 
         read = partial(_decode, decoder_of(self.embedder))
@@ -336,7 +357,8 @@ class Embed:
             for start in range(0, len(data), self._batch_size)
         ]
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            yield from one_ahead(list(pool.map(read, batch)) for batch in batches)
+            decoded = (list(pool.map(read, batch)) for batch in batches)
+            yield from one_ahead(decoded) if self._is_ahead else decoded
 
     def _embed(self, decoded: list[np.ndarray | str]) -> Iterator[tuple[np.ndarray | None, str]]:
         good = [image for image in decoded if not isinstance(image, str)]

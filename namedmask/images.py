@@ -101,11 +101,18 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
         BadImage: as `decode`.
     """
     image = opened(data, max_pixels)
+    part = coarse_part(image, least_side)
     width, height = image.size
-    for part in (8, 4, 2, 1):
-        if width % part == height % part == 0 and min(width, height) >= least_side * part:
-            break
     return _pixels(image, (width // part, height // part), upright=True)[0]
+
+
+def coarse_part(image: Image.Image, least_side: int) -> int:
+    """Return 8, 4, 2 or 1: what `decode_coarse` divides the sides by."""
+    width, height = image.size
+    for part in (8, 4, 2):
+        if width % part == height % part == 0 and min(width, height) >= least_side * part:
+            return part
+    return 1
 
 
 def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:

@@ -99,7 +99,8 @@ def test_embed_prepares_images_as_the_model_was_trained(
     model = open_clip.CLIP(**config)
     open_clip.load_checkpoint(model, str(clip_folder / "clip.safetensors"))
     expected = model.eval().encode_image(blob, normalize=True).detach().numpy()
-    np.testing.assert_allclose(embedder.embed_images(photos[:1]), expected, atol=1e-5)
+    # one level of 256 in a few pixels: torch rounds a resizing otherwise than Pillow
+    np.testing.assert_allclose(embedder.embed_images(photos[:1]), expected, atol=3e-4)
 
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
@@ -121,7 +122,12 @@ def test_embed_decode_of_a_lossless_file_is_what_open_clip_makes_of_it(
     expected = torch.stack([own(Image.fromarray(photo)) for photo in photos])
     decoded = np.stack([embedder.decode(encode_png(photo)) for photo in photos])
     assert decoded.dtype == np.uint8
-    assert torch.equal(embedder._normalized(torch.from_numpy(decoded)), expected)
+    levels = torch.tensor(wanted["std"]).view(3, 1, 1) * 255
+    apart = (embedder._normalized(torch.from_numpy(decoded)) - expected) * levels
+    assert apart.abs().max() < 2.01, "torch's kernel rounds otherwise than Pillow, no more"
+    assert (apart.abs() > 0.5).float().mean() < 0.05
+    if mode == "longest":  # its resizing is Pillow's in any case
+        assert apart.abs().max() == 0
     np.testing.assert_array_equal(
         embedder.embed_images(list(decoded)), embedder.embed_images(photos)
     )
@@ -145,8 +151,8 @@ def test_embed_of_a_very_thin_image_is_its_middle_and_makes_no_large_one(
     whole = open_clip.image_transform(SIDE, is_train=False).transforms[:2]
     seen: list[tuple[int, int]] = []
 
-    def noted(picture: Image.Image) -> Image.Image:
-        seen.append(picture.size)
+    def noted(picture: torch.Tensor) -> torch.Tensor:
+        seen.append(picture.shape[1:])
         return picture
 
     embedder._fit = [step for one in embedder._fit for step in (one, noted)]
@@ -157,7 +163,7 @@ def test_embed_of_a_very_thin_image_is_its_middle_and_makes_no_large_one(
         expected = Image.fromarray(image)
         for step in whole:
             expected = step(expected)
-        np.testing.assert_array_equal(found, np.asarray(expected))
+        np.testing.assert_allclose(found, np.asarray(expected).astype(int), atol=2)
 
 
 def test_embed_in_bf16_stays_close_to_float32(clip_folder: Path, photos: list[np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from namedmask import images
+from namedmask import images, jpegs
 from namedmask.images import BadImage
 from tests.image_mutations import mutated, seeds
 
@@ -53,6 +53,7 @@ def judge(data: bytes) -> str:
     small = verdict(data, longest_side=8)
     coarse = verdict(data, images.decode_coarse, least_side=16)
     assert small[0] == coarse[0] == whole[0], (whole, small, coarse)
+    assert verdict(data, jpegs.decode_coarse, least_side=16) == coarse
     if whole[0] == "ok":
         assert max(small[1]) <= 8
         assert images.size_of(data, MAX_PIXELS) == whole[1][:2]

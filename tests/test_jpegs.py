@@ -134,3 +134,25 @@ def test_to_store_real_photos_are_closer_to_lanczos_than_areas(real_data: Path) 
         areas.append(psnr(images.resize(whole, height, width), np.asarray(lanczos)))
     assert len(ours) >= 10
     assert np.mean(ours) > np.mean(areas)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("least_side", [40, 100, 1000])
+def test_decode_coarse_is_pillows_to_the_bit(kind: str, orientation: int, least_side: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(photo(320, 400), **KINDS[kind], exif=exif)
+    expected = images.decode_coarse(data, least_side)
+    assert np.array_equal(jpegs.decode_coarse(data, least_side), expected)
+    assert (min(expected.shape[:2]) < 320) == (
+        kind in ("jpeg", "progressive", "unsampled", "gray", "cmyk") and least_side <= 160
+    )
+
+
+def test_decode_coarse_of_real_photos_is_pillows_to_the_bit(real_data: Path) -> None:
+    paths = sorted(real_data.rglob("*.jpg"))
+    for path in paths[:: max(1, len(paths) // 60)]:
+        data = path.read_bytes()
+        expected = images.decode_coarse(data, 150)
+        assert np.array_equal(jpegs.decode_coarse(data, 150), expected), path.name
