@@ -23,7 +23,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,9 @@ class Bench:
         tokenizer = open_clip.get_tokenizer(arguments.model)
         config = EmbedConfig(batch_size=self.batch, device=arguments.device)
         self.stage = Embed(config)
-        self.stage.embedder = OpenClip(self.model, tokenizer, self.device, arguments.precision)
+        self.stage.embedder = self.embedder = OpenClip(
+            self.model, tokenizer, self.device, arguments.precision
+        )
         self.bodies = bodies
         self.table = pa.table({"image": bodies, "status": ["ok"] * len(bodies)})
 
@@ -79,7 +81,7 @@ class Bench:
         return np.concatenate([self.forward(pixels.to(self.device)) for pixels in loader])
 
     def forward(self, pixels: torch.Tensor) -> np.ndarray:
-        with self.stage.embedder._inference():
+        with self.embedder._inference():
             vectors = self.model.encode_image(pixels, normalize=True)
         return vectors.float().cpu().numpy()
 
@@ -112,7 +114,7 @@ class Bench:
         return flop * images_a_second / peak
 
 
-def timed(ways: list[Callable[[], object]], turns: int) -> np.ndarray:
+def timed(ways: Sequence[Callable[[], object]], turns: int) -> np.ndarray:
     """Return seconds, (turns, ways), orders alternating; all have run once before."""
     for way in ways:
         way()

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pyarrow.parquet as pq
 
-from namedmask import verbs
+from namedmask import collect, verbs
 from namedmask.config import Config
 from namedmask.jobs import load_stage
 from namedmask.ledger import read_commits
@@ -65,7 +65,7 @@ def main() -> None:
         with serve(world / "web", reserve_port(world / "port")) as base:
             twelve = config_of(out, world, base, BEFORE)
             thirteen = config_of(out, world, base, BEFORE + 1)
-            verbs.embed(twelve, SilentProgress())
+            collect.embed(twelve, SilentProgress())
             start_up(twelve)
             first_s, first = timed_build(twelve), tried(out)
             embedded = sorted(path.stat().st_mtime_ns for path in (out / "embeddings").iterdir())

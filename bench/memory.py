@@ -50,7 +50,7 @@ def peak_of_run(rows: int) -> dict[str, float]:
     import psutil
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    from namedmask import verbs
+    from namedmask import collect
     from namedmask.config import Config
     from namedmask.on_ray import connect
     from namedmask.progress import SilentProgress
@@ -88,7 +88,7 @@ def peak_of_run(rows: int) -> dict[str, float]:
         began = time.perf_counter()
         with connect(config) as executor:
             watcher.start()
-            done = verbs.embed(config, SilentProgress(), executor)
+            done = collect.embed(config, SilentProgress(), executor)
             ended.set()
             watcher.join()
     assert done["rows_in"] == done["rows_by_status"]["ok"] == rows, done

@@ -87,7 +87,7 @@ def plainly(folder: Path, config: Config, waves: list[Wave], ends: Any) -> None:
         table = read = wave.read()
         for stage in stages:
             table = stage(table)
-        write(folder, IMAGES, wave.unit, table, table.num_rows, input_digest(read))
+        write(folder, IMAGES, wave.unit, table, table.num_rows, input_digest(read), again=False)
         ends.put(time.time())
 
 
@@ -105,7 +105,7 @@ def plain_ends(folder: Path, urls: list[str]) -> list[float]:
     ]
     for process in processes:
         process.start()
-    found = [ends.get() for _ in waves]
+    found = [ends.get(timeout=300) for _ in waves]  # a process that failed puts none
     for process in processes:
         process.join()
     return sorted(found)
@@ -140,6 +140,7 @@ def main(waves: int) -> None:
         with connect(config_of(folder, 1)) as executor:
             executor._connect()
             fixed = [ray_ends(folder, urls[: 4 * ROWS], 1, executor)[1] for _ in range(3)]
+            print(f"fixed: {', '.join(f'{one:.1f}' for one in fixed)} s")
             rates: dict[str, list[float]] = {"ray": [], "plain": []}
             for order in ORDERS:
                 for side in order:

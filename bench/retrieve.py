@@ -70,7 +70,7 @@ def read(folder: Path, times: int = 1) -> Iterator[np.ndarray]:
             file.seek(vectors.offset)
             for start in range(0, len(vectors), READ_ROWS):
                 count = min(READ_ROWS, len(vectors) - start)
-                file.readinto(half[:count])
+                file.readinto(half[:count].data)
                 whole[:count].copy_(torch.from_numpy(half[:count]))
                 yield whole[:count].numpy()
 
@@ -141,7 +141,8 @@ SIDES = {"ours": ours, "theirs": theirs, "products": products}
 
 def run(side: str, folder: Path, times: int = 1) -> dict[str, float]:
     """Return seconds and peak memory in MB of one side in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--times", str(times)]
+    given = ["--side", side, "--folder", str(folder), "--times", str(times)]
+    command = [sys.executable, __file__, *given]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     print(folder.name, side, f"× {times}", found, flush=True)

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import Config
-from namedmask.embed import TextSide
+from namedmask.embed import AskSide, Wording
 from namedmask.jobs import to_toml
 from namedmask.ledger import Ledger, open_run
 from namedmask.progress import SilentProgress
@@ -63,7 +64,7 @@ class World:
         own = self._draw(len(clusters), np.random.default_rng(seed))
         return unit(0.71 * self._image + 0.55 * self._clusters[clusters] + 0.45 * own)
 
-    def embed_texts(self, texts: list[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Return a vector (N, 768) float32 for each text: it ends with its cluster's number."""
         rows = []
         for text in texts:
@@ -120,8 +121,7 @@ def write_store(out: Path, count: int, world: World) -> None:
 def start_of_the_command(folder: Path) -> dict[str, float]:
     """Return seconds of `namedmask search` over 1,000 vectors with the mini world's model."""
     config = config_of(folder, "flat", "miniworld")
-    text_side = TextSide(config.embed)
-    (probe,) = text_side([(["a cat"], ("{}",))])
+    (probe,) = AskSide(config.embed)([Wording(["a cat"], ("{}",))])
     vectors = unit(np.random.default_rng(0).standard_normal((1000, probe.shape[1])))
     add_wave(folder, 0, vectors.astype(np.float32), [f"a drawn thing {n}" for n in range(1000)])
     (folder / "run.toml").write_text(to_toml(config), encoding="utf-8")
