@@ -245,10 +245,10 @@ class OpenClip:
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
-    """Return an image as (3, H, W) uint8 on the same memory, or on a copy of what is read-only."""
+    """Return an image as (3, H, W) uint8 on the same memory where that can be written."""
     import torch
 
-    return torch.from_numpy(np.require(image, requirements="W")).permute(2, 0, 1)
+    return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:

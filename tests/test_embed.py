@@ -349,3 +349,16 @@ def test_cuda_that_is_not_there_is_refused(
 
 def test_registry_names_what_the_run_files_use() -> None:
     assert set(EMBEDDERS) == {"miniworld", "open_clip:"}
+
+
+def test_embed_of_arrays_that_are_views_or_read_only(
+    clip_folder: Path, photos: list[np.ndarray]
+) -> None:
+    embedder = load_clip_folder(clip_folder, torch.device("cpu"))
+    mirrored = photos[0][:, ::-1]
+    locked = mirrored.copy()
+    locked.flags.writeable = False
+    views = [mirrored, locked, np.asfortranarray(mirrored)]
+    expected = embedder.embed_images([mirrored.copy()] * 3)
+    np.testing.assert_array_equal(embedder.embed_images(views), expected)
+    assert not np.array_equal(embedder.embed_images([photos[0]] * 3), expected)
