@@ -157,7 +157,7 @@ class OpenClip:
     """An Embedder around an open_clip model, its own preprocessing and its own tokenizer.
 
     `precision` is that of the networks: auto is bf16 on a GPU and float32 on a CPU. Norms, softmax
-    and the vectors stay in float32.
+    and the vectors stay in float32, on a CPU so do the sums between a vision transformer's blocks.
 
     Differs: open_clip decodes a JPEG in full. Here libjpeg shrinks a large one on the way, never
     below twice the side that the model wants; the resizing to it is open_clip's, by torch's kernel
@@ -176,6 +176,8 @@ class OpenClip:
         self._tokenizer = tokenizer
         self._device = device
         self._bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+        if self._bf16 and device.type == "cpu":
+            _add_in_float32(self.model.visual)
         preprocessing = open_clip.transform.PreprocessCfg(
             **open_clip.get_model_preprocess_cfg(model)
         )
@@ -242,6 +244,17 @@ class OpenClip:
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
+
+
+def _add_in_float32(visual: torch.nn.Module) -> None:
+    """Keep the sums of an open_clip vision transformer in float32 where its products are in bf16.
+
+    They would have the type that its first convolution gives. In bf16 torch's CPU kernels for sums
+    and norms take as long as half of all products, and the vectors come out five times as far off.
+    """
+    first = getattr(visual, "conv1", None)
+    if first is not None:
+        first.register_forward_hook(lambda module, given, sums: sums.float())
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
