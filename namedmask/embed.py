@@ -31,7 +31,7 @@ from PIL import Image
 from namedmask import schema
 from namedmask.ahead import one_ahead
 from namedmask.categories import fill
-from namedmask.clip_weights import create_open_clip, loading
+from namedmask.clip_weights import add_in_float32, create_open_clip, loading
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError
 from namedmask.images import BadImage, decode
@@ -177,7 +177,7 @@ class OpenClip:
         self._device = device
         self._bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
         if self._bf16 and device.type == "cpu":
-            _add_in_float32(self.model.visual)
+            add_in_float32(self.model.visual)
         preprocessing = open_clip.transform.PreprocessCfg(
             **open_clip.get_model_preprocess_cfg(model)
         )
@@ -244,17 +244,6 @@ class OpenClip:
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return _unit(vectors.float().cpu().numpy())
-
-
-def _add_in_float32(visual: torch.nn.Module) -> None:
-    """Keep the sums of an open_clip vision transformer in float32 where its products are in bf16.
-
-    They would have the type that its first convolution gives. In bf16 torch's CPU kernels for sums
-    and norms take as long as half of all products, and the vectors come out five times as far off.
-    """
-    first = getattr(visual, "conv1", None)
-    if first is not None:
-        first.register_forward_hook(lambda module, given, sums: sums.float())
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
