@@ -13,7 +13,7 @@ The last line is JSON. `bare_fraction` is the bare forward's time over the stage
 open_clip with the default DataLoader over the stage's, `ratio_workers` that with workers: of each
 the median over the turns, for a machine is slower in one minute than in the next. On a GPU
 `peak_share` is the forward's arithmetic over what a large product of bf16 matrices reaches there.
-All have the same model and precision, bf16 where the machine multiplies in it. Ends with an error
+All have the same model and precision, bf16 where the device multiplies in it. Ends with an error
 when a vector has a cosine below 0.999 to open_clip's in float32.
 """
 
@@ -137,10 +137,10 @@ def timed(ways: Sequence[Callable[[], object]], turns: int) -> np.ndarray:
     return seconds
 
 
-def fastest_precision() -> str:
-    """Return bf16 where this machine multiplies in it: on GPUs and CPUs of late."""
+def fastest_precision(device: str) -> str:
+    """Return bf16 where the device multiplies in it, as GPUs and the CPUs of late do."""
     can = torch.cpu.get_capabilities()
-    native = torch.cuda.is_available() or can.get("avx512_bf16") or can.get("amx_bf16")
+    native = device == "cuda" or can.get("avx512_bf16") or can.get("amx_bf16")
     return "bf16" if native else "float32"
 
 
@@ -149,13 +149,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default=fastest_precision(), choices=("float32", "bf16"))
+    parser.add_argument("--precision", choices=("float32", "bf16"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--batches", action="store_true", help="try batch sizes instead")
     arguments = parser.parse_args()
+    arguments.precision = arguments.precision or fastest_precision(arguments.device)
     folder = os.environ.get("NAMEDMASK_REAL_DATA")
     if not folder:
         sys.exit("bench/embed.py: set NAMEDMASK_REAL_DATA to the folder of real photos.")

@@ -176,8 +176,8 @@ class EmbedConfig(ModelSection):
     batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
-        description="of the networks; auto: bf16 where device is cuda, float32 on a CPU. A CPU "
-        "that multiplies in bf16 (AVX-512 BF16, AMX) embeds more than twice as fast with it",
+        description="of the networks; auto: bf16 where device is cuda, float32 on a CPU, though "
+        "one that multiplies in bf16 (AVX-512 BF16, AMX) is faster in it",
     )
 
 

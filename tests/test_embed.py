@@ -180,6 +180,19 @@ def test_embed_in_bf16_stays_close_to_float32(clip_folder: Path, photos: list[np
         np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-6)
 
 
+def test_in_bf16_on_a_cpu_the_blocks_of_a_vision_transformer_add_in_float32(
+    clip_folder: Path, photos: list[np.ndarray]
+) -> None:
+    embedder = load_clip_folder(clip_folder, torch.device("cpu"), "bf16")
+    sums, products = [], []
+    first = embedder.model.visual.transformer.resblocks[0]
+    first.register_forward_hook(lambda module, given, result: sums.extend([given[0], result]))
+    first.mlp.register_forward_hook(lambda module, given, result: products.append(result))
+    embedder.embed_images(photos)
+    assert {one.dtype for one in sums} == {torch.float32}
+    assert {one.dtype for one in products} == {torch.bfloat16}
+
+
 def test_embed_stage_tells_what_is_wrong_with_a_row(
     clip_folder: Path, photos: list[np.ndarray]
 ) -> None:
