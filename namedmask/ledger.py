@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,18 @@ RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 STORES = ("fetched", "embeddings", "offers", "images", "refined", "experts")
 """Folders of a run whose every file is named by a commit record."""
+
+_WAVE = r"(wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet"
+_CATEGORY = r"\d{5}-[a-z0-9-]+"
+OWN_NAMES = {
+    "fetched": _WAVE,
+    "embeddings": _WAVE,
+    "offers": r"[0-9a-f]{20}\.parquet",
+    "images": _WAVE,
+    "refined": rf"{_CATEGORY}\.parquet",
+    "experts": rf"(shared|{_CATEGORY}|cluster-\d{{5}}-[0-9a-f]{{12}})\.pt",
+}
+"""Pattern of the file names that each store gives: a sweep removes no file of another name."""
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
 """Columns that make a row equal to another run's."""
@@ -141,18 +154,25 @@ class Ledger:
         return read_commits(self.folder, store)
 
     def sweep(self, *stores: str) -> list[str]:
-        """Remove the files of these stores that no record names; return their names."""
+        """Remove the leftovers of killed runs from these stores; return their names.
+
+        A leftover is a file without a commit record under a name that the store itself gives, or
+        the temporary part of one. A store that is a link to a folder elsewhere, or a file that is a
+        link, is left alone: what lies behind it may be somebody else's.
+        """
         kept = {
             name for store in STORES for commit in self.commits(store).values()
             for name in commit.files
         }  # fmt: skip
         orphans = []
         for store in stores:
-            records = {path.name for path in _records(self.folder / store)}
+            if storage.is_link(self.folder / store):
+                continue
+            own = re.compile(rf"{OWN_NAMES[store]}|\.({OWN_NAMES[store]}|commit-.+\.json)\.part")
             for file in sorted(storage.sizes_in(self.folder / store)):
-                name = f"{store}/{file}"
-                if name not in kept and file not in records:
-                    (self.folder / name).unlink()
+                path, name = self.folder / store / file, f"{store}/{file}"
+                if name not in kept and own.fullmatch(file) and not storage.is_link(path):
+                    path.unlink()
                     orphans.append(name)
         return orphans
 

@@ -14,8 +14,14 @@ times that: it also covers two such sums and the few operations named beside the
 
 from __future__ import annotations
 
+import functools
+import os
+
 import numpy as np
 import torch
+
+INT8_SWITCH = "NAMEDMASK_INT8"
+"""Environment variable; `off` makes every scan use float32 products. The answers are the same."""
 
 _CLIPS = (3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 24.0)
 """Ranges of the whole numbers to choose from, in root mean squares."""
@@ -24,8 +30,26 @@ _TINY = 1e-16
 """More than what squares below 2**-126 can take from a norm when they vanish."""
 
 
-def int8_multiplies(width: int) -> bool:
-    """Return whether this processor multiplies int8 vectors of that width fast and exactly."""
+def int8_is_fast(width: int) -> bool:
+    """Return whether a scan gains by int8 products: exact and fast here, and not switched off."""
+    return os.environ.get(INT8_SWITCH, "auto") != "off" and _int_mm_is_exact(width)
+
+
+def int8_product(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the product of two int8 matrices, (B, D) and (D, C), into `out`, (B, C) int32.
+
+    Exact on every processor: where the processor's own instruction is missing or saturates, the
+    product is made in int32, many times slower.
+    """
+    if _int_mm_is_exact(one.shape[1]):
+        torch._int_mm(one, other, out=out)
+    else:
+        torch.matmul(one.int(), other.int(), out=out)
+
+
+@functools.cache
+def _int_mm_is_exact(width: int) -> bool:
+    """Return whether torch multiplies int8 vectors of that width exactly and in one step."""
     if not torch.cpu._is_vnni_supported():  # others may saturate within a sum
         return False
     if width >= 1 << 17:  # a sum may not fit into int32
@@ -107,7 +131,7 @@ class Int8Screen:
         narrow.copy_(steps)
         rest.sub_(steps)
         products = self._products[:count]
-        torch._int_mm(narrow, self._whole, out=products)
+        int8_product(narrow, self._whole, products)
 
         lengths = _lengths(rest)
         usual = 1.1 * float(np.median(lengths))

@@ -155,6 +155,11 @@ def sizes_in(folder: Place) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
 
 
+def is_link(place: Place) -> bool:
+    """Return whether a path is a symbolic link; S3 has none."""
+    return isinstance(place, Path) and place.is_symlink()
+
+
 def sizes_below(folder: Place) -> list[int]:
     """Return the bytes of every file below a folder."""
     if isinstance(folder, S3Path):

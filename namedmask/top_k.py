@@ -17,7 +17,7 @@ import torch
 
 from namedmask.errors import InputError
 from namedmask.plugins import torch_device
-from namedmask.screens import FloatScreen, Int8Screen, int8_multiplies
+from namedmask.screens import FloatScreen, Int8Screen, int8_is_fast
 
 _BLOCK_PAIRS = 1 << 22
 """Pairs of a row and a query looked at together: what they need stays near the processor."""
@@ -136,7 +136,7 @@ class CpuScan:
         self._best = Best(count, k, self.block_rows)
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
         self._float = FloatScreen(queries, norms)
-        fast = count >= _ENOUGH_QUERIES and int8_multiplies(width)
+        fast = count >= _ENOUGH_QUERIES and int8_is_fast(width)
         self._int8 = Int8Screen(queries, norms, self.block_rows) if fast else None
         self._rest = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,46 @@ def test_ledger_files_without_a_record_are_swept_and_committed_ones_stay(tmp_pat
     left = sorted(path.name for path in (tmp_path / "embeddings").iterdir())
     assert left == ["commit-00000.json", "wave-00000.parquet"]
     assert (tmp_path / "refined/00001-horse.parquet").exists()
+
+
+def test_ledger_sweep_removes_no_file_whose_name_the_store_does_not_give(tmp_path: Path) -> None:
+    strange = (
+        "photo.jpg", "notes.txt", "wave-00000.parquet.bak", "wave-1.parquet", ".hidden", ".x.part",
+        "tombstones-00001.csv", "commit-00009.json.old", "wave-00000.parquet~", "00001-horse.pt",
+    )  # fmt: skip
+    with open_run(tmp_path) as run:
+        commit(run, "00000", "a")
+        for store in ledger.STORES:
+            (tmp_path / store).mkdir(exist_ok=True)
+            for name in strange:
+                if not re.fullmatch(ledger.OWN_NAMES[store], name):
+                    (tmp_path / store / name).write_bytes(b"somebody's")
+        assert run.sweep(*ledger.STORES) == []
+
+
+@pytest.mark.parametrize("store", ledger.STORES)
+def test_ledger_sweep_through_a_link_removes_nothing(tmp_path: Path, store: str) -> None:
+    """A store put on a big disk by a link holds whatever else lies on that disk."""
+    disk, names = tmp_path / "disk", ("wave-00007.parquet", "a" * 20 + ".parquet", "shared.pt")
+    disk.mkdir()
+    for name in (*names, "00001-horse.parquet", ".wave-00002.parquet.part", "thesis.tex"):
+        (disk / name).write_bytes(b"somebody's")
+    before = sorted(path.name for path in disk.iterdir())
+    with open_run(tmp_path / "run") as run:
+        (tmp_path / "run" / store).symlink_to(disk)
+        assert run.sweep(store) == []
+    assert sorted(path.name for path in disk.iterdir()) == before
+
+
+def test_ledger_sweep_leaves_a_file_that_is_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"somebody's")
+    with open_run(tmp_path / "run") as run:
+        (tmp_path / "run/embeddings").mkdir()
+        link = tmp_path / "run/embeddings/wave-00003.parquet"
+        link.symlink_to(elsewhere)
+        assert run.sweep("embeddings") == []
+    assert link.is_symlink() and elsewhere.exists()
 
 
 def test_ledger_sweep_keeps_a_file_that_another_store_s_record_names(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def test_retinaface_batch_gives_each_image_its_own(network: RetinaFace) -> None:
     together = outputs_of(network, np.concatenate(images))
     for place, image in enumerate(images):
         for all_rows, own in zip(together, outputs_of(network, image), strict=True):
-            np.testing.assert_allclose(all_rows[place], own[0], atol=1e-5)
+            difference = np.linalg.norm(all_rows[place] - own[0]) / np.linalg.norm(own)
+            assert difference < 1e-4  # as the golden test's: another batch, another order of sums
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

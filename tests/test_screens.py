@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namedmask.screens import FloatScreen, Int8Screen, int8_multiplies
+from namedmask import screens
+from namedmask.screens import FloatScreen, Int8Screen, int8_is_fast, int8_product
 
 
 @settings(max_examples=150, deadline=None)
@@ -25,7 +26,6 @@ from namedmask.screens import FloatScreen, Int8Screen, int8_multiplies
 def test_screen_of_any_vectors_leaves_out_no_pair_above_the_floor(
     seed: int, width: int, length: float, tail: float, shift: float, int8: bool
 ) -> None:
-    int8 = int8 and int8_multiplies(width)
     rng = np.random.default_rng(seed)
     block = rng.standard_normal((70, width)) + shift * rng.standard_normal(width)
     block = (length * block * np.exp(tail * rng.standard_normal((70, width)))).astype(np.float32)
@@ -41,10 +41,13 @@ def test_screen_of_any_vectors_leaves_out_no_pair_above_the_floor(
         assert above <= pairs
 
 
-@pytest.mark.parametrize("width", [2, 3, 5, 8, 24, 64, 100, 768, 1280])
-def test_int8_product_of_any_shape_is_exact(width: int) -> None:
-    if not int8_multiplies(width):
-        pytest.skip("no VNNI: this processor has no int8 screen")
+@pytest.mark.parametrize("instruction", [True, False])
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 24, 64, 100, 768, 1280])
+def test_int8_product_of_any_shape_is_exact_with_and_without_the_instruction(
+    width: int, instruction: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not instruction:
+        monkeypatch.setattr(screens, "_int_mm_is_exact", lambda width: False)
     generator = torch.Generator().manual_seed(width)
     for rows, columns in itertools.product((1, 2, 31, 70), (1, 2, 9, 300)):
         one, other = (
@@ -52,4 +55,18 @@ def test_int8_product_of_any_shape_is_exact(width: int) -> None:
             for count in (rows, columns)
         )
         expected = (one.long() @ other.T.long()).int()
-        assert torch.equal(torch._int_mm(one, other.T), expected)
+        found = torch.empty_like(expected)
+        int8_product(one, other.T, found)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("switch", "instruction", "expected"),
+    [("auto", True, True), ("auto", False, False), ("off", True, False), ("off", False, False)],
+)
+def test_int8_is_fast_only_with_the_instruction_and_the_switch_on(
+    switch: str, instruction: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screens, "_int_mm_is_exact", lambda width: instruction)
+    monkeypatch.setenv("NAMEDMASK_INT8", switch)
+    assert int8_is_fast(64) is expected

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from namedmask import top_k
 from namedmask.errors import InputError
 from namedmask.retrieve import exact_top_k, merge_top_k
-from namedmask.screens import int8_multiplies
 from namedmask.top_k import CpuScan, TorchScan, blocks, dot_products, pack, unpack
 
 
@@ -105,7 +104,10 @@ def test_scan_of_any_vectors_equals_a_full_sort_bit_for_bit(
     queries[0] = np.eye(width, dtype=np.float32)[0]
     expected_scores, expected_rows = full_sort(vectors, queries, k)
     enough = 1 if int8 else 1000
-    with mock.patch.multiple(top_k, _BLOCK_ROWS=(16, 16), _ENOUGH_QUERIES=enough, _REST_BLOCKS=1):
+    with (
+        mock.patch.multiple(top_k, _BLOCK_ROWS=(16, 16), _ENOUGH_QUERIES=enough, _REST_BLOCKS=1),
+        mock.patch.object(top_k, "int8_is_fast", return_value=True),
+    ):
         scores, best = exact_top_k(cut(vectors, places), queries, k)
     np.testing.assert_array_equal(best, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -124,7 +126,10 @@ def test_scan_in_parts_in_any_order_changes_no_bit(
 ) -> None:
     rng = np.random.default_rng(seed)
     vectors, queries = kind(rng, 400, 33), noise(rng, 7, 33)
-    with mock.patch.multiple(top_k, _BLOCK_ROWS=(64, 64), _ENOUGH_QUERIES=1 if int8 else 1000):
+    with (
+        mock.patch.multiple(top_k, _BLOCK_ROWS=(64, 64), _ENOUGH_QUERIES=1 if int8 else 1000),
+        mock.patch.object(top_k, "int8_is_fast", return_value=True),
+    ):
         whole = exact_top_k([vectors], queries, k)
         parts, first = [], 0
         for part in cut(vectors, places):
@@ -145,36 +150,36 @@ def scan_all(vectors: np.ndarray, queries: np.ndarray, k: int) -> CpuScan:
 
 
 @pytest.mark.parametrize("kind", [noise, like_clip])
-def test_scan_with_int8_leaves_few_pairs_and_the_exact_answer(
+def test_scan_leaves_few_pairs_and_the_same_answer_with_and_without_int8(
     kind: Callable[..., np.ndarray],
 ) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = kind(rng, 30_000, 128), noise(rng, 300, 128)
+    unused = mock.Mock(side_effect=AssertionError("the other screen should have served"))
     with (
-        mock.patch.object(top_k, "_ENOUGH_QUERIES", 1000),
-        mock.patch.object(top_k.Int8Screen, "pairs", side_effect=AssertionError),
+        mock.patch.object(top_k, "int8_is_fast", return_value=False),
+        mock.patch.object(top_k.Int8Screen, "pairs", unused),
     ):
-        plain = scan_all(vectors, queries, 20)
-    usable = int8_multiplies(128)
-    float_only = mock.Mock(wraps=top_k.FloatScreen.pairs)
-    with mock.patch.object(top_k.FloatScreen, "pairs", float_only):
-        scan = scan_all(vectors, queries, 20)
-    assert not (usable and float_only.called), "the int8 screen should have served throughout"
-    assert plain.scored < 0.15 * plain.screened  # the first block is 4,096 of 30,000
-    assert scan.scored < 0.25 * scan.screened
-    for one, other in zip(scan.answer(), plain.answer(), strict=True):
+        by_float = scan_all(vectors, queries, 20)
+    with (
+        mock.patch.object(top_k, "int8_is_fast", return_value=True),
+        mock.patch.object(top_k.FloatScreen, "pairs", unused),
+    ):
+        by_int8 = scan_all(vectors, queries, 20)
+    assert by_float.scored < 0.15 * by_float.screened  # the first block is 4,096 of 30,000
+    assert by_int8.scored < 0.25 * by_int8.screened
+    for one, other in zip(by_int8.answer(), by_float.answer(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_scan_whose_rows_change_character_stays_exact_and_fits_its_screen_again() -> None:
-    if not int8_multiplies(64):
-        pytest.skip("no VNNI: this processor has no int8 screen")
     rng = np.random.default_rng(1)
     near, far = clusters(rng, 3000, 64), noise(rng, 9000, 64)
     vectors, queries = np.concatenate([0.01 * near, far]), noise(rng, 300, 64)
     forget = mock.Mock(side_effect=top_k.Int8Screen.forget)
     with (
         mock.patch.multiple(top_k, _BLOCK_ROWS=(256, 256)),
+        mock.patch.object(top_k, "int8_is_fast", return_value=True),
         mock.patch.object(top_k.Int8Screen, "forget", lambda screen: forget(screen)),
     ):
         scores, rows = exact_top_k([vectors], queries, 20)
