@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from namedmask.augment import draft_batch, finish, make_batch
 from namedmask.config import AugmentConfig
+from namedmask.train.augment import draft_batch, finish, make_batch
 
 BATCH, ROUNDS = 16, 6
 

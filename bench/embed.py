@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from namedmask.config import EmbedConfig
-from namedmask.embed import Embed, OpenClip
+from namedmask.embed.open_clip import OpenClip
+from namedmask.embed.stage import Embed
 
 LEAST_COSINE = 0.999
 PEAK_SIDE = 8192

@@ -21,15 +21,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pyarrow.parquet as pq
 
-from namedmask import collect, verbs
 from namedmask.config import Config
-from namedmask.jobs import load_stage
-from namedmask.ledger import read_commits
 from namedmask.miniworld.demo import demo_config
 from namedmask.miniworld.pictures import NAMES
 from namedmask.miniworld.server import reserve_port, serve
 from namedmask.miniworld.web import build_world
-from namedmask.progress import SilentProgress
+from namedmask.run.ledger import read_commits
+from namedmask.run.progress import SilentProgress
+from namedmask.run.stages import load_stage
+from namedmask.verbs import build as verbs
+from namedmask.verbs import collect
 
 BEFORE = 12
 

@@ -48,8 +48,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from namedmask.jpegs import to_store
-from namedmask.ledger import read_commits
+from namedmask.images.jpegs import to_store
+from namedmask.run.ledger import read_commits
 
 PEER = ("img2dataset==1.47.0", "setuptools<81")  # albumentations wants pkg_resources
 PEER_VARIABLE = "NAMEDMASK_IMG2DATASET"

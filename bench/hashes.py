@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from namedmask.images import decode, encode_jpeg, hash_of, resize
+from namedmask.images.codec import decode, encode_jpeg, hash_of, resize
 
 DISTANCES = (0, 2, 4, 6, 8, 10)
 

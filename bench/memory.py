@@ -30,7 +30,7 @@ def write_pictures(folder: Path, rows: int) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from namedmask.images import encode_jpeg
+    from namedmask.images.codec import encode_jpeg
 
     noise = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     picture = folder / "picture.jpg"
@@ -50,10 +50,10 @@ def peak_of_run(rows: int) -> dict[str, float]:
     import psutil
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-    from namedmask import collect
     from namedmask.config import Config
-    from namedmask.on_ray import connect
-    from namedmask.progress import SilentProgress
+    from namedmask.engine.on_ray import connect
+    from namedmask.run.progress import SilentProgress
+    from namedmask.verbs import collect
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -53,9 +53,9 @@ def write_table(path: Path, rows: int) -> None:
 def measure(path: str) -> dict[str, float]:
     """Return seconds of each reading of a table, and the peak of the process, in MB."""
     from namedmask.config import MetadataConfig
-    from namedmask.jobs import peak_rss_mb
-    from namedmask.metadata import clean_place, read_metadata
-    from namedmask.sources import read_place
+    from namedmask.metadata.clean import clean_place, read_metadata
+    from namedmask.metadata.sources import read_place
+    from namedmask.run.machine import peak_rss_mb
 
     config = MetadataConfig(source=(path,), min_side=64, max_punsafe=0.5)
     readings = {

@@ -31,14 +31,15 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import Config
-from namedmask.images import encode_jpeg
-from namedmask.jobs import Job, load_stage
-from namedmask.ledger import open_run
+from namedmask.engine.on_ray import connect
+from namedmask.images.codec import encode_jpeg
 from namedmask.miniworld import pictures
-from namedmask.on_ray import connect
-from namedmask.progress import SilentProgress
-from namedmask.stores import IMAGES
-from namedmask.waves import Wave, input_digest, write
+from namedmask.run.job import Job
+from namedmask.run.ledger import open_run
+from namedmask.run.progress import SilentProgress
+from namedmask.run.stages import load_stage
+from namedmask.run.stores import IMAGES
+from namedmask.run.waves import Wave, input_digest, write
 
 STAGES = ("fetch", "faces", "saliency", "bilateral")
 ROWS = 100

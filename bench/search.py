@@ -34,14 +34,13 @@ import numpy as np
 import pyarrow as pa
 
 from namedmask import schema
-from namedmask.config import Config
-from namedmask.embed import AskSide, Wording
-from namedmask.jobs import to_toml
-from namedmask.ledger import Ledger, open_run
-from namedmask.progress import SilentProgress
-from namedmask.search import search
-from namedmask.search_index import open_index
-from namedmask.stores import EMBEDDINGS, EmbeddingStore, write_wave
+from namedmask.config.run_file import Config, to_toml
+from namedmask.embed.text import AskSide, Wording
+from namedmask.run.ledger import Ledger, open_run
+from namedmask.run.progress import SilentProgress
+from namedmask.run.stores import EMBEDDINGS, EmbeddingStore, write_wave
+from namedmask.search.make import open_index
+from namedmask.verbs.search import search
 
 DIM, CLUSTERS, WAVE = 768, 5000, 20_000
 

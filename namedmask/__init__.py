@@ -1,24 +1,27 @@
 """Category names in, semantic segmenter out.
 
-The names below are the public ones; each is imported when first used, so that `import namedmask`
-loads neither torch nor anything else that is slow.
+The names below are the public ones; each is imported when it is first used, so that
+`import namedmask` loads neither torch nor anything else that is slow.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from namedmask.archive import Archive
+    from namedmask.archive.store import Archive
     from namedmask.bilateral import bilateral_solver
     from namedmask.categories import CategorySet, load_category_set
     from namedmask.config import Config
     from namedmask.errors import NamedMaskError
-    from namedmask.evaluate import predict_labels
-    from namedmask.predict import overlay, predict_files
-    from namedmask.report import write_report
-    from namedmask.segmenter import load_checkpoint
+    from namedmask.images.overlay import overlay
+    from namedmask.report.run_report import write_report
+    from namedmask.segmenter.checkpoint import load_checkpoint
+    from namedmask.segmenter.predict import predict_labels
+    from namedmask.verbs.predict import predict_files
 
 __version__ = "0.1.0"
 
@@ -37,28 +40,43 @@ __all__ = [
     "write_report",
 ]
 
-_HOMES = {
-    "Archive": "archive",
-    "CategorySet": "categories",
-    "Config": "config",
-    "NamedMaskError": "errors",
-    "bilateral_solver": "bilateral",
-    "load_category_set": "categories",
-    "load_checkpoint": "segmenter",
-    "overlay": "predict",
-    "predict_files": "predict",
-    "predict_labels": "evaluate",
-    "write_report": "report",
-}
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the `__getattr__` and `__dir__` of a package that imports its public names when used.
+
+    Args:
+        package: the package's own `__name__`.
+        homes: the module of each public name, relative to the package.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes})
+
+    return get, names
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'namedmask' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"namedmask.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Archive": "archive.store",
+        "CategorySet": "categories",
+        "Config": "config",
+        "NamedMaskError": "errors",
+        "bilateral_solver": "bilateral",
+        "load_category_set": "categories",
+        "load_checkpoint": "segmenter.checkpoint",
+        "overlay": "images.overlay",
+        "predict_files": "verbs.predict",
+        "predict_labels": "segmenter.predict",
+        "write_report": "report.run_report",
+    },
+)

@@ -10,7 +10,7 @@ import sys
 
 def main() -> int:
     """Run the verb on the command line and return the exit code."""
-    from namedmask.cli import main
+    from namedmask.cli.app import main
 
     code = main()
     gc.freeze()  # else Python looks for circles among all that was imported: 0.15 s

@@ -28,7 +28,7 @@ from typing import Any
 
 from namedmask.config import CategoriesConfig
 from namedmask.errors import ConfigError, unknown_name
-from namedmask.schema import IGNORE
+from namedmask.schema.columns import IGNORE
 
 PROMPT_TEMPLATES: tuple[str, ...]
 """The method's 85: open_clip's 80 for ImageNet, then five about a scene. Made on first use."""

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from namedmask.errors import InputError
-from namedmask.schema import IGNORE
+from namedmask.schema.columns import IGNORE
 
 Absent = Literal["skip", "zero"]
 """What a label counts that neither truth nor prediction has: nothing, or an IoU of 0."""

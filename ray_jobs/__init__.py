@@ -14,10 +14,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from namedmask.cli.screen import explain
 from namedmask.config import Config
 from namedmask.errors import NamedMaskError
-from namedmask.progress import LineProgress
-from namedmask.screen import explain
+from namedmask.run.progress import LineProgress
 
 ROW_VERBS = ("fetch", "embed")
 
@@ -34,7 +34,7 @@ def main(verb: str, arguments: Sequence[str] | None = None) -> int:
     asked = {"retry": given.retry} if getattr(given, "retry", None) else {}
     try:
         config = Config.load(given.config, given.set)
-        from namedmask.collect import executor_of
+        from namedmask.engine import executor_of
 
         # verbs loads torch, which takes seconds
         module = "collect" if verb in ROW_VERBS else "verbs"

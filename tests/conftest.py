@@ -10,11 +10,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+
+from tests import toys
 
 # The same examples each time: a test that fails now and then is a defect.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -35,6 +38,19 @@ def real_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"{REAL_DATA_VARIABLE} is {folder}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[toys.SmallWeb]:
+    """A small web with every kind of trouble; tests may add to it."""
+    with toys.filled_web() as web:
+        yield web
+
+
+@pytest.fixture(scope="module")
+def source(web: toys.SmallWeb, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a metadata table of the module's web."""
+    return str(web.write_metadata(tmp_path_factory.mktemp("web") / "metadata.parquet"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from namedmask.train import Group
+from namedmask.train.group import Group
 
 
 def in_group(rank: int, size: int, meeting: Path, work: Callable[..., None], *args: Any) -> None:

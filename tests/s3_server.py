@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from namedmask import s3_client
+from namedmask.storage import s3_client
 
 BUCKET = "runs"
 TROUBLE = {500: "InternalError", 503: "SlowDown"}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from namedmask import schema
 from namedmask.config import MetadataConfig
-from namedmask.metadata import read_metadata
+from namedmask.metadata.clean import read_metadata
 
 
 def read(*sources: str | Path, **options: Any) -> pa.Table:

@@ -205,7 +205,7 @@ def table_of(rows: list[tuple[str, bytes | None, bytes | None]]) -> pa.Table:
     columns = {"sample_id": [f"{i:020x}" for i in range(len(rows))]}
     for place, name in enumerate(("status", "image", "mask")):
         columns[name] = [row[place] for row in rows]
-    return pa.table(columns, schema.columns(*columns))
+    return pa.table(columns, schema.schema_of(*columns))
 
 
 def good_row(height: int, width: int) -> tuple[str, bytes, bytes]:

@@ -22,7 +22,7 @@ from namedmask.categories import (
 )
 from namedmask.config import CategoriesConfig
 from namedmask.errors import ConfigError
-from namedmask.schema import IGNORE
+from namedmask.schema.columns import IGNORE
 
 
 def digest(lines: list[str]) -> str:

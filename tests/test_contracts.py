@@ -27,13 +27,16 @@ from namedmask.config import (
     SaliencyConfig,
     Section,
 )
-from namedmask.embed import EMBEDDERS, Embed
+from namedmask.embed.open_clip import EMBEDDERS
+from namedmask.embed.stage import Embed
 from namedmask.errors import SchemaError
-from namedmask.faces import FACE_DETECTORS, Faces
-from namedmask.fetch import Fetch
-from namedmask.images import encode_mask
-from namedmask.saliency import DETECTORS, Saliency, SelfMaskSaliency
-from namedmask.selfmask import SelfMask
+from namedmask.faces.detectors import FACE_DETECTORS
+from namedmask.faces.stage import Faces
+from namedmask.fetch.stage import Fetch
+from namedmask.images.masks import encode_mask
+from namedmask.saliency.detectors import DETECTORS, SelfMaskSaliency
+from namedmask.saliency.selfmask import SelfMask
+from namedmask.saliency.stage import Saliency
 from tests import toys
 from tests.golden import golden_weights
 

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from namedmask.errors import InputError
 from namedmask.metrics import ConfusionMatrix, mean_iou
-from namedmask.schema import IGNORE
+from namedmask.schema.columns import IGNORE
 
 
 def random_maps(seed: int, labels: int = 6, absent: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -17,10 +17,10 @@ import ray
 import torch
 from torch import nn
 
-from namedmask import verbs
 from namedmask.config import Config
-from namedmask.progress import SilentProgress
-from namedmask.segmenter import deeplabv3plus_tiny
+from namedmask.run.progress import SilentProgress
+from namedmask.segmenter.deeplab import deeplabv3plus_tiny
+from namedmask.verbs import build as verbs
 from tests import toys
 
 SIZE = 6

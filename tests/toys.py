@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from namedmask.images import resize
+from namedmask.images.codec import resize
 
 SIDE = 48
 GRID = 6

@@ -10,21 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from namedmask import verbs
-from namedmask.benchmarks import folder as open_folder
-from namedmask.collect import executor_of
 from namedmask.config import Config
-from namedmask.evaluate import predict_labels
-from namedmask.images import encode_png, resize
-from namedmask.jobs import peak_rss_mb
-from namedmask.ledger import write_json
-from namedmask.miniworld.judge import judge
+from namedmask.engine import executor_of
+from namedmask.evaluate.benchmarks import folder as open_folder
+from namedmask.images.codec import encode_png, resize
+from namedmask.images.overlay import overlay
 from namedmask.miniworld.server import reserve_port, serve
+from namedmask.miniworld.truth import judge
 from namedmask.miniworld.web import build_world
-from namedmask.predict import overlay
-from namedmask.progress import Progress
 from namedmask.report import write_report
-from namedmask.segmenter import CHECKPOINT, load_checkpoint
+from namedmask.run.machine import peak_rss_mb
+from namedmask.run.progress import Progress
+from namedmask.segmenter.checkpoint import CHECKPOINT, load_checkpoint
+from namedmask.segmenter.predict import predict_labels
+from namedmask.storage.files import write_json
+from namedmask.verbs import build as verbs
+from namedmask.verbs import evaluate, refine, train
 
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
@@ -34,7 +35,7 @@ FULL = {
 """What `--full` changes: more images a category, longer training."""
 
 SHOWN, SIDE = 4, 240
-VERBS = (verbs.curate, verbs.refine, verbs.train, verbs.evaluate)
+VERBS = (verbs.curate, refine.refine, train.train, evaluate.evaluate)
 
 
 def run_demo(

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from namedmask import images as imagelib
 from namedmask.miniworld import captions, pictures
-from namedmask.schema import BACKGROUND
+from namedmask.schema.columns import BACKGROUND
 
 HOSTS = ("127.0.0.1", "localhost")
 COLUMNS = ("URL", "TEXT", "WIDTH", "HEIGHT", "NSFW", "similarity", "punsafe", "pwatermark")

@@ -1,47 +1,15 @@
-"""A run folder → `report.html`: one page that needs nothing beside itself, at any stage of the run.
+"""A run folder as one HTML page."""
 
-Whatever is there is shown, whatever is missing is named with the command that makes it. Pictures
-come from the archive and the benchmark alone, so what a check rejected cannot appear.
-Cost: 0.6 s on one core for 9 images of the gallery and 9 scenes, 0.4 MB; both grow with these.
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
+from namedmask import lazy_names
 
-from namedmask.errors import InputError
-from namedmask.ledger import write_file
-from namedmask.report.curves import baselines
-from namedmask.report.figures import gallery, scenes
-from namedmask.report.numbers import (
-    categories,
-    configuration,
-    funnels,
-    header,
-    headline,
-    iou_by_label,
-    timings,
-)
-from namedmask.report.page import page
-from namedmask.report.run import Run
-from namedmask.storage import Place
+if TYPE_CHECKING:
+    from namedmask.report.run_report import write_report as write_report
 
 __all__ = ["write_report"]
 
-
-def write_report(run: Place) -> Place:
-    """Write `report.html` into a run folder and return its path.
-
-    Raises:
-        InputError: `run` is no run folder, or a file of it is damaged.
-    """
-    if not (run / "run.json").exists() and not (run / "summary.json").exists():
-        raise InputError(
-            f"{run} holds no run: run.json is missing. Give the folder that run.out named."
-        )
-    found = Run(run)
-    sections = (
-        header, headline, funnels, categories, gallery, iou_by_label, baselines, scenes,
-        timings, configuration,
-    )  # fmt: skip
-    text = page(f"NamedMask: {found.name}", *(make(found) for make in sections))
-    write_file(run / "report.html", text.encode())
-    return run / "report.html"
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"write_report": "run_report"},
+)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from namedmask.evaluate.thresholds import measured, standings
 from namedmask.report.page import Html, element, figure, joined, note, number, section, table
-from namedmask.report.run import Run
-from namedmask.sweep import measured, standings
+from namedmask.report.run_folder import Run
 
 CALLED = {"namedmask": "NamedMask", "maskclip": "MaskCLIP", "reco": "ReCo"}
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from namedmask import images
-from namedmask.archive import ArchivedCategory
-from namedmask.benchmarks import open_benchmark
+from namedmask.archive.store import ArchivedCategory
 from namedmask.config import Config
 from namedmask.errors import InputError
-from namedmask.evaluate import label_ids, shown_scenes
-from namedmask.labeled import Benchmark, read_label_map
-from namedmask.predict import draw_outline, overlay
+from namedmask.evaluate.benchmarks import open_benchmark
+from namedmask.evaluate.label_maps import Benchmark, read_label_map
+from namedmask.evaluate.scorer import label_ids, shown_scenes
+from namedmask.images.overlay import draw_outline, overlay
 from namedmask.report.page import (
     Html,
     chip,
@@ -27,7 +27,7 @@ from namedmask.report.page import (
     picture,
     section,
 )
-from namedmask.report.run import Run
+from namedmask.report.run_folder import Run
 
 GALLERY_CATEGORIES = 40
 """Categories in the gallery; of more, this many in even steps of the label order."""

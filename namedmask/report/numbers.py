@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pyarrow.compute as pc
 
 import namedmask
-from namedmask.reasons import reason_of
 from namedmask.report.page import (
     Html,
     bar_chart,
@@ -23,9 +22,9 @@ from namedmask.report.page import (
     table,
     tile,
 )
-from namedmask.report.run import Run
-from namedmask.schema import OK
-from namedmask.scorecard import Line, scorecard
+from namedmask.report.run_folder import Run
+from namedmask.report.scorecard import Line, scorecard
+from namedmask.schema.status import OK, reason_of
 
 VERBS = ("embed", "build", "refine", "train", "evaluate")
 

@@ -10,7 +10,7 @@ from importlib import resources
 import numpy as np
 
 from namedmask import images
-from namedmask.schema import OK
+from namedmask.schema.status import OK
 
 JPEG_QUALITY = 82
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 
 from namedmask.config import SaliencyConfig
-from namedmask.images import resize, to_tensor
+from namedmask.images.codec import resize, to_tensor
 
 SIDE = 224
 

@@ -16,7 +16,7 @@ from torchvision.models import squeezenet1_1
 from namedmask.categories import imagenet_names
 from namedmask.config import EmbedConfig
 from namedmask.errors import InputError
-from namedmask.images import center_crop, resize_shorter_side
+from namedmask.images.codec import center_crop, resize_shorter_side
 
 BGR_MEAN = np.array([104.0, 117.0, 123.0], np.float32)
 

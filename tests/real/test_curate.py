@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import verbs
-from namedmask.archive import Archive
+from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.miniworld.server import reserve_port, serve
-from namedmask.progress import SilentProgress
 from namedmask.report import write_report
+from namedmask.run.progress import SilentProgress
+from namedmask.verbs import build as verbs
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"coco": "coco/photos", "ecssd": "ecssd/photos", "s50": "imagenet50", "faces": "faces"}

@@ -11,11 +11,12 @@ import pytest
 
 from namedmask.categories import PROMPT_TEMPLATES, imagenet_names, load_category_set
 from namedmask.config import EmbedConfig, FacesConfig, SaliencyConfig
-from namedmask.embed import Embed, text_features
+from namedmask.config.registry import resolve
+from namedmask.embed.stage import Embed
+from namedmask.embed.text import text_features
 from namedmask.errors import CheckpointError, InputError
-from namedmask.faces import Faces, find_faces
-from namedmask.images import decode, decode_gray, encode_png
-from namedmask.plugins import resolve
+from namedmask.faces.stage import Faces, find_faces
+from namedmask.images.codec import decode, decode_gray, encode_png
 
 ROOT = Path(__file__).parents[2]
 

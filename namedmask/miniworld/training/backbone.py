@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from namedmask.backbone import TinyResNet
 from namedmask.bilateral import bilateral_solver
 from namedmask.config import BilateralConfig, EmbedConfig
-from namedmask.embed import EMBEDDERS
-from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
+from namedmask.embed.open_clip import EMBEDDERS
+from namedmask.images.codec import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
 from namedmask.miniworld.training.saliency import clean, own_masks
 from namedmask.miniworld.training.weights import WEIGHTS, save_half
-from namedmask.saliency import TinyUNet
-from namedmask.segmenter import DeepLabV3Plus, deeplabv3plus_tiny
+from namedmask.saliency.detectors import TinyUNet
+from namedmask.segmenter.backbone import TinyResNet
+from namedmask.segmenter.deeplab import DeepLabV3Plus, deeplabv3plus_tiny
 
 log = logging.getLogger(__name__)
 SIDE = 96

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from namedmask.images import IMAGENET_MEAN, IMAGENET_STD
+from namedmask.images.codec import IMAGENET_MEAN, IMAGENET_STD
 from namedmask.miniworld.training import views
 from namedmask.miniworld.training.weights import save_half
-from namedmask.saliency import TinyUNet
+from namedmask.saliency.detectors import TinyUNet
 
 log = logging.getLogger(__name__)
 SIDE = TinyUNet.SIDE

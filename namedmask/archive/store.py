@@ -1,0 +1,247 @@
+"""The archive store: for each category the images kept for it, best-ranked first, with their masks.
+
+`<folder>/<label_id:05d>-<slug>.parquet` holds the entries of one category (schema.ARCHIVE),
+`<folder>/manifest.json` says which files belong together: it is written last, so an archive is
+there whole or not at all. Refined masks (schema.REFINED) lie in the folder `refined` beside it, one
+file a category with the same name.
+
+An image that serves two categories is two entries, each with its own label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from namedmask import schema
+from namedmask.archive.samples import CACHE_MB, ROWS_PER_GROUP, ArchiveSamples, Shard
+from namedmask.categories import slug
+from namedmask.errors import InputError
+from namedmask.run.label_ids import Label
+from namedmask.storage import Place
+from namedmask.storage.files import (
+    read_json,
+    read_parquet,
+    refuse_newer,
+    write_file,
+    write_json,
+    write_parquet,
+)
+from namedmask.storage.place import fetched
+
+MANIFEST = "manifest.json"
+REFINED = "refined"
+
+
+@dataclass(frozen=True)
+class ArchivedCategory:
+    """A line of the manifest: one category and the file of its entries; lines ascend by label."""
+
+    name: str
+    label_id: int
+    query: str
+    file: str
+    count: int
+    wanted: int
+    sha256: str
+    digest: str  # of what the entries follow from: equal digests, equal files
+
+
+def stem(label_id: int, name: str) -> str:
+    """Return the file name, without suffix, of all that belongs to a category."""
+    return f"{label_id:05d}-{slug(name)}"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What makes up the archive of one category; `entries` are read when they are to be written."""
+
+    label: Label
+    digest: str  # of everything the entries follow from
+    entries: Callable[[], pa.Table]  # schema.ARCHIVE, ascending rank
+
+
+def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) -> Archive:
+    """Write one file a category, then the manifest; return the archive.
+
+    A category whose file is there already and follows from the same is not written again. Files of
+    categories that are no more are removed. While files change there is no manifest, so one that is
+    cut off leaves no archive, and all of it is written again.
+    """
+    before = _manifest_rows(folder) if (folder / MANIFEST).exists() else []
+    by_digest = {(row.file, row.digest): row for row in before}
+    rows = []
+    for category in sorted(categories, key=lambda one: one.label.label_id):
+        label = category.label
+        file = f"{stem(label.label_id, label.name)}.parquet"
+        row = by_digest.get((file, category.digest))
+        if row is None or not (folder / file).exists():
+            table = schema.conform(
+                category.entries(), schema.ARCHIVE, f"the archive of '{label.name}'"
+            )
+            (folder / MANIFEST).unlink(missing_ok=True)
+            record = write_file(folder / file, partial(_write_shard, table))
+            row = ArchivedCategory(
+                label.name, label.label_id, label.query, file, table.num_rows, wanted,
+                record["sha256"], category.digest,
+            )  # fmt: skip
+        rows.append(row)
+    for path in folder.glob("*.parquet"):
+        if path.name not in {row.file for row in rows}:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            path.unlink()
+    write_json(
+        folder / MANIFEST,
+        {"format_version": schema.FORMAT_VERSION, "categories": [asdict(row) for row in rows]},
+    )
+    return Archive(folder, rows)
+
+
+def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
+    manifest = folder / MANIFEST
+    record = read_json(manifest)
+    refuse_newer(record, manifest)
+    return [ArchivedCategory(**row) for row in record["categories"]]
+
+
+class Archive:
+    """An archive on disk; get it from `Archive.open`."""
+
+    def __init__(self, folder: Place, categories: Sequence[ArchivedCategory]) -> None:
+        self.folder = folder
+        self.categories = tuple(categories)
+
+    @classmethod
+    def open(cls, folder: Place, *, verify: bool = False) -> Archive:
+        """Return the archive in a folder; with `verify`, after hashing every file of it.
+
+        Raises:
+            InputError: no manifest, a newer format, a file missing or (`verify`) altered.
+        """
+        manifest = folder / MANIFEST
+        if not manifest.exists():
+            raise InputError(
+                f"{folder} holds no archive: {MANIFEST} is missing. Run 'build' first, or give the "
+                "folder 'archive' of a finished run."
+            )
+        categories = _manifest_rows(folder)
+        for category in categories:
+            _check_shard(folder / category.file, category, manifest, verify)
+        return cls(folder, categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The label names, by ascending label id."""
+        return tuple(category.name for category in self.categories)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What a segmenter's labels are called: label id i + 1 is `label_names[i]`.
+
+        A label id whose category was removed keeps its place, under a name that is no category's.
+        """
+        names = self.names_by_label
+        return tuple(
+            names.get(label_id, f"(removed {label_id})") for label_id in range(1, self.num_labels)
+        )
+
+    @property
+    def names_by_label(self) -> dict[int, str]:
+        """The label names by label id, without background."""
+        return {category.label_id: category.name for category in self.categories}
+
+    @property
+    def num_labels(self) -> int:
+        """How many logits a segmenter of this archive has: up to the highest label id."""
+        return max(category.label_id for category in self.categories) + 1
+
+    def category(self, name: str) -> ArchivedCategory:
+        """Return the manifest's line of a category.
+
+        Raises:
+            InputError: the archive has no such category.
+        """
+        for category in self.categories:
+            if category.name == name:
+                return category
+        raise InputError(
+            f"archive {self.folder} has no category '{name}'; it has {', '.join(self.names)}."
+        )
+
+    def entries(self, name: str) -> pa.Table:
+        """Return a category's entries (schema.ARCHIVE, ascending rank).
+
+        Where the expert has refined them, a column `refined_mask` (RLE as `mask`) comes on top.
+        """
+        category = self.category(name)
+        table = read_parquet(self.folder / category.file)
+        table = schema.conform(table, schema.ARCHIVE, str(self.folder / category.file))
+        if self.refined_path(name).exists():
+            table = table.append_column("refined_mask", pa.array(self._refined_masks(table, name)))
+        return table
+
+    def refined_path(self, name: str) -> Place:
+        """Return where the refined masks of a category lie, once there are any."""
+        return self.folder.parent / REFINED / self.category(name).file
+
+    def samples(self, *, refined: bool, cache_mb: int = CACHE_MB) -> ArchiveSamples:
+        """Return every entry of the archive as a training sample, with its label id on the object.
+
+        Raises:
+            InputError: `refined`, and a category has no refined masks of this archive.
+        """
+        shards = [self._shard(category, category.label_id, refined) for category in self.categories]
+        return ArchiveSamples(shards, cache_mb)
+
+    def thing_samples(self, *names: str, cache_mb: int = CACHE_MB) -> ArchiveSamples:
+        """Return the entries of categories as samples of an expert: label 1 on the pseudo-mask."""
+        shards = [self._shard(self.category(name), 1, refined=False) for name in names]
+        return ArchiveSamples(shards, cache_mb)
+
+    def _shard(self, category: ArchivedCategory, label: int, refined: bool) -> Shard:
+        path = self.folder / category.file
+        table = read_parquet(path, ["sample_id", "image_height", "image_width", "mask"])
+        masks = self._refined_masks(table, category.name) if refined else table["mask"].to_pylist()
+        sizes = np.stack([table["image_height"].to_numpy(), table["image_width"].to_numpy()], 1)
+        return Shard(path, label, masks, sizes, category.sha256)
+
+    def _refined_masks(self, entries: pa.Table, name: str) -> list[bytes]:
+        path = self.refined_path(name)
+        if not path.exists():
+            raise InputError(
+                f"category '{name}' has no refined masks: {path} is missing. Run 'refine' first, "
+                "or set experts.enabled = false."
+            )
+        refined = schema.conform(read_parquet(path), schema.REFINED, str(path))
+        if refined["sample_id"].to_pylist() != entries["sample_id"].to_pylist():
+            raise InputError(
+                f"{path} holds masks of other images than {self.folder}. Run 'refine' again."
+            )
+        masks: list[bytes] = refined["mask"].to_pylist()
+        return masks
+
+
+def _write_shard(table: pa.Table, path: Path) -> None:
+    write_parquet(table, path, row_group_size=ROWS_PER_GROUP)
+
+
+def _check_shard(path: Place, category: ArchivedCategory, manifest: Place, verify: bool) -> None:
+    if not path.exists():
+        raise InputError(
+            f"{path}, the archive of '{category.name}', is missing though {manifest} names it. "
+            "Copy it back, or run 'build' into another run.out."
+        )
+    if verify:
+        with fetched(path) as local, local.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != category.sha256:
+            raise InputError(
+                f"{path}, the archive of '{category.name}', has sha256 {found}; {manifest} says "
+                f"{category.sha256}. Copy the right file back, or run 'build' into another run.out."
+            )

@@ -1,0 +1,1 @@
+"""What is typed and shown: the commands, their options, their output."""

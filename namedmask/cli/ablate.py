@@ -1,0 +1,64 @@
+"""The verb `ablate`: the archives of a run, trained on with one thing changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from namedmask.cli.screen import write, write_json
+from namedmask.errors import ConfigError
+from namedmask.run.progress import SilentProgress, progress_for
+from namedmask.storage import place_of
+
+
+def ablate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="run file or run folder", parser=place_of)
+    ],
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="copy-paste or experts")],
+    seeds: Annotated[str, typer.Option(help="of the trainings, with commas")] = "0,1,2",
+    only: Annotated[str, typer.Option(help="variants, with commas; else all")] = "",
+    choose_on: Annotated[
+        str, typer.Option(help="split to choose by; else the mini world's select, or --split")
+    ] = "",
+    benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
+    root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
+    split: Annotated[str, typer.Option(help="short for --set evaluate.split=")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; may be repeated"),
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="without Ray: in this process")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
+) -> None:
+    """Train again on a run's archives with one thing changed, several seeds each, and compare."""
+    from namedmask.config.run_file import config_of_run
+    from namedmask.engine import executor_of
+    from namedmask.verbs.ablate import ablate as work  # these load torch, which takes seconds
+    from namedmask.verbs.ablate import table_of
+
+    said = {"benchmark": benchmark, "root": root, "split": split}
+    given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
+    config = config_of_run(run, [*(overrides or ()), *given])
+    progress = SilentProgress() if as_json else progress_for(sys.stderr)
+    with executor_of(config, local) as executor:
+        found = work(
+            config, study, progress, executor,
+            seeds=_numbers(seeds), only=_words(only), choose_on=choose_on,
+        )  # fmt: skip
+    write_json(found) if as_json else write(table_of(found).rstrip())
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise ConfigError(f"--seeds is '{text}'; expected numbers with commas: 0,1,2.") from None

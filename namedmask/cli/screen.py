@@ -1,0 +1,224 @@
+"""What a command shows: values as tables and JSON on stdout, complaints on stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from namedmask.config import Config
+from namedmask.errors import NamedMaskError
+from namedmask.storage import Place
+
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def show(tree: Mapping[str, Any]) -> None:
+    """Write a nested tree of values as a table of two columns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, text in _rows(tree):
+        table.add_row(key, text)
+    Console(soft_wrap=True).print(table)
+
+
+def show_settings(config: Config) -> None:
+    """Write to stderr each key whose value is not the default."""
+    defaults = Config.of({"run": {"out": ""}}).tree()
+    for section, values in config.tree().items():
+        for key, value in values.items():
+            if value != defaults[section][key]:
+                sys.stderr.write(f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}\n")
+
+
+def show_job_line(line: str) -> None:
+    """Write a line of a job's log: the results of verbs (see ray_jobs) to stdout."""
+    stream = sys.stdout if line.startswith('{"verb": ') else sys.stderr
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+def say_already_done(out: Place) -> None:
+    """Write that a run folder has all that was asked for."""
+    write(f"already done: {out}; nothing to do")
+
+
+def show_plan(planned: Mapping[str, Any]) -> None:
+    """Write what a run will do and how many images it needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("verb", "stage", "reads", "adds", "with", box=None, pad_edge=False)
+    for stage in planned["stages"]:
+        reads, adds = ", ".join(stage["reads"]), ", ".join(stage["adds"])
+        table.add_row(stage["verb"], stage["name"], reads, adds, stage["choice"])
+    categories = dict(planned["categories"], names=", ".join(planned["categories"]["names"][:8]))
+    preset = planned["preset"] if planned["preset"]["name"] else "none"
+    show({"run": planned["run"], "preset": preset, "categories": categories})
+    Console().print(table)
+    show(planned["images"] | ({"changes": planned["changes"]} if planned["changes"] else {}))
+    for note in planned["notes"]:
+        write(f"note: {note}")
+    write("nothing was started")
+
+
+def show_baseline(found: Mapping[str, Any]) -> None:
+    """Write what a baseline is worth: its sweep, and it beside all others judged on that split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from namedmask.evaluate.thresholds import standings
+    from namedmask.report.curves import called, threshold_of
+    from namedmask.storage import place_of
+
+    folder = place_of(found["file"]).parent.parent
+    columns = ("background below", "mean IoU", "pixel accuracy")
+    if "curve" in found:
+        sweep = Table(*columns, box=None, pad_edge=False)
+        for point in found["curve"]:
+            style = "bold" if point["threshold"] == found["threshold"] else None
+            scores = (_score(point[key]) for key in ("miou", "pixel_accuracy"))
+            sweep.add_row(f"{point['threshold']:.2f}", *scores, style=style)
+        Console().print(sweep)
+    table = Table(f"{found['benchmark']} {found['split']}", *columns, box=None, pad_edge=False)
+    for row in standings(folder, found["benchmark"], found["split"]):
+        scores = (_score(row[key]) for key in ("miou", "pixel_accuracy"))
+        table.add_row(called(row), threshold_of(row), *scores)
+    Console().print(table)
+    if found["chosen_here"]:
+        write(
+            f"note: {found['threshold']:.2f} was chosen on this very split, so the score flatters; "
+            "judge another split with --threshold-from"
+        )
+    write(f"written: {found['file']}")
+
+
+def _score(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def show_hits(found: Mapping[str, Any]) -> None:
+    """Write what a search found, and how well its index finds."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("rank", "score", "url", "caption", box=None, pad_edge=False)
+    for hit in found["hits"]:
+        url, caption = (
+            Text(_printable(hit[key] or ""), overflow="fold") for key in ("url", "caption")
+        )
+        table.add_row(f"{hit['rank']}", f"{hit['score']:.4f}", url, caption)
+    Console().print(table)
+    made = f"made now ({found['made_because']}): " if found["made_because"] else ""
+    write(
+        f"index {made}{found['index']} of {found['vectors']:,} vectors, recall@50 "
+        f"{found['recall_at_50']:.3f} on {found['measured_on']}"
+    )
+    times = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in found["seconds"].items())
+    write(f"{times}; {found['prompts']} prompt{'s' if found['prompts'] > 1 else ', as typed'}")
+
+
+def show_weights(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write one line a row, and what a column says of it only where it says something."""
+    for row in rows:
+        told = [_text(row[column]) for column in columns if row.get(column)]
+        write("  ".join(told))
+
+
+def _printable(text: str) -> str:
+    """Return a text of the web without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
+    """Write the numbers of a demo beside its bars."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from namedmask.report.scorecard import scorecard
+
+    table = Table("measured", "value", "bar", "", "seed paper", box=None, pad_edge=False)
+    words = {True: "[green]met[/green]", False: "[red]missed[/red]", None: ""}
+    lines = scorecard(summary, full)
+    for line in lines:
+        seed = _text(line.seed) if line.seed is not None else ""
+        table.add_row(line.key, _text(line.value), line.bars, words[line.met], seed)
+    Console().print(table)
+    missed = [line.key for line in lines if line.met is False]
+    if missed:
+        write(f"missed: {', '.join(missed)}")
+
+
+def _rows(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) for each value of a nested tree, safe from rich's markup."""
+    from rich.markup import escape
+
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield escape(f"{prefix}{key}"), escape(_text(value))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "\n".join(_text(item) for item in value) or "none"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def write(line: str) -> None:
+    """Write a line to stdout."""
+    sys.stdout.write(f"{line}\n")
+
+
+def write_json(value: Any) -> None:
+    """Write a JSON document to stdout."""
+    write(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def explain(error: NamedMaskError | OSError) -> int:
+    """Say on stderr what ended a verb; return the exit code."""
+    if isinstance(error, NamedMaskError):
+        complain(str(error))
+        return error.exit_code
+    return _explain_file(error)
+
+
+def complain(message: str) -> None:
+    """Write an error to stderr, in one line however long."""
+    from rich.console import Console
+    from rich.text import Text
+
+    line = Text.assemble(("error: ", "bold red"), message)
+    Console(stderr=True, soft_wrap=True).print(line)
+
+
+def _explain_file(error: OSError) -> int:
+    """Say what is wrong with a file or a disk; return 2 where the user can mend it, else 1."""
+    place = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    ways_out = {
+        READ_ONLY: "Choose a place you may write with --out or run.out.",
+        DISK_FULL: "Free some space, or choose another disk with --out or run.out; "
+        "what is finished is kept.",
+        WRONG_PATH: "Check the path.",
+    }
+    for numbers, way_out in ways_out.items():
+        if error.errno in numbers:
+            complain(f"{place}{reason}. {way_out}")
+            return 2
+    complain(f"{place}{reason}.")
+    return 1

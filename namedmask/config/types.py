@@ -1,0 +1,51 @@
+"""The value types and base classes that the sections of a run file are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator
+
+from namedmask.storage import Place, place_of
+from namedmask.storage.s3 import S3Path
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+
+
+def _place(value: object) -> Place:
+    if isinstance(value, str | Path | S3Path):
+        return place_of(value)
+    raise ValueError("expected the path of a folder, or s3://bucket/prefix")
+
+
+def _source(text: str) -> str:
+    place_of(text)  # refuses an s3:// url that names no bucket, or a secret beside it
+    return text
+
+
+Folder = Annotated[Place, PlainValidator(_place), PlainSerializer(str, return_type=str)]
+Source = Annotated[str, AfterValidator(_source)]
+
+
+class Section(pydantic.BaseModel):
+    """A section of the run file: frozen, and strict about unknown keys."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class PoolSection(Section):
+    """A section whose stage is a pool of actors on Ray."""
+
+    actors: tuple[Count, Count] = Field((1, 1), description="fewest and most at once, on Ray")
+    num_cpus: float = Field(1.0, ge=0, description="of each actor, on Ray: what it reserves")
+
+
+class ModelSection(PoolSection):
+    """A section whose stage runs a network."""
+
+    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
+    num_gpus: float = Field(1.0, ge=0, description="of each actor on Ray, where device is cuda")

@@ -1,0 +1,143 @@
+"""The plain loop: every wave, category and scene one after the other, in this process.
+
+For one machine, for a notebook, for a GPU machine that has only torch; and the reference that the
+graphs on a cluster are held to. The next wave is fetched while the one before it is in use; where
+`fetch.workers` says so, by several processes, a wave each. What a verb does not need is not
+imported: torch takes seconds.
+
+Memory: two waves of encoded images, or one more than there are such processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from namedmask import schema
+from namedmask.engine.processes import count_of, fetched_by_many
+from namedmask.fetch.stage import Fetch
+from namedmask.metadata import clean as metadata
+from namedmask.run.job import Job
+from namedmask.run.machine import use_threads
+from namedmask.run.progress import Step
+from namedmask.run.stages import Stage, batch_size_of, load_stage
+from namedmask.run.waves import FetchedWave, Wave, Written, fetch_wave, slices, write
+from namedmask.storage import Place
+from namedmask.storage.read_ahead import one_ahead
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class PlainLoop:
+    """An executor (see verbs.py) without any other process."""
+
+    parts = 1
+
+    def metadata(self, job: Job) -> Iterator[Wave]:
+        """Yield the waves of the metadata, each read when it is its turn."""
+        tables = metadata.read_metadata(job.config.metadata)
+        for number, table in enumerate(metadata.waves(tables, job.config.run.wave_rows)):
+            yield Wave(f"{number:05d}", partial(_itself, table))
+
+    def run(
+        self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
+    ) -> Iterator[Written]:
+        """Yield what became of each wave once it has passed the stages and is committed."""
+        first, *others = stages
+        if not others and count_of(job.config.fetch) > 1:
+            yield from _collected_by_many(job, waves, store, step)
+            return
+        loaded = [load_stage(name, job.config) for name in others]
+        use_threads(job.config)
+        batch_size = batch_size_of(stages, job.config)
+        for done in _fetched(job, waves, load_stage(first, job.config)):
+            wave, digested, tried = done.wave, done.digest, done.tried
+            job.seconds[first] += done.seconds
+            parts = []
+            for part in slices(done.table, batch_size):
+                for stage in loaded:
+                    with job.clock(stage.name):
+                        part = stage(part)
+                step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
+                parts.append(part)
+            whole = pa.concat_tables(parts)
+            yield write(job.ledger.folder, store, wave.unit, whole, tried, digested, wave.again)
+
+    def map(
+        self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
+    ) -> Iterator[R]:
+        """Yield what the function that `make` returns makes of each item, in order."""
+        function = make()
+        use_threads(job.config)
+        return map(function, items)
+
+    def refine(self, job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+        """Train the experts one after the other; see refine.refine_archive."""
+        from namedmask.experts.refine import refine_archive
+
+        use_threads(job.config)
+        return refine_archive(job, clusters)
+
+    def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
+        """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
+        from namedmask.archive.store import Archive
+        from namedmask.segmenter.checkpoint import (
+            CHECKPOINT,
+            TRAINING,
+            save_checkpoint,
+            starting_segmenter,
+        )
+        from namedmask.train.loop import train
+
+        use_threads(job.config)
+        config, folder = job.config, job.ledger.folder
+        archive = Archive.open(job.archive)
+        model = starting_segmenter(
+            config.segmenter, archive.label_names, config.run.seed, config.train.start
+        )
+        train(
+            model, archive.samples(refined=config.experts.enabled), config.train, config.augment,
+            seed=config.run.seed, checkpoint=folder / TRAINING,
+            checkpoint_every=config.train.checkpoint_every, on_step=on_step,
+        )  # fmt: skip
+        save_checkpoint(
+            folder / CHECKPOINT, model, name=config.segmenter.name, names=archive.label_names,
+            step=config.train.iterations,
+        )  # fmt: skip
+        (folder / TRAINING).unlink(missing_ok=True)
+
+
+def _itself(item: T) -> T:
+    return item
+
+
+def _fetched(job: Job, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
+    """Yield each wave with the digest of its rows, how many are tried, and the rows fetched."""
+    config = job.config.fetch
+    if count_of(config) > 1:
+        return fetched_by_many(waves, config, _itself)
+    if isinstance(fetch, Fetch):
+        fetch.cores = os.cpu_count() or 1  # nothing fetches beside it
+    return one_ahead(fetch_wave(wave, fetch) for wave in waves)
+
+
+def _collected_by_many(
+    job: Job, waves: Iterable[Wave], store: str, step: Step
+) -> Iterator[Written]:
+    """Yield what became of each wave that the processes have fetched and committed."""
+    commit = partial(_commit, job.ledger.folder.absolute(), store)
+    for written, seconds in fetched_by_many(waves, job.config.fetch, commit):
+        job.seconds["fetch"] += seconds
+        step.advance(sum(written.counts.values()), written.counts)
+        yield written
+
+
+def _commit(folder: Place, store: str, done: FetchedWave) -> tuple[Written, float]:
+    wave, table = done.wave, done.table
+    written = write(folder, store, wave.unit, table, done.tried, done.digest, wave.again)
+    return written, done.seconds

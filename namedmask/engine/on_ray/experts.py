@@ -1,0 +1,146 @@
+"""The experts on Ray: small trainings, all at once, each in a process of its own.
+
+Each commits its own unit to the run folder, so that the same command goes on where it was. One
+that fails leaves the others alone: they finish, and then the verb says which failed and why. On
+several machines the run folder must be storage that all of them see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from namedmask.config import Config
+from namedmask.engine.on_ray.session import refuse_to_stall, with_absolute_paths
+from namedmask.errors import NamedMaskError
+from namedmask.experts.refine import (
+    SHARED_FILE,
+    Cluster,
+    Work,
+    open_work,
+    refine_cluster,
+    refine_shared,
+    steps_done,
+    sum_up,
+    total_steps,
+)
+from namedmask.run.job import Job
+from namedmask.run.ledger import Commit
+from namedmask.storage import Place
+
+TRIES = 2
+"""A process that dies is given one more; an error of the work itself is not tried again."""
+
+
+def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+    """Return how many masks were redrawn and kept; archives refined before are left as they are.
+
+    `clusters` as in refine.refine_archive.
+
+    Raises:
+        ClusterTooSmallError: an expert needs more than this Ray has, which would wait for ever.
+        NamedMaskError: experts failed, each with its reason; all others are done and kept.
+    """
+    config, folder = with_absolute_paths(job.config), job.ledger.folder.resolve()
+    work = open_work(job, clusters)
+    commits, failed = list(work.done), {}
+    if work.left:
+        refuse_to_stall("an expert", _resources(config), "Lower experts.num_cpus or num_gpus")
+        job.start("refine")
+    with job.clock("experts"), job.progress.step("experts", total_steps(work, config)) as step:
+        step.advance(steps_done(work, config))
+        if work.needs_shared:
+            _train_shared(config, folder)
+            step.advance(config.experts.shared_iterations)
+        for cluster, outcome in _refined(config, folder, work):
+            if isinstance(outcome, Commit):
+                commits.append(outcome)
+            else:
+                failed[cluster.title] = outcome
+            step.advance(config.experts.iterations)
+    if failed:
+        raise _failure(failed, len(work.left))
+    return sum_up(commits)
+
+
+def _train_shared(config: Config, folder: Place) -> None:
+    for _, outcome in _outcomes(config, {"": (refine_shared, folder)}):
+        if not isinstance(outcome, Commit):
+            raise NamedMaskError(
+                f"the shared expert, where all others start, failed: {outcome}\nNo other was "
+                "begun. Mend the cause; the same command tries again."
+            )
+
+
+def _refined(config: Config, folder: Place, work: Work) -> Iterator[tuple[Cluster, Commit | str]]:
+    """Yield each cluster left with its record, or why it failed, in the order they end."""
+    start = folder / SHARED_FILE if work.start else None
+    by_unit = {cluster.unit: cluster for cluster in work.left}
+    calls = {unit: (refine_cluster, folder, one, start) for unit, one in by_unit.items()}
+    for unit, outcome in _outcomes(config, calls):
+        yield by_unit[unit], outcome
+
+
+def _outcomes(
+    config: Config, calls: Mapping[str, tuple[Any, ...]]
+) -> Iterator[tuple[str, Commit | str]]:
+    """Yield, by name, what each call returned, or why it failed; all of them run at once.
+
+    Ray's own retries are off: those of a process killed for its memory have no end.
+    """
+    task = _run.options(max_retries=0, **_options(config))
+    running = {task.remote(config, *call): (name, 1) for name, call in calls.items()}
+    try:
+        while running:
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            name, tries = running.pop(reference)
+            try:
+                yield name, ray.get(reference)
+            except RayTaskError as error:
+                yield name, _reason(error.cause)
+            except RayError as error:
+                if tries < TRIES:
+                    running[task.remote(config, *calls[name])] = name, tries + 1
+                else:
+                    yield name, f"its process was lost {tries} times: {_first_line(error)}"
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+@ray.remote
+def _run(config: Config, work: Any, *arguments: Any) -> Commit:
+    torch.set_num_threads(config.run.threads or max(1, int(config.experts.num_cpus)))
+    commit: Commit = work(config, *arguments)
+    return commit
+
+
+def _options(config: Config) -> dict[str, float]:
+    return {f"num_{kind.lower()}s": count for kind, count in _resources(config).items()}
+
+
+def _resources(config: Config) -> dict[str, float]:
+    resources = {"CPU": config.experts.num_cpus}
+    if config.experts.device == "cuda":
+        resources["GPU"] = config.experts.num_gpus
+    return resources
+
+
+def _reason(cause: BaseException) -> str:
+    return str(cause) if isinstance(cause, NamedMaskError) else f"{type(cause).__name__}: {cause}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _failure(failed: Mapping[str, str], tried: int) -> NamedMaskError:
+    listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(failed.items()))
+    return NamedMaskError(
+        f"{len(failed)} of {tried} experts failed; the others are done and kept:\n{listed}\n"
+        "Mend the causes; the same command tries just these again."
+    )

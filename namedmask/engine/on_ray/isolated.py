@@ -1,0 +1,184 @@
+"""Rows taken through a stage in a child process that may die: how one bad row is found.
+
+Used after a process of the stage was lost, or ran out of memory, with these rows in hand. Batches
+first, and the rows of a batch that kills the child one by one; who kills it then is `crashed`.
+
+The child speaks over its standard input and output: a length of 8 bytes, then a pickle or an Arrow
+stream. `python -m namedmask.on_ray.careful` is that child; it knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from namedmask import schema
+from namedmask.schema.status import CRASHED
+
+HEAVY = ("image", "saliency", "mask", "embedding")
+
+_LENGTH = struct.Struct("<Q")
+
+Work = Callable[[pa.Table], pa.Table]
+
+
+class _Lost(Exception):
+    """The child died, or was out of memory."""
+
+
+def carefully(
+    make: bytes, table: pa.Table, adds: Sequence[str], batch_size: int, memory_bytes: int
+) -> pa.Table:
+    """Return `table` as the stage leaves it, rows that kill its process `crashed`.
+
+    Args:
+        make: pickle of a function without arguments that returns the stage.
+        adds: columns of the stage, so that they are there on crashed rows too.
+        batch_size: rows tried together.
+        memory_bytes: what the child may allocate.
+
+    Raises:
+        whatever the stage raises for rows that do not kill it.
+    """
+    child = _Child(make, memory_bytes)
+    try:
+        parts = [
+            part
+            for start in range(0, table.num_rows, batch_size)
+            for part in _batch(child, table.slice(start, batch_size), adds)
+        ]
+    finally:
+        child.stop()
+    return pa.concat_tables(parts, promote_options="default") if parts else table
+
+
+def _batch(child: _Child, batch: pa.Table, adds: Sequence[str]) -> Iterator[pa.Table]:
+    try:
+        yield child.ask(batch)
+        return
+    except _Lost:
+        pass
+    for row in range(batch.num_rows):
+        one = batch.slice(row, 1)
+        try:
+            yield child.ask(one)
+        except _Lost:
+            yield _crashed(one, adds)
+
+
+def _crashed(row: pa.Table, adds: Sequence[str]) -> pa.Table:
+    columns = {name: [None] for name in adds if name not in row.column_names}
+    row = schema.update(row, np.array([0]), columns | {"status": [CRASHED]})
+    return schema.bury(row, HEAVY)
+
+
+class _Child:
+    """The child process, begun when first asked and again after each death."""
+
+    def __init__(self, make: bytes, memory_bytes: int) -> None:
+        self._make, self._memory_bytes = make, memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, table: pa.Table) -> pa.Table:
+        process = self._process or self._start()
+        assert process.stdin and process.stdout
+        try:
+            _send(process.stdin, _to_bytes(table))
+            kind, answer = pickle.loads(_receive(process.stdout))
+        except (OSError, EOFError):
+            self.stop()
+            raise _Lost from None
+        if kind == "memory":
+            self.stop()
+            raise _Lost
+        if kind == "error":
+            raise answer
+        return _from_bytes(answer)
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join(part or "." for part in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        assert self._process.stdin
+        _send(self._process.stdin, pickle.dumps((self._make, self._memory_bytes)))
+        return self._process
+
+
+def limit_memory(memory_bytes: int) -> None:
+    """Let this process allocate at most that much; beyond it an allocation fails."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
+
+
+def _serve(read: IO[bytes], write: IO[bytes]) -> None:
+    make, memory_bytes = pickle.loads(_receive(read))
+    limit_memory(memory_bytes)
+    stage: Work = pickle.loads(make)()
+    while True:
+        try:
+            table = _from_bytes(_receive(read))
+        except EOFError:
+            return
+        try:
+            answer: tuple[str, object] = ("table", _to_bytes(stage(table)))
+        except MemoryError:
+            answer = ("memory", None)
+        except Exception as error:  # noqa: BLE001  (raised again in the parent, as it is)
+            answer = ("error", error)
+        _send(write, pickle.dumps(answer))
+
+
+def _send(pipe: IO[bytes], data: bytes) -> None:
+    pipe.write(_LENGTH.pack(len(data)))
+    pipe.write(data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> bytes:
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    (size,) = _LENGTH.unpack(head)
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
+
+
+def _to_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(data) as reader:
+        return reader.read_all()
+
+
+if __name__ == "__main__":
+    # what the stage prints must not run into the answers
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    _serve(sys.stdin.buffer, answers)

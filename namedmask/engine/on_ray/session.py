@@ -1,0 +1,149 @@
+"""A Ray to work on, and what a run needs against what it has or may grow to."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+from namedmask.config import Config
+from namedmask.errors import ClusterTooSmallError, InputError
+from namedmask.run.stages import judging_stages
+from namedmask.storage import is_s3
+from namedmask.weights.catalogue import known_weights
+
+QUIET = {
+    "ray.data": logging.CRITICAL,  # its errors are raised here, once
+    "ray.train": logging.WARNING,
+    "ray.tune": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # that its bars are off: ours are on
+    "ray._private.authentication": logging.ERROR,  # that a Ray begun here takes tokens
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of actors: the class they run, how many of them, what each reserves."""
+
+    name: str
+    worker: type
+    arguments: Mapping[str, Any]
+    actors: tuple[int, int] = (1, 1)
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+
+
+@contextmanager
+def session(config: Config) -> Iterator[None]:
+    """Connect to `ray.address`, or to a Ray begun here, for as long as the block lasts.
+
+    Raises:
+        InputError: nothing answers at the address.
+    """
+    for name, level in QUIET.items():
+        logging.getLogger(name).setLevel(level)
+    # Ray Data's own actors make Ray's core write an error to the terminal that means nothing here
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    settings = config.ray
+    try:
+        if settings.address or os.environ.get("RAY_ADDRESS"):
+            ray.init(settings.address or None, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                "local",
+                num_cpus=settings.num_cpus or max(os.cpu_count() or 1, cpus_needed(config)),
+                object_store_memory=settings.object_store_mb << 20 or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, ValueError, ray.exceptions.RaySystemError) as error:
+        raise InputError(
+            f"ray.address '{settings.address}': no Ray can be reached there: {error}. Start one "
+            "with 'ray start --head', correct the address, or leave it empty. A Ray with tokens "
+            "wants RAY_AUTH_MODE=token and its token here too."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cpus_needed(config: Config) -> int:
+    """Return the CPUs that the largest graph of a run needs, one more for its reader."""
+    together = (("fetch", "embed"), judging_stages(config))
+    graphs = [sum(_cpus(config, name) for name in stages) for stages in together]
+    training = config.train.num_workers * (1 + max(1, config.train.workers))
+    return int(-(-max(*graphs, training, config.experts.num_cpus, 1) // 1)) + 1
+
+
+def _cpus(config: Config, stage: str) -> float:
+    section = getattr(config, stage)
+    cpus: float = section.actors[0] * section.num_cpus
+    return cpus
+
+
+def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
+    """Raise ClusterTooSmallError unless the fewest actors of all pools fit at once."""
+    listed = ", ".join(
+        f"{pool.name} {pool.actors[0]} × {pool.num_cpus:g} CPU"
+        + (f" {pool.num_gpus:g} GPU" if pool.num_gpus else "")
+        for pool in pools
+    )
+    wanted = {
+        "CPU": reader_cpus + sum(pool.actors[0] * pool.num_cpus for pool in pools),
+        "GPU": sum(pool.actors[0] * pool.num_gpus for pool in pools),
+    }
+    way_out = "Lower actors, num_cpus or num_gpus of these sections"
+    refuse_to_stall(f"the graph ({listed}, reading {reader_cpus:g} CPU)", wanted, way_out)
+
+
+def refuse_to_stall(what: str, wanted: Mapping[str, float], way_out: str) -> None:
+    """Raise ClusterTooSmallError when Ray has, and may grow to, less than is `wanted` at once.
+
+    It would wait for ever, and say nothing.
+    """
+    has, may = ray.cluster_resources(), may_grow_to()
+    for kind, number in wanted.items():
+        most = max(has.get(kind, 0.0), may.get(kind, 0.0))
+        if number > most:
+            raise ClusterTooSmallError(
+                f"{what} needs {number:g} {kind} at once; the cluster has {has.get(kind, 0):g} and "
+                f"may grow to {most:g}. {way_out}, or add nodes. A Ray started by the run itself "
+                "takes ray.num_cpus."
+            )
+
+
+def may_grow_to() -> dict[str, float]:
+    """Return what an autoscaling cluster may grow to at most; nothing where it does not grow.
+
+    Ray knows that only on some platforms. Clusters of `ray up` and KubeRay grow to what their files
+    say, which they do not tell: there nothing is refused, and what waits is said while it waits.
+    """
+    most = ray._private.state.state.get_max_resources_from_cluster_config()
+    if most is None and is_autoscaler_v2(fetch_from_server=True):
+        return {"CPU": math.inf, "GPU": math.inf}
+    return {kind: float(number) for kind, number in (most or {}).items()}
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with files of weights told from the root: workers start elsewhere.
+
+    A name of `namedmask weights` stays one: each machine has its own cache.
+    """
+    weights = config.segmenter.backbone_weights
+    if weights not in ("", "miniworld", *known_weights()):
+        update = {"backbone_weights": str(Path(weights).absolute())}
+        config = config.model_copy(update={"segmenter": config.segmenter.model_copy(update=update)})
+    if config.train.start and not is_s3(config.train.start):
+        update = {"start": str(Path(config.train.start).absolute())}
+        config = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    return config

@@ -1,0 +1,353 @@
+"""The benchmarks: splits to judge a segmenter on, each read from the folders it is published in.
+
+To add one: a function (root, split) → Benchmark (labeled.py), and a line in `BENCHMARKS`, or a
+dotted path.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from namedmask import images
+from namedmask.categories import load_category_set
+from namedmask.config import EvaluateConfig
+from namedmask.config.registry import resolve
+from namedmask.errors import ConfigError, InputError, unknown_name
+from namedmask.evaluate import imagenet_s
+from namedmask.evaluate.label_maps import (
+    Benchmark,
+    LabeledFiles,
+    Sample,
+    id_table,
+    read_bytes,
+    read_labels,
+)
+from namedmask.metrics import Absent
+from namedmask.schema.columns import IGNORE, LABEL_DTYPE
+
+EIGHT_BIT_IGNORE = 255
+"""What VOC's label maps hold where a pixel counts nowhere, and COCO's as the method has them."""
+
+CITYSCAPES_OBJECTS = (17, 18, 19, 20, *range(24, 34))
+"""Cityscapes' own label ids of the objects, in the order of the category set."""
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def voc2012(root: Path, split: str) -> Benchmark:
+    """Return a split of PASCAL VOC 2012: `train`, `val`, `trainval`.
+
+    `root` holds VOCdevkit/VOC2012, or is one of these two folders.
+
+    Raises:
+        InputError: a folder or the split's list is missing.
+    """
+    folder = _first(root, ("VOCdevkit/VOC2012", "VOC2012", "."), "JPEGImages")
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        _require_folder(folder / part, "voc2012")
+    lists = folder / "ImageSets" / "Segmentation"
+    if not (lists / f"{split}.txt").is_file():
+        raise _no_split("voc2012", split, [path.stem for path in lists.glob("*.txt")], lists)
+    names = load_category_set("voc2012").names
+    read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
+    photos, labels = folder / "JPEGImages", folder / "SegmentationClass"
+    stems = (lists / f"{split}.txt").read_text(encoding="utf-8").split()
+    samples = (Sample(stem, photos / f"{stem}.jpg", labels / f"{stem}.png", read) for stem in stems)
+    return LabeledFiles("voc2012", names, "skip", _some(samples, lists / f"{split}.txt"))
+
+
+def coco2017(root: Path, split: str) -> Benchmark:
+    """Return a split of COCO 2017, its 80 kinds of things: `val`, `train`.
+
+    `root` holds val2017 with the photos and annotations with either instances_val2017.json, as
+    published, or the folder semantic_segmentation_masks of 8 bit PNGs (1 to 80, 255 ignored). The
+    second wins. Method: such PNGs; how they were made is not published. From the instances each
+    pixel is what the smallest object over it is, crowds lying below all.
+
+    Raises:
+        InputError: a folder or file is missing, or holds other categories.
+    """
+    names, photos = load_category_set("coco2017").names, root / f"{split}2017"
+    _require_folder(root / "annotations", "coco2017")
+    if not photos.is_dir():
+        known = [path.name.removesuffix("2017") for path in root.glob("*2017")]
+        raise _no_split("coco2017", split, known, photos)
+    found = sorted(photos.glob("*.jpg"))
+    maps = root / "annotations" / "semantic_segmentation_masks"
+    if maps.is_dir():
+        read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
+        pairs = ((photo, maps / f"{photo.stem}.png") for photo in found)
+        samples = _labeled(pairs, read)
+    else:
+        file = root / "annotations" / f"instances_{split}2017.json"
+        drawn = _instances(file, names)
+        samples = [Sample(photo.stem, photo, file, partial(drawn, photo.name)) for photo in found]
+    return LabeledFiles("coco2017", names, "skip", _some(samples, photos))
+
+
+def coca(root: Path, split: str) -> Benchmark:
+    """Return CoCA, which has one split, `all`: image/<category>/*.jpg, binary/<category>/*.png.
+
+    Differs: the method takes only 255 for the object and leaves smoothed edges as ids without
+    meaning; here the object begins at 128.
+
+    Raises:
+        InputError: a folder or a label map is missing.
+    """
+    for part in ("image", "binary"):
+        _require_folder(root / part, "coca")
+    if split != "all":
+        raise _no_split("coca", split, ["all"], root)
+    names, samples = load_category_set("coca").names, []
+    for label, name in enumerate(names, start=1):
+        photos, masks = root / "image" / name, root / "binary" / name
+        for folder in (photos, masks):
+            _require_folder(folder, "coca")
+        table = id_table({id: label if id >= 128 else 0 for id in range(256)})
+        pairs = ((photo, masks / f"{photo.stem}.png") for photo in sorted(photos.glob("*.jpg")))
+        samples += _labeled(pairs, partial(read_labels, table=table), below=True)
+    return LabeledFiles("coca", names, "skip", _some(samples, root / "image"))
+
+
+def cityscapes_object(root: Path, split: str) -> Benchmark:
+    """Return a split of the objects in Cityscapes: `val`, `train`; all else is background.
+
+    `root` holds leftImg8bit and gtFine; of this the files *_gtFine_labelIds.png are read.
+
+    Raises:
+        InputError: a folder or a label map is missing.
+    """
+    for part in ("leftImg8bit", "gtFine"):
+        _require_folder(root / part, "cityscapes_object")
+    photos, labels = root / "leftImg8bit" / split, root / "gtFine" / split
+    if not photos.is_dir():
+        known = [path.name for path in (root / "leftImg8bit").iterdir() if path.is_dir()]
+        raise _no_split("cityscapes_object", split, known, root / "leftImg8bit")
+    _require_folder(labels, "cityscapes_object")
+    table = id_table({id: label for label, id in enumerate(CITYSCAPES_OBJECTS, start=1)}, other=0)
+    pairs = []
+    for photo in sorted(photos.glob("*/*_leftImg8bit.png")):
+        stem = photo.stem.removesuffix("_leftImg8bit")
+        pairs.append((photo, labels / photo.parent.name / f"{stem}_gtFine_labelIds.png"))
+    samples = _labeled(pairs, partial(read_labels, table=table))
+    names = load_category_set("cityscapes_object").names
+    return LabeledFiles("cityscapes_object", names, "skip", _some(samples, photos))
+
+
+def imagenet_s_split(root: Path, split: str, count: int) -> Benchmark:
+    """Return a split of ImageNet-S of 50, 300 or 919 categories: `val`, `train-semi`, `test`.
+
+    `root` holds ImageNetS50 (300, 919) or is that folder: validation/<wnid>/*.JPEG and
+    validation-segmentation/<wnid>/*.png. The truth of `test` is not published: where its folder is
+    missing, label maps are all ignored, so that predictions can still be exported.
+
+    Raises:
+        InputError: a folder or a label map is missing.
+    """
+    name, published = f"imagenet_s_{count}", {"val": "validation"}.get(split, split)
+    folder = _first(root, (f"ImageNetS{count}", "."), "validation")
+    if not (folder / published).is_dir():
+        _require_folder(folder / "validation", name)
+        known = [path.name.removesuffix("-segmentation") for path in folder.glob("*-segmentation")]
+        raise _no_split(name, split, [*known, "test"], folder)
+    photos, maps = folder / published, folder / f"{published}-segmentation"
+    names = load_category_set(name).names
+    table = _plain_table(names, imagenet_s.PNG_IGNORE)
+    pairs = [
+        (photo, maps / photo.parent.name / f"{photo.stem}.png")
+        for photo in sorted(photos.glob("*/*.JPEG"))
+    ]
+    if published == "test" and not maps.is_dir():
+        samples = [Sample(_below(photo), photo, label, None) for photo, label in pairs]
+    else:
+        _require_folder(maps, name)
+        samples = _labeled(pairs, partial(read_labels, table=table, read=_read_colored), below=True)
+    return LabeledFiles(name, names, "zero", _some(samples, photos), by_size=True)
+
+
+def folder(root: Path, split: str) -> Benchmark:
+    """Return a split of your own: photos, label maps, and one file that names the label ids.
+
+    `root/benchmark.toml` holds `names` (label id i + 1 is names[i]), and may hold `ignore` (label
+    id in the files that counts nowhere, 65535) and `absent` ("skip" or "zero"). The photos are
+    `root/<split>/images/*`, their label maps `root/<split>/labels/<same stem>.png` of 8 or 16 bit.
+
+    Raises:
+        InputError: a folder, the file, or a label map is missing.
+        ConfigError: the file does not say what it should.
+    """
+    names, ignore_id, absent = _read_names(root / "benchmark.toml")
+    if not (root / split).is_dir():
+        raise _no_split("folder", split, [path.parent.name for path in root.glob("*/images")], root)
+    photos, labels = root / split / "images", root / split / "labels"
+    for part in (photos, labels):
+        _require_folder(part, "folder")
+    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    pairs = ((path, labels / f"{path.stem}.png") for path in found)
+    samples = _labeled(pairs, partial(read_labels, table=_plain_table(names, ignore_id)))
+    return LabeledFiles(root.name, names, absent, _some(samples, photos))
+
+
+BENCHMARKS: dict[str, Callable[[Path, str], Benchmark]] = {
+    "cityscapes_object": cityscapes_object,
+    "coca": coca,
+    "coco2017": coco2017,
+    "folder": folder,
+    "imagenet_s_50": partial(imagenet_s_split, count=50),
+    "imagenet_s_300": partial(imagenet_s_split, count=300),
+    "imagenet_s_919": partial(imagenet_s_split, count=919),
+    "miniworld": folder,
+    "voc2012": voc2012,
+}
+
+
+def open_benchmark(config: EvaluateConfig) -> Benchmark:
+    """Return the benchmark that the `evaluate` section names.
+
+    Raises:
+        ConfigError: none is named, or an unknown one, or no root.
+        InputError: its folders are not as published.
+    """
+    if not config.benchmark or not config.root:
+        raise ConfigError(
+            "evaluate: 'benchmark' and 'root' say what to judge on; got "
+            f"benchmark '{config.benchmark}' and root '{config.root}'. Known benchmarks: "
+            f"{', '.join(sorted(BENCHMARKS))}."
+        )
+    make = resolve("benchmark", config.benchmark, BENCHMARKS)
+    return make(Path(config.root), config.split)
+
+
+def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
+    try:
+        tree: Mapping[str, Any] = tomllib.loads(read_bytes(path).decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
+    known = ("names", "ignore", "absent")
+    for key in tree:
+        if key not in known:
+            raise unknown_name(f"{path}: key", key, known)
+    names, ignore_id, absent = tree.get("names"), tree.get("ignore", IGNORE), tree.get("absent")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{path}: 'names' must be a list of names; got {names!r}.")
+    if not names or len({*names, "background"}) != len(names) + 1:
+        raise ConfigError(
+            f"{path}: 'names' must be at least one name, each once, without background; got "
+            f"{names!r}."
+        )
+    if not isinstance(ignore_id, int) or not len(names) < ignore_id <= IGNORE:
+        raise ConfigError(
+            f"{path}: 'ignore' is {ignore_id!r}; expected a label id above the {len(names)} names, "
+            f"at most {IGNORE}."
+        )
+    if absent not in (None, "skip", "zero"):
+        raise ConfigError(f"{path}: 'absent' is {absent!r}; expected 'skip' or 'zero'.")
+    return tuple(names), ignore_id, absent or "skip"
+
+
+def _plain_table(names: Sequence[str], ignore_id: int) -> np.ndarray:
+    """Return the table of files that hold label ids as they are, and one id that is ignored."""
+    return id_table({label: label for label in range(len(names) + 1)} | {ignore_id: IGNORE})
+
+
+def _read_colored(path: Path) -> np.ndarray:
+    try:
+        return imagenet_s.decode_ids(read_bytes(path))
+    except ValueError as error:
+        raise InputError(f"label map {path} cannot be decoded: {error}") from error
+
+
+def _instances(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.ndarray]:
+    """Return what draws the label map, (H, W) uint16, of a photo by its file name."""
+    try:
+        tree = json.loads(read_bytes(path))
+        categories = sorted(tree["categories"], key=lambda category: category["id"])
+        label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
+        found = [category["name"] for category in categories]
+        photos = {image["file_name"]: image for image in tree["images"]}
+        objects: dict[int, list[tuple[float, int, Any]]] = {}
+        for one in tree["annotations"]:
+            area = np.inf if one.get("iscrowd") else one["area"]
+            drawn = (area, label_of[one["category_id"]], one["segmentation"])
+            objects.setdefault(one["image_id"], []).append(drawn)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not hold COCO instances: {error!r}.") from error
+    if found != list(names):
+        raise InputError(f"{path} has other categories than COCO's 80: {', '.join(found[:5])}, …")
+
+    def draw(name: str, _: Path) -> np.ndarray:
+        if name not in photos:
+            raise InputError(f"{path} lists no photo {name}. Point evaluate.root at its own split.")
+        photo = photos[name]
+        labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
+        for _area, label, regions in sorted(objects.get(photo["id"], []), key=lambda one: -one[0]):
+            try:
+                labels[images.draw_regions(regions, *labels.shape)] = label
+            except ValueError as error:
+                raise InputError(f"{path}, photo {name}: {error}") from error
+        return labels
+
+    return draw
+
+
+def _labeled(
+    pairs: Iterable[tuple[Path, Path]],
+    read: Callable[[Path], np.ndarray],
+    *,
+    below: bool = False,
+) -> list[Sample]:
+    """Return samples of photos and label maps; `below`: named with their folder.
+
+    Raises:
+        InputError: a label map is missing.
+    """
+    samples = [
+        Sample(_below(photo) if below else photo.stem, photo, label, read) for photo, label in pairs
+    ]
+    missing = [sample for sample in samples if not sample.label.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0].label} is missing, and {len(missing) - 1} more label maps of photos in "
+            f"{missing[0].photo.parent}. Every photo needs a label map of its own name."
+        )
+    return samples
+
+
+def _below(photo: Path) -> str:
+    return f"{photo.parent.name}/{photo.stem}"
+
+
+def _first(root: Path, starts: Sequence[str], holding: str) -> Path:
+    """Return the first of some folders below `root` that holds another; else the first."""
+    folders = [root / start for start in starts]
+    return next((folder for folder in folders if (folder / holding).is_dir()), folders[0])
+
+
+def _some(samples: Iterable[Sample], place: Path) -> tuple[Sample, ...]:
+    some = tuple(samples)
+    if not some:
+        raise InputError(f"{place} holds no photo; expected at least one. Choose another split.")
+    return some
+
+
+def _require_folder(path: Path, benchmark: str) -> None:
+    if not path.is_dir():
+        raise InputError(
+            f"folder {path} is missing; benchmark '{benchmark}' is read in the layout it is "
+            "published in. Point evaluate.root at it."
+        )
+
+
+def _no_split(benchmark: str, split: str, known: Sequence[str], place: Path) -> InputError:
+    listed = ", ".join(sorted(known)) or "none"
+    return InputError(
+        f"benchmark '{benchmark}' has no split '{split}' in {place}; there: {listed}. "
+        "Set evaluate.split to one of them."
+    )

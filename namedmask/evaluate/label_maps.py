@@ -1,0 +1,174 @@
+"""Labeled pictures: what a benchmark is made of, and how its label maps become label ids.
+
+A benchmark is a sequence of (sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16); its
+label id i + 1 is `names[i]`, 0 is background, and whatever the benchmark ignores is 65535.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from namedmask import images
+from namedmask.errors import InputError
+from namedmask.metrics import Absent
+from namedmask.schema.columns import IGNORE, LABEL_DTYPE
+from namedmask.storage import Place
+
+LABEL_MODES = ("1", "L", "P", "I;16")
+"""Pillow's names for one number a pixel; for a palette image that is the index."""
+
+UNKNOWN = -1
+"""In a table of ids: the files may not hold it."""
+
+
+class Benchmark(Protocol):
+    """A labeled split."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Label names without background; label id i + 1 is `names[i]`."""
+
+    @property
+    def absent(self) -> Absent:
+        """What a label counts that occurs nowhere."""
+
+    @property
+    def by_size(self) -> bool:
+        """Whether it is judged by ImageNet-S's further scores as well (imagenet_s.py)."""
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        """Return sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photo and where its truth lies."""
+
+    name: str
+    photo: Path
+    label: Path
+    read: Callable[[Path], np.ndarray] | None  # label → (H, W) uint16; None: truth is not published
+
+
+@dataclass(frozen=True)
+class LabeledFiles:
+    """A benchmark whose samples are files."""
+
+    name: str
+    names: tuple[str, ...]
+    absent: Absent
+    samples: tuple[Sample, ...]
+    by_size: bool = False
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
+        """Return sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16.
+
+        Where the truth is not published, all of the label map is ignored. A photo is upright, as
+        its EXIF orientation says, unless its label map fits it only as it is stored.
+
+        Raises:
+            InputError: a file is missing or broken, sizes differ, or a label id has no name.
+        """
+        sample = self.samples[index]
+        image = _read_photo(sample.photo)
+        if sample.read is None:
+            return sample.name, image, np.full(image.shape[:2], IGNORE, LABEL_DTYPE)
+        label = sample.read(sample.label)
+        if label.shape == image.shape[1::-1] != image.shape[:2]:
+            image = _read_photo(sample.photo, upright=False)
+        if label.shape != image.shape[:2]:
+            raise InputError(
+                f"{sample.label} is {label.shape} and its photo {sample.photo} "
+                f"{image.shape[:2]}; expected one size. Give the label map that was made for it."
+            )
+        return sample.name, image, label
+
+
+def id_table(label_of: Mapping[int, int], other: int = UNKNOWN) -> np.ndarray:
+    """Return a table, (65536,) int32, from ids in files to label ids; `other` for all others."""
+    table = np.full(IGNORE + 1, other, np.int32)
+    table[list(label_of)] = list(label_of.values())
+    return table
+
+
+def read_labels(
+    path: Path, table: np.ndarray, read: Callable[[Path], np.ndarray] | None = None
+) -> np.ndarray:
+    """Return the label map of a file, (H, W) uint16; `read` gives its ids, (H, W) uint16.
+
+    Raises:
+        InputError: as `read`, or an id that the table does not know.
+    """
+    ids = (read or read_label_map)(path)
+    labels: np.ndarray = table[ids]
+    if labels.size and labels.min() < 0:
+        raise InputError(
+            f"{path} holds label id {int(ids[labels < 0][0])}; expected {_told(table)}. Give the "
+            "label maps that are published with the benchmark."
+        )
+    return labels.astype(LABEL_DTYPE)
+
+
+def read_label_map(path: Place) -> np.ndarray:
+    """Return the label ids in a PNG of 8 or 16 bit or with a palette, (H, W) uint16.
+
+    Raises:
+        InputError: no such file, not decodable, or colors instead of ids.
+    """
+    try:
+        with Image.open(io.BytesIO(read_bytes(path)), formats=("PNG",)) as image:
+            image.load()
+            mode, array = image.mode, np.array(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"label map {path} cannot be decoded: {error}") from error
+    if mode not in LABEL_MODES:
+        raise InputError(
+            f"label map {path} holds colors (mode {mode}); expected one label id a pixel, in a PNG "
+            "of 8 or 16 bit or with a palette."
+        )
+    return array.astype(LABEL_DTYPE)
+
+
+def read_bytes(path: Place) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _read_photo(path: Path, *, upright: bool = True) -> np.ndarray:
+    try:
+        return images.decode(read_bytes(path), upright=upright)
+    except images.BadImage as error:
+        raise InputError(f"{path} cannot be decoded: {error}.") from error
+
+
+def _told(table: np.ndarray) -> str:
+    known = np.flatnonzero(table >= 0).tolist()
+    starts = [known[0], *(b for a, b in pairwise(known) if b > a + 1)]
+    ends = [*(a for a, b in pairwise(known) if b > a + 1), known[-1]]
+    spans = (str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends, strict=True))
+    return ", ".join(spans)

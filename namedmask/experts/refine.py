@@ -1,0 +1,289 @@
+"""Archives → better masks: one expert a category, or a cluster of them, committed one by one.
+
+An expert and the masks it drew are one unit of the run folder's ledger: what is done is not done
+again while its archives stay as they are, and adding categories trains only theirs. An expert needs
+no other, so they may be trained one after the other, as here, or many at once.
+
+Clusters are of like names (clusters.py), found once for a list of categories. When the list
+changes they are found anew, and those with other members are trained again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+from torch.nn import Module
+
+from namedmask import images, schema
+from namedmask.archive.store import REFINED, Archive, ArchivedCategory, stem
+from namedmask.categories import templates_of
+from namedmask.config import Config, settings_of
+from namedmask.embed.text import AskSide, Wording
+from namedmask.errors import ConfigError
+from namedmask.experts.clusters import balanced_clusters
+from namedmask.experts.expert import redraw, train_expert, train_shared_expert
+from namedmask.run.executor import Executor
+from namedmask.run.job import Job
+from namedmask.run.ledger import Commit, write_unit
+from namedmask.segmenter.checkpoint import load_checkpoint, save_checkpoint
+from namedmask.storage import Place
+from namedmask.storage.files import Content, digest, read_json, write_json
+
+EXPERTS = "experts"
+SHARED = "shared"
+SHARED_FILE = f"{EXPERTS}/{SHARED}.pt"
+"""The expert where all others start; its unit is `SHARED`."""
+
+CLUSTERS_FILE = "clusters.json"
+
+OnStep = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The categories of one expert, by ascending label id; mostly a single one."""
+
+    members: tuple[ArchivedCategory, ...]
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return ", ".join(category.name for category in self.members)
+
+    @property
+    def digest(self) -> str:
+        """Of the archives that its masks follow from."""
+        if len(self.members) == 1:
+            return self.members[0].sha256
+        return digest([f"{one.label_id} {one.sha256}" for one in self.members])
+
+    @property
+    def unit(self) -> str:
+        """Its name in the ledger; of several, one that no other members or archives have."""
+        first = self.members[0]
+        if len(self.members) == 1:
+            return stem(first.label_id, first.name)
+        return f"cluster-{first.label_id:05d}-{self.digest[:12]}"
+
+    @property
+    def files(self) -> list[str]:
+        """The files of its refined masks, below the run folder, one a category."""
+        return [f"{REFINED}/{category.file}" for category in self.members]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to refine in a run folder."""
+
+    clusters: list[Cluster]
+    done: list[Commit]
+    left: list[Cluster]
+    needs_shared: bool  # whether the shared expert is still to be trained
+    start: Place | None  # where the shared expert lies, or will; None: experts start without it
+
+
+def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
+    """Return the names of each cluster of a run; [] where every category has its own expert.
+
+    Raises:
+        ConfigError: more clusters than categories.
+    """
+    config, path = job.config, job.ledger.folder / CLUSTERS_FILE
+    count = config.experts.clusters
+    if not count:
+        return []
+    categories = Archive.open(job.ledger.folder / "archive").categories
+    if count > len(categories):
+        raise ConfigError(
+            f"experts.clusters is {count}, and there are {len(categories)} categories. Lower it, "
+            "or set it to 0: one expert a category."
+        )
+    asked = [(one.name, one.query) for one in categories]
+    templates = templates_of(config.categories)
+    follows_from = digest([json.dumps([asked, templates, settings_of(config, ("embed",)), count,
+                                       config.run.seed])])  # fmt: skip
+    if path.exists() and (found := read_json(path))["follows_from"] == follows_from:
+        clusters: list[list[str]] = found["clusters"]
+        return clusters
+    wordings = [Wording([query for _, query in asked], templates)]
+    (vectors,) = next(iter(executor.map(job, "embed", partial(AskSide, config.embed), [wordings])))
+    clusters = [
+        [categories[row].name for row in rows]
+        for rows in balanced_clusters(vectors, count, config.run.seed)
+    ]
+    write_json(path, {"follows_from": follows_from, "clusters": clusters})
+    return clusters
+
+
+def open_work(job: Job, clusters: Sequence[Sequence[str]] = ()) -> Work:
+    """Return what is done and what is left, once the leftovers of a killed run are gone."""
+    archive = Archive.open(job.ledger.folder / "archive")
+    listed = [[archive.category(name) for name in names] for names in clusters]
+    wanted = [Cluster(tuple(one)) for one in listed or [[one] for one in archive.categories]]
+    committed = job.ledger.commits(REFINED)
+    done, left = [], []
+    for cluster in wanted:
+        commit = committed.get(cluster.unit)
+        if commit is not None and commit.input_digest == cluster.digest:
+            done.append(commit)
+        else:
+            left.append(cluster)
+    current = {file for cluster in wanted for file in cluster.files}
+    for commit in committed.values():  # of other archives or members; the sweep takes its files
+        if commit not in done and current & commit.files.keys():
+            (job.ledger.folder / REFINED / f"commit-{commit.unit}.json").unlink()
+    job.ledger.sweep(REFINED, EXPERTS)
+    shared = bool(left) and job.config.experts.shared_iterations > 0
+    return Work(
+        wanted, done, left,
+        needs_shared=shared and SHARED not in job.ledger.commits(EXPERTS),
+        start=job.ledger.folder / SHARED_FILE if shared else None,
+    )  # fmt: skip
+
+
+def total_steps(work: Work, config: Config) -> int:
+    """Return the steps of all experts, those that are done included."""
+    experts = config.experts
+    shared = experts.shared_iterations if work.start else 0
+    return shared + experts.iterations * len(work.clusters)
+
+
+def steps_done(work: Work, config: Config) -> int:
+    """Return how many of `total_steps` were taken before."""
+    experts = config.experts
+    shared = experts.shared_iterations if work.start and not work.needs_shared else 0
+    return shared + experts.iterations * len(work.done)
+
+
+def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
+    """Return what the verb ends with: how many categories, masks redrawn and masks kept."""
+    counts: Counter[str] = Counter()
+    categories = 0
+    for commit in commits:
+        counts.update(commit.counts)
+        categories += sum(file.startswith(f"{REFINED}/") for file in commit.files)
+    return {"categories": categories, "masks": dict(counts)}
+
+
+def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+    """Return how many masks were redrawn and kept; archives refined before are left as they are.
+
+    `clusters` are the names of each, see `find_clusters`; without any, every category is one.
+    """
+    config, folder = job.config, job.ledger.folder
+    work = open_work(job, clusters)
+    commits = list(work.done)
+    with job.progress.step("experts", total_steps(work, config)) as step:
+        step.advance(steps_done(work, config))
+
+        def on_step(done: int, loss: float) -> None:
+            step.advance()
+
+        if work.needs_shared:
+            with job.clock("shared expert"):
+                shared = shared_expert(config, folder, on_step)
+            job.start("refine")
+            commit_shared(config, folder, shared)
+        for cluster in work.left:
+            with job.clock("experts"):
+                expert = cluster_expert(config, folder, cluster, work.start, on_step)
+            with job.clock("refine"):
+                redrawn = redraw_cluster(config, folder, cluster, expert)
+            job.start("refine")
+            commits.append(commit_cluster(config, folder, cluster, expert, redrawn))
+    return sum_up(commits)
+
+
+def refine_cluster(config: Config, folder: Place, cluster: Cluster, start: Place | None) -> Commit:
+    """Return the record of one cluster, refined and committed to the run folder `folder`.
+
+    Needs no lock of its own: whoever holds the folder's may have many refined at once. `start` is
+    the checkpoint of the expert to start from. Raises as `experts.train_expert`.
+    """
+    expert = cluster_expert(config, folder, cluster, start)
+    redrawn = redraw_cluster(config, folder, cluster, expert)
+    return commit_cluster(config, folder, cluster, expert, redrawn)
+
+
+def refine_shared(config: Config, folder: Place) -> Commit:
+    """Return the record of the expert of all categories, trained and committed to `folder`."""
+    return commit_shared(config, folder, shared_expert(config, folder))
+
+
+def shared_expert(config: Config, folder: Place, on_step: OnStep | None = None) -> Module:
+    """Return the expert of all categories."""
+    samples = Archive.open(folder / "archive").samples(refined=False)
+    return train_shared_expert(samples, config, on_step=on_step)
+
+
+def commit_shared(config: Config, folder: Place, expert: Module) -> Commit:
+    """Return the record of the expert of all categories, once it is written."""
+    save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
+    return write_unit(folder, EXPERTS, SHARED, {SHARED_FILE: save}, rows=0, counts={})
+
+
+def cluster_expert(
+    config: Config,
+    folder: Place,
+    cluster: Cluster,
+    start: Place | None,
+    on_step: OnStep | None = None,
+) -> Module:
+    """Return the expert of a cluster, begun at the checkpoint `start` if there is one."""
+    names = [category.name for category in cluster.members]
+    samples = Archive.open(folder / "archive").thing_samples(*names)
+    model = load_checkpoint(start, config.segmenter)[0] if start else None
+    seed = config.run.seed + cluster.members[0].label_id
+    return train_expert(samples, config, seed, model, on_step=on_step)
+
+
+def redraw_cluster(
+    config: Config, folder: Place, cluster: Cluster, expert: Module
+) -> list[tuple[pa.Table, int]]:
+    """Return each category's entries with new masks (schema.REFINED), how many are as before."""
+    archive = Archive.open(folder / "archive")
+    solver = config.bilateral if config.experts.snap else None
+    redrawn = []
+    for category in cluster.members:
+        samples = archive.thing_samples(category.name)
+        masks, kept = redraw(expert, samples, config.experts, solver)
+        table = archive.entries(category.name).select(schema.REFINED.names)
+        encoded = pa.array([images.encode_mask(mask) for mask in masks], schema.TYPES["mask"])
+        table = table.set_column(table.schema.get_field_index("mask"), "mask", encoded)
+        redrawn.append((table, kept))
+    return redrawn
+
+
+def commit_cluster(
+    config: Config,
+    folder: Place,
+    cluster: Cluster,
+    expert: Module,
+    redrawn: Sequence[tuple[pa.Table, int]],
+) -> Commit:
+    """Return the record of one cluster, once its masks and its expert are written."""
+    names = [category.name for category in cluster.members]
+    save = partial(
+        save_checkpoint, model=expert, name=config.segmenter.name,
+        names=names if len(names) == 1 else ["thing"], step=config.experts.iterations,
+        extra={} if len(names) == 1 else {"categories": names},
+    )  # fmt: skip
+    files: dict[str, Content] = {
+        file: table for file, (table, _) in zip(cluster.files, redrawn, strict=True)
+    }
+    rows, kept = sum(table.num_rows for table, _ in redrawn), sum(kept for _, kept in redrawn)
+    return write_unit(
+        folder,
+        REFINED,
+        cluster.unit,
+        files | {f"{EXPERTS}/{cluster.unit}.pt": save},
+        rows=rows,
+        counts={"redrawn": rows - kept, "kept": kept},
+        input_digest=cluster.digest,
+    )

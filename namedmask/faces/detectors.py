@@ -1,0 +1,225 @@
+"""The face detectors: InsightFace's SCRFD, RetinaFace, the mini world's, and their registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from namedmask.config import FacesConfig
+from namedmask.errors import CheckpointError, ConfigError, InputError, MissingExtraError
+from namedmask.faces.forms import MXNET, PRIORS, Form
+from namedmask.weights.catalogue import path_of
+
+DYNAMIC_SIDE = 640
+"""Canvas side of a detector that takes any: what InsightFace's detectors were trained at."""
+
+
+class FaceDetector(Protocol):
+    """What finds faces on a square canvas."""
+
+    side: int
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB.
+
+        They may overlap and reach over the edge: `find_faces` sees to both.
+        """
+        ...
+
+
+class InsightFaceDetector:
+    """A detector file in the SCRFD form, decoded by InsightFace.
+
+    The form: scores, boxes and maybe key points, each over strides 8, 16, 32 (two anchors a cell)
+    or 8 to 128 (one). InsightFace's own loader guesses the kind of a model from the number of its
+    outputs and would decode other nine-output files to nonsense, so the outputs are checked here
+    and its decoder is named.
+
+    Raises:
+        CheckpointError: no such file, or not in that form.
+        InputError: the execution provider that was asked for is not to be had.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, config: FacesConfig) -> None:
+        session = _open_session(path, config.device)
+        widths = [output.shape[-1] for output in session.get_outputs()]
+        if widths not in SCRFD_WIDTHS:
+            raise CheckpointError(
+                f"face detector file {path} is not in the SCRFD form: its outputs are {widths} "
+                f"wide; expected one of {SCRFD_WIDTHS}. Use a detector that InsightFace ships, "
+                "such as det_10g.onnx of buffalo_l, or name the file's own form in faces.detector."
+            )
+        from insightface.model_zoo.scrfd import SCRFD
+
+        self.side, coarsest = _side_of(session, path), 32 if len(widths) < 10 else 128
+        if self.side % coarsest:
+            raise CheckpointError(
+                f"face detector file {path} takes {self.side} pixels; expected a multiple of "
+                f"{coarsest}, of which InsightFace's decoder counts the cells. Export it at 640."
+            )
+        self._model = SCRFD(model_file=str(path), session=session)
+        self._model.nms_thresh = config.nms_iou
+        self._min_score = config.min_score
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
+        boxes, _ = self._model.detect(
+            np.ascontiguousarray(image[:, :, ::-1]),  # it takes BGR
+            input_size=(self.side, self.side),  # unset, it would run twice, at 128 and 640
+            det_thresh=self._min_score,
+        )
+        return np.asarray(boxes, np.float32)
+
+
+SCRFD_WIDTHS = [
+    [width for width in kinds for _ in range(strides)]
+    for strides in (3, 5)
+    for kinds in ((1, 4), (1, 4, 10))
+]
+"""Last dimension of each output: scores, then boxes, then key points."""
+
+
+class RetinaFaceDetector:
+    """A detector file in one of the forms of RetinaFace, which no library of today decodes.
+
+    A blank canvas goes through it at once: a file of another form is refused before any image.
+
+    Raises:
+        CheckpointError: no such file, or not in that form.
+        InputError: the execution provider that was asked for is not to be had.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: Path, config: FacesConfig, form: Form) -> None:
+        self._session = _open_session(path, config.device)
+        self.side = _side_of(self._session, path)
+        self._form = form
+        self._min_score = config.min_score
+        outputs = self._run(np.zeros((self.side, self.side, 3), np.uint8))
+        _require_form(outputs, form, self.side, f"{path} is not in the form '{config.detector}'")
+
+    def detect(self, image: np.ndarray) -> np.ndarray:
+        """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
+        boxes, chances = self._form.decode(self._run(image), self.side)
+        scores = chances[:, 1]
+        return np.column_stack([boxes, scores])[scores >= self._min_score]
+
+    def _run(self, image: np.ndarray) -> list[np.ndarray]:
+        name = self._session.get_inputs()[0].name
+        outputs: list[np.ndarray] = self._session.run(None, {name: self._form.batch_of(image)})
+        return outputs
+
+
+def _require_form(outputs: Sequence[np.ndarray], form: Form, side: int, problem: str) -> None:
+    """Raise a CheckpointError unless shapes are the form's and each two chances add up to 1."""
+    way_out = "Name the file's own form in faces.detector (scrfd, retinaface_priors, "
+    way_out += "retinaface_mxnet), or export it again."
+    shapes, expected = [output.shape for output in outputs], form.shapes(side)
+    if shapes != expected:
+        raise CheckpointError(
+            f"face detector file {problem}: for {side} × {side} pixels it gives {len(shapes)} "
+            f"outputs {shapes}; expected {len(expected)}, {expected}. {way_out}"
+        )
+    _, chances = form.decode(outputs, side)
+    if not np.allclose(chances.sum(axis=1), 1, atol=1e-3):
+        raise CheckpointError(
+            f"face detector file {problem}: its scores are no probabilities, for face and no face "
+            f"do not add up to 1. The softmax was left out of it. {way_out}"
+        )
+
+
+def _open_session(path: Path, device: str) -> Any:
+    """Return the onnxruntime session of a file, on the device asked for and on no other."""
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as raised
+    except ImportError as error:
+        extra = "gpu" if device == "cuda" else "cpu"
+        raise MissingExtraError(
+            f"stage 'faces' needs onnxruntime, which is not installed: {error}. "
+            f"Run: pip install 'namedmask[{extra}]'"
+        ) from error
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise InputError(
+            f"faces.device is '{device}', which needs {provider}; this onnxruntime has "
+            f"{', '.join(available)}. Set faces.device to 'cpu', or pip install 'namedmask[gpu]'."
+        )
+    options = onnxruntime.SessionOptions()
+    # idle threads would otherwise spin, on cores that the other stages need
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except (
+        raised.Fail,
+        raised.InvalidArgument,
+        raised.InvalidGraph,
+        raised.InvalidProtobuf,
+        raised.NoSuchFile,
+        raised.NotImplemented,
+        raised.RuntimeException,
+    ) as error:
+        raise CheckpointError(
+            f"face detector file {path} cannot be loaded: {error}. Set faces.weights to an .onnx "
+            "file of a detector; `namedmask export-faces` makes one of a checkpoint."
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise InputError(
+            f"face detector {path} runs on {session.get_providers()[0]} instead of {provider}: "
+            "the onnxruntime build, the driver and cuDNN do not fit. `namedmask doctor` tells more."
+        )
+    return session
+
+
+def _side_of(session: Any, path: Path) -> int:
+    """Return the canvas side of a network for images (1, 3, H, W), where names mean any size."""
+    inputs = [(value.type, value.shape) for value in session.get_inputs()]
+    kind, shape = inputs[0]
+    fixed = [size if isinstance(size, int) else None for size in shape]
+    image = len(inputs) == 1 and kind == "tensor(float)" and len(fixed) == 4
+    if not (image and fixed[0] in (1, None) and fixed[1] in (3, None) and fixed[2] == fixed[3]):
+        raise CheckpointError(
+            f"face detector file {path} takes {inputs}; expected one batch (1, 3, H, W) of float32 "
+            "for a square image."
+        )
+    return fixed[2] or DYNAMIC_SIDE
+
+
+def _scrfd(config: FacesConfig) -> FaceDetector:
+    return InsightFaceDetector(_weights_of(config), config)
+
+
+def _retinaface_priors(config: FacesConfig) -> FaceDetector:
+    return RetinaFaceDetector(_weights_of(config), config, PRIORS)
+
+
+def _retinaface_mxnet(config: FacesConfig) -> FaceDetector:
+    return RetinaFaceDetector(_weights_of(config), config, MXNET)
+
+
+def _miniworld(config: FacesConfig) -> FaceDetector:
+    own = resources.files("namedmask.miniworld").joinpath("weights", "faces.onnx")
+    return InsightFaceDetector(path_of(config.weights or str(own)), config)
+
+
+def _weights_of(config: FacesConfig) -> Path:
+    if not config.weights:
+        raise ConfigError(
+            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file there. "
+            "'namedmask weights' lists some."
+        )
+    return path_of(config.weights)
+
+
+FACE_DETECTORS: dict[str, Callable[[FacesConfig], FaceDetector]] = {
+    "miniworld": _miniworld,
+    "retinaface_mxnet": _retinaface_mxnet,
+    "retinaface_priors": _retinaface_priors,
+    "scrfd": _scrfd,
+}

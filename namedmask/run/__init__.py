@@ -1,0 +1,1 @@
+"""A run: its folder, its verbs, and the frame that every verb works in."""

@@ -1,0 +1,184 @@
+"""A verb under way in a run folder: what it depends on, what it skips, when it gives up.
+
+Whoever does the work, the frame is the same: take the folder's lock, refuse what another config
+made, skip what is finished, and write down what it came to and how long each stage took.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from namedmask import schema
+from namedmask.categories import category_set_of
+from namedmask.config.run_file import Config, settings_of, to_toml
+from namedmask.errors import InputError, TooManyFailuresError
+from namedmask.run.ledger import Ledger, open_run
+from namedmask.run.machine import peak_rss_mb
+from namedmask.run.progress import Progress
+from namedmask.run.stores import EMBEDDINGS, EmbeddingStore
+from namedmask.run.verb_table import (
+    BOUND,
+    CONTENT,
+    DEPENDS_ON,
+    LOOSE,
+    PUBLISHED_ADDS,
+    STORES,
+    verbs_before,
+)
+from namedmask.schema.status import VERDICTS
+from namedmask.storage import Place, place_of
+from namedmask.storage.files import digest, read_json, write_file, write_json
+
+
+@dataclass
+class Job:
+    """One verb under way: what it was asked, where it writes, what it has spent."""
+
+    config: Config
+    ledger: Ledger
+    progress: Progress
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    archives: Place | None = None  # the run folder whose archive is trained on; None: its own
+
+    @property
+    def archive(self) -> Place:
+        """The folder of the archive to train on, with that of the refined masks beside it."""
+        return (self.archives or self.ledger.folder) / "archive"
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a block to those of a stage; fetching overlaps the others."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+    def settings(self, verb: str) -> dict[str, Any]:
+        """Return the settings that `verb` depends on."""
+        more = PUBLISHED_ADDS.get(verb, ()) if self.config.vectors.source else ()
+        return settings_of(self.config, (*DEPENDS_ON[verb], *more))
+
+    def content(self, verb: str) -> str:
+        """Return a digest of categories, vectors and how images are judged, if it matters."""
+        if verb not in CONTENT:
+            return ""
+        category_set = category_set_of(self.config.categories)
+        each = self.config.tree()["categories"]["each"]
+        shown = {path for rules in each.values() for path in rules["examples"]}
+        content = [
+            category_set.names, category_set.queries, each, self.settings("images"),
+            [_sha256_of(path) for path in sorted(shown)],
+        ]  # fmt: skip
+        if vectors := self.ledger.made("embed"):  # others once rows were tried again
+            content.append(vectors)
+        return digest([json.dumps(content, sort_keys=True)])
+
+    def finished(self, verb: str) -> dict[str, Any] | None:
+        """Return what `verb` ended with here, None when it has work; raises as Ledger.finished."""
+        bound = verb in BOUND
+        return self.ledger.finished(verb, self.settings(verb), self.content(verb), bound=bound)
+
+    def is_begun(self, verb: str) -> bool:
+        """Return whether the run folder is bound to this verb for the content of today."""
+        return self.ledger.is_begun(verb, self.content(verb))
+
+    def start(self, verb: str) -> None:
+        """Bind the run folder to this verb's settings, before its first write."""
+        store, loose = STORES.get(verb, ""), verb in LOOSE
+        settings, content = self.settings(verb), self.content(verb)
+        self.ledger.start(verb, settings, store, content, loose=loose)
+
+
+def _sha256_of(path: str) -> str:
+    """Return the sha256, hex, of a file; empty where it cannot be read: its reader will say so."""
+    try:
+        return hashlib.sha256(place_of(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def run_verb(
+    verb: str,
+    config: Config,
+    progress: Progress,
+    work: Callable[[Job], dict[str, Any]],
+    store: str = "",
+    again: bool = False,
+) -> dict[str, Any]:
+    """Return what `work` ends with, or what it ended with when it was finished before.
+
+    With `store`, the verb is finished only as long as that store has all its commit records.
+    With `again`, one that is finished is worked on too.
+
+    Raises:
+        ConfigError: the run folder was made by another config, or cannot be written.
+        InputError: a verb that this one builds on is not finished.
+    """
+    with open_run(config.run.out) as ledger:
+        job = Job(config, ledger, progress)
+        for needed in verbs_before(verb, config):
+            require_finished(job, needed, verb)
+        done = job.finished(verb)
+        if done is not None and not again:
+            return {"skipped": True, **done}
+        write_file(ledger.folder / "run.toml", to_toml(config).encode())
+        try:
+            result = work(job)
+        finally:
+            _add_timings(job)
+        job.start(verb)
+        made = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
+        ledger.finish(verb, result, store, made)
+    return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb()}
+
+
+def require_finished(job: Job, needed: str, verb: str) -> None:
+    """Raise InputError when `needed`, which `verb` builds on, is not finished."""
+    if job.finished(needed) is None:
+        raise InputError(
+            f"run folder {job.ledger.folder} has no finished '{needed}', which '{verb}' builds "
+            f"on. Run 'namedmask {needed}' with this run file first."
+        )
+
+
+class Failures:
+    """Counts what was tried and what came to nothing, and ends the run when that is too much."""
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._tried = self._failed = 0
+
+    def add(self, tried: int, counts: Mapping[str, int]) -> None:
+        """Count a wave: `tried` rows were to be fetched, `counts` is what all its rows ended as.
+
+        A verdict on an image (see VERDICTS) is no failure.
+
+        Raises:
+            TooManyFailuresError: the share of failures is above `run.max_failure_share`.
+        """
+        self._tried += tried
+        self._failed += tried - sum(counts.get(one, 0) for one in (schema.OK, *VERDICTS))
+        if self._failed > self._max_share * self._tried:
+            listed = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+            raise TooManyFailuresError(
+                f"{self._failed:,} of {self._tried:,} rows failed, more than "
+                f"run.max_failure_share = {self._max_share:g} allows; the last wave ended as "
+                f"{listed}. What is committed is kept. Mend the cause or raise the share, and "
+                "run the same command again."
+            )
+
+
+def _add_timings(job: Job) -> None:
+    path = job.ledger.folder / "timings.json"
+    total = read_json(path) if path.exists() else {}
+    for stage, seconds in job.seconds.items():
+        total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    write_json(path, total)

@@ -1,0 +1,229 @@
+"""The saliency detectors: SelfMask, TokenCut, the mini world's tiny U-Net, and their registry."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from namedmask import images as imagelib
+from namedmask.config import SaliencyConfig
+from namedmask.config.registry import torch_device
+from namedmask.errors import ConfigError
+from namedmask.saliency.selfmask import SelfMask as SelfMask
+from namedmask.saliency.selfmask import best_mask, load_selfmask, padded_size
+from namedmask.saliency.tokencut import grid_of, key_features, load_dino, object_patches
+from namedmask.weights.catalogue import path_of
+from namedmask.weights.tensors import load_strict, read_tensors
+
+
+class SaliencyDetector(Protocol):
+    """Anything that tells how much each pixel stands out."""
+
+    def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+
+
+class TinyUNet(nn.Module):
+    """A U-Net of 0.4 M parameters; forward (B, 3, S, S) normalised → logits (B, 1, S, S)."""
+
+    SIDE = 112
+    WIDTHS = (16, 32, 64, 96, 96)
+
+    def __init__(self) -> None:
+        super().__init__()
+        ins = (3, *self.WIDTHS)
+        self.down = nn.ModuleList(
+            nn.Sequential(_conv(a, b, 2), _conv(b, b, 1)) for a, b in itertools.pairwise(ins)
+        )
+        outs = self.WIDTHS[::-1]
+        self.up = nn.ModuleList(_conv(a + b, b, 1) for a, b in itertools.pairwise(outs))
+        self.head = nn.Conv2d(self.WIDTHS[0], 1, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, 1, S, S) float32."""
+        x, skips = images, []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = F.interpolate(x, skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([x, skip], 1))
+        logits = self.head(x)
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class UNetSaliency:
+    """A `TinyUNet` as a detector: images are squeezed to each of its sides, maps stretched back.
+
+    The logits of the sides, and of the mirror images, are averaged.
+    """
+
+    SIDES = (80, TinyUNet.SIDE, 144)
+    SHIFT = 0.6
+    """Added to the logits: the net says too little. Sides and shift: chosen on 210 drawn photos."""
+
+    def __init__(self, weights: Path, device: torch.device, batch_size: int) -> None:
+        self.net = TinyUNet()
+        load_strict(self.net, read_tensors(weights), weights, "the detector 'miniworld'")
+        self.net.eval().to(device)
+        self.device, self.batch_size = device, batch_size
+
+    def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+        maps = []
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            by_side = [self._logits(batch, side) for side in self.SIDES]
+            for image, *logits in zip(batch, *by_side, strict=True):
+                stretched = [
+                    F.interpolate(one[None], image.shape[:2], mode="bilinear", align_corners=False)
+                    for one in logits
+                ]
+                mean = torch.stack(stretched).mean(0)
+                maps.append((mean + self.SHIFT).sigmoid()[0, 0].numpy())
+        return maps
+
+    @torch.inference_mode()
+    def _logits(self, images: list[np.ndarray], side: int) -> torch.Tensor:
+        """Return (B, 1, side, side) float32 on the CPU; the batch is padded to its full size."""
+        small = [imagelib.resize(image, side, side) for image in images]
+        batch = imagelib.to_tensor(small + [small[0]] * (self.batch_size - len(small)))
+        batch = batch.to(self.device)
+        logits = (self.net(batch) + self.net(batch.flip(-1)).flip(-1)) / 2
+        return cast(torch.Tensor, logits[: len(images)].cpu())
+
+
+class SelfMaskSaliency:
+    """The method's network as a detector: images of one padded size at a time, near 512 pixels.
+
+    Padding is the network's own and takes part, so that in a batch each has the map it has alone.
+
+    Method: the shorter side becomes 512 pixels; the map is that of the most object-like query.
+    Differs: the long side is at most `LONGEST` times as long (the method sets no limit), so that
+    an image is at most 12,288 patches; a longer one is shrunk further, its aspect kept. The map
+    is interpolated to the image's size before the threshold, not the mask after it.
+    """
+
+    SIDE = 512
+    LONGEST = 3
+
+    def __init__(self, weights: Path, device: torch.device, batch_size: int = 1) -> None:
+        self.net = load_selfmask(weights).to(device)
+        self.device, self.batch_size = device, batch_size
+
+    def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+        longest = self.SIDE * self.LONGEST
+        sizes = [_working_size(image.shape[:2], self.SIDE, longest) for image in images]
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for number, size in enumerate(sizes):
+            buckets.setdefault(padded_size(size), []).append(number)
+        maps: dict[int, np.ndarray] = {}
+        for padded, numbers in buckets.items():
+            for start in range(0, len(numbers), self.batch_size):
+                chosen = numbers[start : start + self.batch_size]
+                batch = [_at_size(images[number], sizes[number], padded) for number in chosen]
+                found = self._padded_maps(torch.stack(batch))
+                for number, one in zip(chosen, found, strict=True):
+                    height, width = sizes[number]
+                    full = one[None, None, :height, :width]
+                    full = F.interpolate(full, images[number].shape[:2], mode="bilinear")
+                    maps[number] = full[0, 0].clamp(0, 1).numpy()
+        return [maps[number] for number in range(len(images))]
+
+    @torch.inference_mode()
+    def _padded_maps(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return of (B, 3, H, W), H and W in whole patches, (B, H, W) float32 in [0, 1]."""
+        masks, objectness = self.net(batch.to(self.device))
+        return best_mask(masks, objectness, *batch.shape[-2:]).cpu()
+
+
+def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, int]:
+    """Return (height, width) with the shorter at `side`, unless the longer would pass `longest`."""
+    height, width = size
+    scale = min(side / min(size), longest / max(size))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _at_size(image: np.ndarray, size: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
+    """Return an image (H, W, 3) uint8 at `size`, normalised, with zeros up to `padded`."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    tensor = imagelib.to_tensor([pixels[0].permute(1, 2, 0).numpy()])[0]
+    return F.pad(tensor, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+
+
+def miniworld(config: SaliencyConfig) -> SaliencyDetector:
+    """Return the mini world's own detector, trained without labels (miniworld/training)."""
+    default = resources.files("namedmask.miniworld") / "weights" / "saliency.safetensors"
+    path = path_of(config.weights) if config.weights else Path(str(default))
+    return UNetSaliency(path, torch_device(config.device, "saliency"), config.batch_size)
+
+
+def selfmask(config: SaliencyConfig) -> SaliencyDetector:
+    """Return the method's own detector, SelfMask, with the checkpoint of `saliency.weights`."""
+    if not config.weights:
+        raise ConfigError(
+            "saliency.weights is empty; detector 'selfmask' needs its checkpoint there, which is "
+            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask'."
+        )
+    device = torch_device(config.device, "saliency")
+    # on a CPU a batch is no faster, and its rounding would depend on who else is in it
+    batch_size = config.batch_size if device.type == "cuda" else 1
+    return SelfMaskSaliency(path_of(config.weights), device, batch_size)
+
+
+class TokenCutSaliency:
+    """TokenCut as a detector: the object's patches, each a square of ones; see tokencut.py.
+
+    One image at a time, in its own size rounded to whole patches.
+    """
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        self.dino = load_dino(weights).to(device)
+        self.patch = int(self.dino.patch_embed.patch_size[0])  # type: ignore[union-attr, index]
+        self.device = device
+
+    def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32, 0 or 1."""
+        return [self._map(image) for image in images]
+
+    def _map(self, image: np.ndarray) -> np.ndarray:
+        size: tuple[int, int] = image.shape[:2]
+        rows, columns = grid = grid_of(size, self.patch)
+        resized = imagelib.resize(image, rows * self.patch, columns * self.patch)
+        with torch.inference_mode():
+            batch = imagelib.to_tensor([resized]).to(self.device)
+            features = key_features(self.dino, batch)[0].cpu().numpy()
+        found = object_patches(features, grid)
+        return imagelib.resize(found, *size, nearest=True).astype(np.float32)
+
+
+def tokencut(config: SaliencyConfig) -> SaliencyDetector:
+    """Return TokenCut with the DINO ViT-S of `saliency.weights`."""
+    if not config.weights:
+        raise ConfigError(
+            "saliency.weights is empty; detector 'tokencut' needs DINO's ViT-S there. Run "
+            "'namedmask weights fetch dino-vits16' and set it to 'dino-vits16'."
+        )
+    return TokenCutSaliency(path_of(config.weights), torch_device(config.device, "saliency"))
+
+
+DETECTORS: dict[str, Callable[[SaliencyConfig], SaliencyDetector]] = {
+    "miniworld": miniworld,
+    "selfmask": selfmask,
+    "tokencut": tokencut,
+}
+
+
+def _conv(before: int, after: int, stride: int) -> nn.Sequential:
+    conv = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True))

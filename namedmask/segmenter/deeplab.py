@@ -1,0 +1,144 @@
+"""DeepLabv3+: a normalised image batch in, one logit a label and pixel out; its checkpoints.
+
+`deeplabv3plus_resnet50` is the network of the method (method section 3.1), with the layout of the
+released checkpoints; `deeplabv3plus_resnet101` has the same head over a deeper backbone;
+`deeplabv3plus_tiny` has it narrow, over a small one for CPUs and pictures of 64 to 128 pixels.
+Others come by a dotted path. How a file is read and filled in stands in checkpoints.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from namedmask.segmenter.backbone import ResNet50, ResNet101, TinyResNet
+
+
+class DeepLabV3Plus(nn.Module):
+    """A backbone and a head: (B, 3, H, W) normalised images to (B, K, H, W) logits."""
+
+    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, (B, K, H, W) float32, K = labels with background first.
+
+        `images`: (B, 3, H, W) float32 RGB, ImageNet mean and deviation taken out.
+        """
+        logits = self.classifier(self.backbone(images))
+        return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class Head(nn.Module):
+    """The DeepLabv3+ head: context at four scales, joined with the low-level features.
+
+    Method: width 256, low-level width 48, rates (12, 24, 36), dropout 0.1, Kaiming start.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet50 | TinyResNet,
+        num_labels: int,
+        width: int = 256,
+        low_width: int = 48,
+        rates: Sequence[int] = (12, 24, 36),
+    ) -> None:
+        super().__init__()
+        self.project = nn.Sequential(*_point(backbone.low_channels, low_width))
+        self.aspp = Pyramid(backbone.out_channels, width, rates)
+        self.classifier = nn.Sequential(
+            *_spread(width + low_width, width, rate=1), nn.Conv2d(width, num_labels, 1)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return logits at the size of the low-level features, (B, K, h, w) float32."""
+        low = self.project(features["low"])
+        context = self.aspp(features["out"])
+        context = F.interpolate(context, low.shape[-2:], mode="bilinear", align_corners=False)
+        return cast(Tensor, self.classifier(torch.cat([low, context], dim=1)))
+
+
+class Pyramid(nn.Module):
+    """Atrous spatial pyramid pooling: one point, three rates and the mean of the picture."""
+
+    def __init__(self, inputs: int, width: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*_point(inputs, width)),
+                *(nn.Sequential(*_spread(inputs, width, rate)) for rate in rates),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), *_point(inputs, width)),
+            ]
+        )
+        self.project = nn.Sequential(*_point(len(self.convs) * width, width), nn.Dropout(0.1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, width, h, w) float32 for features (B, inputs, h, w)."""
+        size = features.shape[-2:]
+        branches = [branch(features).expand(-1, -1, *size) for branch in self.convs]
+        return cast(Tensor, self.project(torch.cat(branches, dim=1)))
+
+
+class Separable(nn.Module):
+    """A 3 × 3 convolution a channel, then a 1 × 1; no norm, no ReLU between them."""
+
+    def __init__(self, inputs: int, outputs: int, rate: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, inputs, 3, padding=rate, dilation=rate, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return (B, outputs, h, w) float32."""
+        return cast(Tensor, self.body(features))
+
+
+def _point(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def _spread(inputs: int, outputs: int, rate: int) -> tuple[nn.Module, ...]:
+    return Separable(inputs, outputs, rate), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
+    """Return the method's network for `num_labels` labels, background included; random weights."""
+    backbone = ResNet50()
+    return DeepLabV3Plus(backbone, Head(backbone, num_labels))
+
+
+def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
+    """Return the method's head over a ResNet-101, for as many labels; random weights.
+
+    Differs: the method has a ResNet-50 alone.
+    """
+    backbone = ResNet101()
+    return DeepLabV3Plus(backbone, Head(backbone, num_labels))
+
+
+def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
+    """Return the same design in 0.5 M parameters, for pictures of about 100 pixels on a CPU.
+
+    The rates are the method's over six: its crop has 48 cells a side at stride 8, ours 8 to 16.
+    """
+    backbone = TinyResNet()
+    return DeepLabV3Plus(
+        backbone, Head(backbone, num_labels, width=64, low_width=32, rates=(2, 4, 6))
+    )
+
+
+SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
+    "deeplabv3plus_resnet50": deeplabv3plus_resnet50,
+    "deeplabv3plus_resnet101": deeplabv3plus_resnet101,
+    "deeplabv3plus_tiny": deeplabv3plus_tiny,
+}

@@ -1,0 +1,139 @@
+"""Files written whole or not at all: parquet with checksums, JSON, bytes; and digests over rows.
+
+No file carries a time, a path or a run id: equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask import schema
+from namedmask.errors import InputError
+from namedmask.storage import place as storage
+from namedmask.storage.place import Place
+
+ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
+"""Columns that make a row equal to another run's."""
+
+PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
+"""Columns that neither dictionaries, statistics nor compression would make smaller."""
+
+Content: TypeAlias = "pa.Table | bytes | Callable[[Path], None]"
+"""What a file is made from: a table (parquet), bytes, or a function that writes to a local path."""
+
+
+def refuse_newer(record: Mapping[str, Any], path: Place) -> None:
+    """Raise InputError when a record was written by a newer version of the store layout."""
+    version = record.get("format_version")
+    if version != schema.FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format_version {version}; this version of namedmask reads "
+            f"{schema.FORMAT_VERSION}. Install the version that wrote it, or give another folder."
+        )
+
+
+def write_file(path: Place, content: Content) -> dict[str, Any]:
+    """Write a file whole or not at all; return its {sha256, size}."""
+    with storage.replaced(path) as part:
+        if isinstance(content, pa.Table):
+            write_parquet(content, part)
+        elif isinstance(content, bytes):
+            part.write_bytes(content)
+        else:
+            content(part)
+        with part.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    return {"sha256": digest, "size": size}
+
+
+def write_parquet(table: pa.Table, path: Path, row_group_size: int = 1 << 16) -> None:
+    """Write a table as parquet: the same bytes for the same rows, a checksum for each page."""
+    coded = [name for name in table.column_names if name not in PLAIN_COLUMNS]
+    pq.write_table(
+        table.replace_schema_metadata(None),
+        path,
+        row_group_size=row_group_size,
+        compression=dict.fromkeys(coded, "zstd"),
+        use_dictionary=[name for name in ("category", "status") if name in coded],
+        write_statistics=[name for name in ("rank", "label_id") if name in coded],
+        write_page_checksum=True,
+    )
+
+
+def write_json(path: Place, value: Any) -> None:
+    """Write plain values as a JSON file with sorted keys, whole or not at all."""
+    write_file(path, _json(value))
+
+
+def read_json(path: Place) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return _parsed(data, path)
+
+
+def _json(value: Any) -> bytes:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()
+
+
+def _parsed(data: bytes, path: Place) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(data)
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return value
+
+
+def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a table of the store, checked page by page against its checksums.
+
+    Raises:
+        InputError: the file is missing or corrupt.
+    """
+    try:
+        source = storage.readable(path)
+        return pq.read_table(
+            source, columns=columns, partitioning=None, page_checksum_verification=True
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path} cannot be read as parquet: {error} "
+            "Remove it with the commit record that names it, and run the verb again."
+        ) from error
+
+
+def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:
+    """Return one sha256 a row, hex, over those of `columns` that the table has."""
+    names = [name for name in columns if name in table.column_names]
+    return [
+        hashlib.sha256(b"".join(map(_framed, row))).hexdigest()
+        for row in zip(*(table[name].to_pylist() for name in names), strict=True)
+    ]
+
+
+def digest(hashes: Iterable[str]) -> str:
+    """Return one sha256, hex, over a set of row hashes, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _framed(value: object) -> bytes:
+    """Return a value as bytes that cannot run into its neighbor's; null differs from empty."""
+    if value is None:
+        return b"-"
+    data = value if isinstance(value, bytes) else str(value).encode()
+    return f"{len(data)}:".encode() + data

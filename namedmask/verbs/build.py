@@ -1,0 +1,112 @@
+"""The verbs of the road after embed (see collect.py): build, refine, train, evaluate; curate.
+
+Each takes a config and a place to show progress, works in the folder `run.out`, and returns what it
+ended with as plain values. It commits as it goes: killed anywhere and run again, it goes on and
+ends with the same rows; run again when finished, it does nothing and says `skipped`.
+
+A verb says what is to be done; an executor does it (executor.py).
+
+The run folder: `embeddings` and `images` (see stores.py), `offers` (what each category may choose
+from), `labels.json` (label ids), `proof.json` (see proof.py), `candidates.parquet` and
+`funnels.json` (what became of everything), `archive`, `refined` and `experts`,
+`segmenter/checkpoint.pt`, `evaluation.json` (with label maps in `evaluation`), and beside them
+`run.toml` (the config), `run.json` (what is finished) and `timings.json` (seconds by stage).
+
+Memory: some numbers a candidate, the vectors of a group of categories (offers.GROUP), and what the
+executor needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from namedmask.archive.checks import Judge
+from namedmask.archive.fill import candidate_funnel, fill_archives, refuse_empty_archives, settle
+from namedmask.archive.store import write_archive
+from namedmask.categories import category_set_of, face_warning
+from namedmask.config import Config
+from namedmask.engine import PLAIN_LOOP
+from namedmask.retrieve.candidates import (
+    _look_for,
+    read_offer,
+)
+from namedmask.retrieve.model_check import prove_model
+from namedmask.retrieve.published import PublishedStore
+from namedmask.retrieve.queries import asks_of
+from namedmask.retrieve.vectors import VectorStore, open_vectors
+from namedmask.run.executor import Executor
+from namedmask.run.job import Job, run_verb
+from namedmask.run.label_ids import assign_labels, read_labels, write_labels
+from namedmask.run.progress import Progress
+from namedmask.run.stores import EMBEDDINGS
+from namedmask.storage.files import write_file, write_json
+from namedmask.verbs.collect import embed, row_funnel
+
+_log = logging.getLogger(__name__)
+
+
+def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
+    """Embed, then build; return what both ended with. With published vectors, build alone."""
+    category_set_of(config.categories)  # a wrong name should not show after hours of embedding
+    if config.vectors.source:
+        return build(config, progress, executor)
+    embedded, built = embed(config, progress, executor), build(config, progress, executor)
+    skipped = embedded.pop("skipped", False) and built.pop("skipped", False)
+    return ({"skipped": True} if skipped else {}) | embedded | built
+
+
+def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
+    """Fill the archives from the stored vectors; return candidates by status, images kept.
+
+    Raises:
+        InputError: a vector cannot be used, or a category ends without an image.
+        TooManyFailuresError: more images failed to come than `run.max_failure_share`.
+    """
+    return run_verb("build", config, progress, partial(_build, executor))
+
+
+def _build(executor: Executor, job: Job) -> dict[str, Any]:
+    config, folder = job.config, job.ledger.folder
+    if warning := face_warning(config.categories, config.faces.enabled):
+        _log.warning(warning)
+    known = read_labels(folder)
+    labels = assign_labels(known, category_set_of(config.categories))
+    vectors = open_vectors(config, job.ledger)
+    asks = asks_of(labels, config, vectors.digest())
+    _look_for(executor, job, vectors, asks)
+    offers = [read_offer(folder, ask) for ask in asks]
+    if config.vectors.source:
+        prove_model(executor, job, asks, offers)
+    judge = Judge(executor, job, asks, offers)
+    hashes = judge.store.hashes
+    verdicts = fill_archives(offers, config.retrieve, judge, hashes)
+    job.start("build")
+    with job.clock("archive"):
+        settled = {
+            offer.label: settle(offer, verdicts, config.retrieve, hashes) for offer in offers
+        }
+        funnel = candidate_funnel({label.name: table for label, table in settled.items()})
+        write_file(folder / "candidates.parquet", pa.concat_tables(settled.values()))
+        write_json(folder / "funnels.json", _row_funnel(job, vectors) | funnel)
+        refuse_empty_archives(funnel["by_category"])
+        write_labels(folder, known, labels)
+        chosen = (judge.accepted(label, table) for label, table in settled.items())
+        archive = write_archive(folder / "archive", chosen, config.retrieve.archive_size)
+    kept = {category.name: category.count for category in archive.categories}
+    short = {name: count for name, count in kept.items() if count < config.retrieve.archive_size}
+    by_category = funnel.pop("by_category")
+    return funnel | {
+        "images_kept": sum(kept.values()),
+        "archive_fill": min(kept.values()) / config.retrieve.archive_size,
+        "short": {name: by_category[name] for name in short},
+    }
+
+
+def _row_funnel(job: Job, vectors: VectorStore) -> dict[str, Any]:
+    if isinstance(vectors, PublishedStore):
+        return {"vectors_in": vectors.count}
+    return row_funnel(job, EMBEDDINGS)

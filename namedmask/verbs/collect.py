@@ -1,0 +1,170 @@
+"""The verbs that take rows of metadata one by one: fetch stores images, embed stores vectors.
+
+They are the row funnel: each row ends in the store with a status, and the counts add up to the rows
+read. Wave by wave: killed anywhere and run again, a verb goes on behind the last committed wave.
+
+Nothing here loads torch: `namedmask fetch` is at work within a second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from namedmask.config import Config
+from namedmask.engine import PLAIN_LOOP
+from namedmask.errors import InputError
+from namedmask.run.executor import Executor
+from namedmask.run.job import Failures, Job, run_verb
+from namedmask.run.ledger import Commit
+from namedmask.run.progress import Progress, Step
+from namedmask.run.retry import count_of, refuse_unknown, rows_again
+from namedmask.run.stores import EMBEDDINGS, FETCHED
+from namedmask.run.waves import Wave, digest_of
+from namedmask.storage.files import read_json, write_json
+
+
+class Kind(NamedTuple):
+    """A verb, the stages its rows pass, and the store where they end."""
+
+    verb: str
+    stages: tuple[str, ...]
+    store: str
+
+
+FETCH = Kind("fetch", ("fetch",), FETCHED)
+EMBED = Kind("embed", ("fetch", "embed"), EMBEDDINGS)
+
+
+def fetch(
+    config: Config,
+    progress: Progress,
+    executor: Executor = PLAIN_LOOP,
+    retry: Collection[str] = (),
+) -> dict[str, Any]:
+    """Read the metadata, fetch the images, store them; return rows in and by status.
+
+    Needs no categories and no models, and none of the other verbs. With `retry`, rows that failed
+    for a reason of these classes (reasons.REASONS) are tried again, and what the counts were before
+    is returned as well.
+
+    Raises:
+        ConfigError: there is no such class.
+        InputError: a source cannot be read, or is not what it was when the run began.
+        TooManyFailuresError: more rows failed than `run.max_failure_share`.
+    """
+    return _collect(FETCH, config, progress, executor, retry)
+
+
+def embed(
+    config: Config,
+    progress: Progress,
+    executor: Executor = PLAIN_LOOP,
+    retry: Collection[str] = (),
+) -> dict[str, Any]:
+    """Read the metadata, fetch the images, store a vector each; return rows in and by status.
+
+    With `retry` as `fetch`; the archives, if there are any, then have work with the new vectors.
+
+    Raises:
+        ConfigError, InputError, TooManyFailuresError: as `fetch`.
+    """
+    refuse_unknown(retry)
+    if config.vectors.source:
+        return {"skipped": True, "reason": "vectors.source has the vectors"}
+    return _collect(EMBED, config, progress, executor, retry)
+
+
+def _collect(
+    kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
+) -> dict[str, Any]:
+    refuse_unknown(retry)
+    more: dict[str, Any] = {}
+
+    def work(job: Job) -> dict[str, Any]:
+        before = row_funnel(job, kind.store)["rows_by_status"]
+        done = job.finished(kind.verb)
+        has_work = done is None or count_of(before, retry) > 0
+        tried_again = _pass_rows(kind, job, executor, retry) if has_work else 0
+        if retry:
+            more.update(rows_by_status_before=before, rows_tried_again=tried_again)
+        if done is not None and not has_work:
+            return done
+        funnel = row_funnel(job, kind.store)
+        if kind is EMBED:
+            _note_funnel(job, funnel)
+        return funnel
+
+    summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
+    return summary | more
+
+
+def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
+    # rows tried again leave the archive, and what is told of it, as they are
+    path = job.ledger.folder / "funnels.json"
+    write_json(path, (read_json(path) if path.exists() else {}) | funnel)
+
+
+def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> int:
+    """Pass all rows that are still to pass; return how many were tried again."""
+    committed = job.ledger.commits(kind.store)
+    job.ledger.sweep(kind.store)
+    failures, tried_again = Failures(job.config.run.max_failure_share), 0
+    with job.progress.step(kind.verb) as step:
+        waves = _to_do(kind, job, executor.metadata(job), committed, retry, step)
+        job.start(kind.verb)
+        for written in executor.run(job, waves, kind.stages, kind.store, step):
+            if written.unit in committed:
+                tried_again += written.tried
+            else:
+                failures.add(written.tried, written.counts)
+    job.ledger.sweep(kind.store)  # of what was written anew
+    return tried_again
+
+
+def _to_do(
+    kind: Kind,
+    job: Job,
+    waves: Iterable[Wave],
+    committed: Mapping[str, Commit],
+    retry: Collection[str],
+    step: Step,
+) -> Iterator[Wave]:
+    """Yield the waves still to do, or to do again, once those done are found to be what they were.
+
+    Raises:
+        InputError: a wave that is done has other rows now, or is gone.
+    """
+    left = dict(committed)
+    for wave in waves:
+        commit = left.pop(wave.unit, None)
+        if commit is None:
+            yield wave
+            continue
+        if digest_of(wave) != commit.input_digest:
+            raise _changed_metadata(job, wave.unit)
+        if count_of(commit.counts, retry):
+            job.ledger.unfinish(kind.verb)
+            read = partial(rows_again, wave.read, job.ledger.folder.absolute(), commit, retry)
+            yield Wave(wave.unit, read, again=True)
+        else:
+            step.advance(commit.rows, commit.counts)
+    if left:
+        raise _changed_metadata(job, min(left))
+
+
+def _changed_metadata(job: Job, unit: str) -> InputError:
+    return InputError(
+        f"metadata.source gives other rows for wave {unit} than when run folder "
+        f"{job.ledger.folder} was begun. Restore the source, or give another run.out."
+    )
+
+
+def row_funnel(job: Job, store: str) -> dict[str, Any]:
+    """Return how many rows are committed to a store, and how many ended with each status."""
+    counts: Counter[str] = Counter()
+    for commit in job.ledger.commits(store).values():
+        counts.update(commit.counts)
+    return {"rows_in": counts.total(), "rows_by_status": dict(counts.most_common())}

@@ -1,0 +1,157 @@
+"""What a path is and holds: a run or archive folder, vectors, a checkpoint, a table, a run file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask.config import Config, MetadataConfig
+from namedmask.errors import InputError, SchemaError
+from namedmask.retrieve.published import PublishedStore, is_published
+from namedmask.schema.columns import counts_by_status
+from namedmask.storage import Place
+from namedmask.storage.place import readable, sizes_below
+
+
+def inspect_path(path: Place) -> dict[str, Any]:
+    """Return `kind` and what is known about `path`, as plain values.
+
+    Raises:
+        InputError: there is no such path, or it is none of the kinds that NamedMask knows.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if (path / "run.json").is_file() or (path / "run.toml").is_file():
+        return _run(path)
+    if (path / "manifest.json").is_file():
+        return _archive(path)
+    if is_published(path):
+        return _vectors(path)
+    readers = {".parquet": _table, ".toml": _run_file}
+    readers |= dict.fromkeys((".pt", ".pth", ".safetensors"), _checkpoint)
+    if path.is_file() and path.suffix in readers:
+        return readers[path.suffix](path)
+    raise InputError(
+        f"{path} is nothing that NamedMask knows; expected a run folder (with run.json), an "
+        "archive folder (with manifest.json), published vectors (with img_emb and metadata), or a "
+        ".parquet, .pt, .pth, .safetensors or .toml file."
+    )
+
+
+def _run(path: Place) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": "run folder", "path": str(path)}
+    if (path / "run.json").is_file():
+        found["finished"] = _json(path / "run.json")
+    if (path / "funnels.json").is_file():
+        funnels = _json(path / "funnels.json")
+        found["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
+    if (path / "proof.json").is_file():
+        found["proof"] = _json(path / "proof.json")
+    if (path / "archive" / "manifest.json").is_file():
+        found["archive"] = _archive(path / "archive")["categories"]
+    if (path / "evaluation.json").is_file():
+        evaluation = _json(path / "evaluation.json")
+        found["evaluation"] = {
+            k: v for k, v in evaluation.items() if isinstance(v, int | float | str)
+        }
+    sizes = sizes_below(path)
+    found["files"] = len(sizes)
+    found["bytes"] = sum(sizes)
+    return found
+
+
+def _archive(path: Place) -> dict[str, Any]:
+    manifest = _json(path / "manifest.json")
+    try:
+        categories = {
+            entry["name"]: f"{entry['count']} of {entry['wanted']}"
+            for entry in manifest["categories"]
+        }
+    except (KeyError, TypeError) as error:
+        raise SchemaError(
+            f"{path / 'manifest.json'} lacks {error}; build the archive again."
+        ) from None
+    return {
+        "kind": "archive",
+        "path": str(path),
+        "format_version": manifest.get("format_version"),
+        "categories": categories,
+    }
+
+
+def _vectors(path: Place) -> dict[str, Any]:
+    files = [file for file, _, _ in PublishedStore(path, MetadataConfig()).files()]
+    return {
+        "kind": "published vectors",
+        "path": str(path),
+        "files": len(files),
+        "vectors": sum(file.rows for file in files),
+        "width": files[0].width,
+        "dtype": ", ".join(sorted({file.dtype for file in files})),
+        "bytes_of_vectors": sum(file.rows * file.row_bytes for file in files),
+    }
+
+
+def _table(path: Place) -> dict[str, Any]:
+    try:
+        file = pq.ParquetFile(readable(path))
+        found: dict[str, Any] = {
+            "kind": "table",
+            "path": str(path),
+            "rows": file.metadata.num_rows,
+            "row_groups": file.metadata.num_row_groups,
+            "columns": {field.name: str(field.type) for field in file.schema_arrow},
+        }
+        if "status" in found["columns"]:
+            statuses = file.read(columns=["status"])["status"].to_pylist()
+            found["rows_by_status"] = counts_by_status(statuses)
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path} cannot be read as parquet: {error}") from error
+    return found
+
+
+def _checkpoint(path: Place) -> dict[str, Any]:
+    from namedmask.weights.tensors import read_tensors
+
+    tensors, plain = _walk(read_tensors(path))
+    return {
+        "kind": "checkpoint",
+        "path": str(path),
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        **plain,
+    }
+
+
+def _walk(tree: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return all tensors of a nested checkpoint, and the plain values of its top level."""
+    import torch
+
+    if isinstance(tree, torch.Tensor):
+        return [tree], {}
+    if not isinstance(tree, dict):
+        return [], {}
+    tensors: list[Any] = []
+    for value in tree.values():
+        tensors += _walk(value)[0]
+    plain = {
+        str(key): list(value) if isinstance(value, tuple) else value
+        for key, value in tree.items()
+        if isinstance(value, str | int | float)
+        or (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
+    }
+    return tensors, plain
+
+
+def _run_file(path: Place) -> dict[str, Any]:
+    return {"kind": "run file", "path": str(path), "config": Config.load(path).tree()}
+
+
+def _json(path: Place) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"{path} cannot be read as JSON: {error}") from error

@@ -1,0 +1,300 @@
+"""What a run would do: its stages in order, and how many images it needs; nothing is started.
+
+The two constants come from public reports, not from measurements of ours, and the plan says so:
+about one in two of LAION-5B's links is still alive (98 % at release, about 1 % lost each month
+since), and an image of the web has 96 kB on average.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from namedmask import schema
+from namedmask.categories import category_set_of, face_warning
+from namedmask.config import Config
+from namedmask.config.presets import departures
+from namedmask.config.registry import resolve
+from namedmask.retrieve.candidates import OFFERS
+from namedmask.retrieve.published import PublishedStore
+from namedmask.retrieve.queries import asks_of
+from namedmask.retrieve.vectors import open_vectors
+from namedmask.run.label_ids import assign_labels, read_labels
+from namedmask.run.ledger import RUN_FILE, Ledger, read_commits
+from namedmask.run.stages import stage_class
+from namedmask.storage import place_of
+from namedmask.weights.catalogue import listed
+
+ALIVE_SHARE = 0.5
+MEAN_IMAGE_BYTES = 96_000
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of the road, and what the run file chose for it."""
+
+    verb: str
+    name: str
+    reads: tuple[str, ...]
+    adds: tuple[str, ...]
+    choice: str
+
+
+def plan_of(config: Config) -> dict[str, Any]:
+    """Return the plan of a run as plain values.
+
+    Its keys: `run`, `preset` (with what beats it), `categories`, `stages`, `images`, `changes`,
+    `notes`.
+
+    Raises:
+        ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
+            is unknown.
+    """
+    categories = category_set_of(config.categories)
+    _require_known_names(config)
+    rows = _published_rows(config) if config.vectors.source else _known_rows(config.metadata.source)
+    changes = changes_of(config)
+    count = len(changes["new"] if changes else categories.names)
+    return {
+        "run": str(config.run.out),
+        "preset": {"name": config.run.preset, "departures": departures(config.tree())},
+        "categories": {
+            "set": categories.name,
+            "count": len(categories.names),
+            "names": list(categories.names),
+        },
+        "stages": [asdict(stage) for stage in stages_of(config)],
+        "images": expected_images(config, count, rows),
+        "changes": changes,
+        "notes": _notes(config, len(categories.names), rows),
+    }
+
+
+def changes_of(config: Config) -> dict[str, Any]:
+    """Return what is new about the categories of a run folder that has vectors; else nothing.
+
+    `new` are those to be looked for: each costs its share of one scan over `vectors`, and its
+    images. All others keep their archives, unless a veto or a block touches them.
+
+    Raises:
+        InputError: an example is missing or no image.
+    """
+    folder = config.run.out
+    if not (folder / RUN_FILE).exists():
+        return {}
+    store, known = open_vectors(config, Ledger(folder)), read_labels(folder)
+    files = store.files()
+    if not files:
+        return {}
+    labels = assign_labels(known, category_set_of(config.categories))
+    there = read_commits(folder, OFFERS)
+    asks = asks_of(labels, config, store.digest())
+    now = {label.label_id: label.name for label in labels}
+    return {
+        "new": [ask.label.name for ask in asks if ask.unit not in there],
+        "removed": [label.name for label in known if label.label_id not in now],
+        "renamed": [
+            f"{label.name} → {now[label.label_id]}"
+            for label in known
+            if now.get(label.label_id, label.name) != label.name
+        ],
+        "vectors": sum(rows for _, _, rows in files),
+    }
+
+
+def stages_of(config: Config) -> list[PlannedStage]:
+    """Return the stages that the run would pass, in order; those switched off are left out."""
+    candidates = tuple(schema.CANDIDATES.names)
+    faces, saliency, bilateral = config.faces, config.saliency, config.bilateral
+    judge = f"{config.evaluate.benchmark} {config.evaluate.split}"
+    metadata = tuple(schema.METADATA.names)
+    fetching = f"{config.fetch.in_flight} requests at once"
+    embedding = f"{config.embed.model} on {config.embed.device}"
+    stages: list[PlannedStage | None] = [
+        _plain("embed", "metadata", (), metadata, "safety, size, url filters"),
+        _class_stage("embed", "fetch", fetching),
+        _class_stage("embed", "embed", embedding),
+        _plain("build", "retrieve", ("embedding",), candidates, _retrieve_choice(config)),
+    ]
+    if config.vectors.source:
+        choice = f"{_retrieve_choice(config)}, from {config.vectors.source}"
+        changed = f"{embedding}, changed below {config.vectors.unchanged_cosine:g}"
+        proof = f"{config.vectors.proof_images} images, at least {config.vectors.proof_cosine:g}"
+        stages = [
+            _plain("build", "retrieve", (), candidates, choice),
+            _plain("build", "metadata", (), ("status",), "safety and size filters on candidates"),
+            _plain("build", "proof", ("url",), (), proof),
+            _class_stage("build", "fetch", fetching),
+            _class_stage("build", "embed", changed),
+        ]
+    stages += [
+        _class_stage("build", "faces", f"{faces.detector} on {faces.device}", faces.enabled),
+        _class_stage("build", "saliency", f"{saliency.detector} on {saliency.device}"),
+        _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
+    ]
+    if config.experts.enabled:
+        choice = _experts_choice(config)
+        stages.append(_plain("refine", "experts", ("image", "mask"), ("mask",), choice))
+    stages.append(_plain("train", "train", ("image", "mask"), (), _optim_choice(config, "train")))
+    if config.evaluate.benchmark:
+        stages.append(_plain("evaluate", "evaluate", (), (), judge))
+    return [stage for stage in stages if stage is not None]
+
+
+def expected_images(config: Config, num_categories: int, rows: int | None) -> dict[str, Any]:
+    """Return how many images the archives want, and how many urls that is likely to take."""
+    wanted = num_categories * config.retrieve.archive_size
+    alive = 1.0 if _is_local(config) else ALIVE_SHARE
+    first = num_categories * math.ceil(config.retrieve.archive_size * config.retrieve.overfetch)
+    return {
+        "wanted": wanted,
+        "candidates_tried_first": first,
+        "alive_share_assumed": alive,
+        "attempts_expected": math.ceil(wanted / alive),
+        "bytes_expected": 0 if _is_local(config) else wanted * MEAN_IMAGE_BYTES,
+        "vectors" if config.vectors.source else "metadata_rows": rows,
+    }
+
+
+def _require_known_names(config: Config) -> None:
+    chosen = [
+        ("embed.open_clip", "EMBEDDERS", "embedder", config.embed.model),
+        ("saliency.detectors", "DETECTORS", "saliency detector", config.saliency.detector),
+        ("segmenter.deeplab", "SEGMENTERS", "segmenter", config.segmenter.name),
+    ]
+    if config.faces.enabled:
+        chosen.append(("faces.detectors", "FACE_DETECTORS", "face detector", config.faces.detector))
+    if config.evaluate.benchmark:
+        chosen.append(("evaluate.benchmarks", "BENCHMARKS", "benchmark", config.evaluate.benchmark))
+    for module, registry, kind, name in chosen:
+        resolve(kind, name, getattr(importlib.import_module(f"namedmask.{module}"), registry))
+
+
+def _plain(
+    verb: str, name: str, reads: tuple[str, ...], adds: tuple[str, ...], choice: str
+) -> PlannedStage:
+    return PlannedStage(verb, name, reads, adds, choice)
+
+
+def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> PlannedStage | None:
+    if not enabled:
+        return None
+    stage = stage_class(name)
+    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice)
+
+
+def _retrieve_choice(config: Config) -> str:
+    retrieve = config.retrieve
+    found = f" of what {retrieve.index} finds" if retrieve.backend == "faiss" else ""
+    cosine = retrieve.near_duplicate_cosine
+    duplicates = f"duplicates above {cosine}" if cosine < 1 else "duplicates kept"
+    return f"{retrieve.archive_size} a category{found}, {duplicates}"
+
+
+def _optim_choice(config: Config, section: str) -> str:
+    optim = getattr(config, section)
+    return f"{config.segmenter.name}, {optim.iterations:,} × {optim.batch_size} on {optim.device}"
+
+
+def _experts_choice(config: Config) -> str:
+    """Return the experts' trainings with their cost: how many, of how many steps."""
+    experts, categories = config.experts, len(category_set_of(config.categories).names)
+    count = experts.clusters or categories
+    of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
+    steps = count * experts.iterations + experts.shared_iterations
+    return f"{count:,} {of}: {steps:,} steps; {_optim_choice(config, 'experts')}"
+
+
+def _is_local(config: Config) -> bool:
+    sources = config.metadata.source
+    return (
+        bool(sources)
+        and not config.vectors.source
+        and all(Path(source).is_dir() for source in sources)
+    )
+
+
+def _source_notes(config: Config) -> list[str]:
+    if config.vectors.source:
+        folder = place_of(config.vectors.source)
+        notes = ["the vectors are published: the verb embed is skipped, metadata.source not read."]
+        if isinstance(folder, Path) and not folder.is_dir():
+            notes.append(f"vectors.source '{folder}' is no folder here.")
+        return notes
+    notes = [
+        f"metadata.source '{source}' matches no file here."
+        for source in config.metadata.source
+        if "://" not in source and not glob.glob(source)
+    ]
+    if not config.metadata.source:
+        notes.append("metadata.source is empty; name parquet or CSV files, or a folder of images.")
+    return notes
+
+
+def _known_rows(sources: tuple[str, ...]) -> int | None:
+    """Return the rows of all sources if each is a readable local parquet file, else None."""
+    total = 0
+    for source in sources:
+        paths = sorted(glob.glob(source))
+        if not paths or any(not path.endswith(".parquet") for path in paths):
+            return None
+        try:
+            total += sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
+        except (OSError, pa.ArrowException):
+            return None
+    return total if sources else None
+
+
+def _published_rows(config: Config) -> int | None:
+    """Return how many vectors there are, where the folder is here; else None.
+
+    Raises:
+        InputError: the folder is not of the layout.
+    """
+    folder = place_of(config.vectors.source)
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return None
+    return PublishedStore(folder, config.metadata).count
+
+
+def _weights_notes(config: Config) -> list[str]:
+    """Return a note for each setting whose file of weights this machine has not."""
+    notes = []
+    for row in listed(config):
+        if row["state"] == "missing":
+            notes.append(f"{row['setting']}: there is no such file on this machine.")
+        elif row["state"] == "not fetched" and row["setting"].endswith(f" = {row['name']}"):
+            notes.append(f"{row['setting']}: run 'namedmask weights fetch {row['name']}' first.")
+    return notes
+
+
+def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
+    notes = [*_source_notes(config), *_weights_notes(config)]
+    if not _is_local(config):
+        notes.append(
+            f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "
+            f"has {MEAN_IMAGE_BYTES // 1000} kB: public reports, not measured here."
+        )
+        if config.retrieve.candidates < config.retrieve.archive_size / ALIVE_SHARE:
+            notes.append(
+                f"retrieve.candidates = {config.retrieve.candidates} is few for archives of "
+                f"{config.retrieve.archive_size} when half of the links are dead."
+            )
+    wanted = num_categories * config.retrieve.archive_size
+    if rows is not None and rows < wanted:
+        notes.append(
+            f"there are {rows:,} rows for {wanted:,} wanted images: unless categories share "
+            "images, archives will stay short; lower retrieve.archive_size or add metadata."
+        )
+    if warning := face_warning(config.categories, config.faces.enabled):
+        notes.append(warning)
+    if not config.evaluate.benchmark:
+        notes.append("evaluate.benchmark is empty: the verb evaluate has nothing to judge on.")
+    return notes

@@ -1,0 +1,25 @@
+"""The verb `refine`: experts trained on the archives redraw their masks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from namedmask.archive.store import REFINED
+from namedmask.config import Config
+from namedmask.engine import PLAIN_LOOP
+from namedmask.experts.refine import find_clusters
+from namedmask.run.executor import Executor
+from namedmask.run.job import Job, run_verb
+from namedmask.run.progress import Progress
+
+
+def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
+    """Train the experts and let them redraw their masks; return how many they redrew."""
+    if not config.experts.enabled:
+        return {"skipped": True, "reason": "experts.enabled is false"}
+    return run_verb("refine", config, progress, partial(_refine, executor), REFINED)
+
+
+def _refine(executor: Executor, job: Job) -> dict[str, Any]:
+    return executor.refine(job, find_clusters(executor, job))
