@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from namedmask import images  # noqa: E402
 from namedmask.bilateral import snap  # noqa: E402
 from namedmask.config import BilateralConfig, SaliencyConfig  # noqa: E402
-from namedmask.saliency.detectors import DETECTORS
+from namedmask.saliency.detectors import DETECTORS  # noqa: E402
 from namedmask.saliency.stage import pseudo_mask  # noqa: E402
 from tests.real.csnet import csnet  # noqa: E402
 

@@ -183,7 +183,7 @@ source = ["{task.urls}"]
 [fetch]
 longest_side = {SIDE if task.shrink else 0}
 in_flight = {REQUESTS // CORES}
-workers = {CORES}
+processes = {CORES}
 per_host = {REQUESTS}
 actors = [{CORES}, {CORES}]
 allow_loopback = true

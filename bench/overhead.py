@@ -35,10 +35,10 @@ from namedmask.engine.on_ray import connect
 from namedmask.images.codec import encode_jpeg
 from namedmask.miniworld import pictures
 from namedmask.run.job import Job
+from namedmask.run.layout import IMAGES
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stages import load_stage
-from namedmask.run.stores import IMAGES
 from namedmask.run.waves import Wave, input_digest, write
 
 STAGES = ("fetch", "faces", "saliency", "bilateral")

@@ -36,9 +36,10 @@ import pyarrow as pa
 from namedmask import schema
 from namedmask.config.run_file import Config, to_toml
 from namedmask.embed.text import AskSide, Wording
+from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
-from namedmask.run.stores import EMBEDDINGS, EmbeddingStore, write_wave
+from namedmask.run.stores import EmbeddingStore, write_wave
 from namedmask.search.make import open_index
 from namedmask.verbs.search import search
 

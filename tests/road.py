@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from namedmask.archive.store import Archive
-from namedmask.config.run_file import Config
+from namedmask.config import Config
 from namedmask.images.codec import encode_png
 from namedmask.run.progress import SilentProgress
 from namedmask.storage import files as file_store

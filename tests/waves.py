@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import Config
+from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import open_run
-from namedmask.run.stores import EMBEDDINGS, write_wave
+from namedmask.run.stores import write_wave
 from tests import toys
 
 WORDS = list(toys.COLORS)

@@ -18,8 +18,10 @@ from namedmask.retrieve.queries import Ask
 from namedmask.run.executor import Executor
 from namedmask.run.job import Failures, Job
 from namedmask.run.label_ids import Label
-from namedmask.run.stages import judging_stages
-from namedmask.run.stores import IMAGES, ImageStore
+from namedmask.run.layout import IMAGES
+from namedmask.run.stages import checking_stages
+from namedmask.run.stores import ImageStore
+from namedmask.run.verb_table import CHECKED_IMAGES
 from namedmask.run.waves import Wave
 from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
@@ -37,10 +39,10 @@ class Judge:
         for ask, offer in zip(asks, offers, strict=True):
             self._urls.update(zip(offer.sample_ids, offer.urls, strict=True))
             self._offered.update(dict.fromkeys(offer.sample_ids, ask.unit))
-        self._stages = judging_stages(job.config)
+        self._stages = checking_stages(job.config)
         self._failures = Failures(job.config.run.max_failure_share)
         if job.ledger.commits(IMAGES):
-            job.finished("images")  # refuses other settings
+            job.finished(CHECKED_IMAGES.name)  # refuses other settings
         job.ledger.sweep(IMAGES)
         self.store = ImageStore(job.ledger)
 
@@ -49,7 +51,7 @@ class Judge:
         new = [one for one in sample_ids if one not in self.store.verdicts]
         rows = self._job.config.run.wave_rows
         waves = [self._wave(new[start : start + rows]) for start in range(0, len(new), rows)]
-        self._job.start("images")
+        self._job.start(CHECKED_IMAGES.name)
         with self._job.progress.step("judge", len(new)) as step:
             for written in self._executor.run(self._job, waves, self._stages, IMAGES, step):
                 self.store.remember(written.unit, written.verdicts, written.hashes)

@@ -24,6 +24,7 @@ from namedmask.archive.samples import CACHE_MB, ROWS_PER_GROUP, ArchiveSamples, 
 from namedmask.categories import slug
 from namedmask.errors import InputError
 from namedmask.run.label_ids import Label
+from namedmask.run.layout import MANIFEST, REFINED
 from namedmask.storage import Place
 from namedmask.storage.files import (
     read_json,
@@ -34,9 +35,6 @@ from namedmask.storage.files import (
     write_parquet,
 )
 from namedmask.storage.place import fetched
-
-MANIFEST = "manifest.json"
-REFINED = "refined"
 
 
 @dataclass(frozen=True)

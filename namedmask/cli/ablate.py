@@ -36,8 +36,8 @@ def ablate(
     as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
 ) -> None:
     """Train again on a run's archives with one thing changed, several seeds each, and compare."""
-    from namedmask.config.run_file import config_of_run
     from namedmask.engine import executor_of
+    from namedmask.run.job import config_of_run
     from namedmask.verbs.ablate import ablate as work  # these load torch, which takes seconds
     from namedmask.verbs.ablate import table_of
 

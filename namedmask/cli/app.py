@@ -6,7 +6,6 @@ go to stdout (`--json`: one JSON document), progress and errors to stderr.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from namedmask.cli.options import (
     Overrides,
     Retry,
     RunFile,
-    function,
     progress,
     run_verb,
 )
@@ -44,6 +42,7 @@ from namedmask.cli.screen import (
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
+from namedmask.run.verb_table import VERBS, Verb
 from namedmask.storage import place_of
 from namedmask.storage.place import ensure_writable
 
@@ -82,7 +81,8 @@ def demo(
 ) -> None:
     """Run the whole road on the mini world and show its numbers beside the bars."""
     ensure_writable(out, "--out")
-    run_demo = function("namedmask.miniworld.demo", "run_demo")
+    from namedmask.miniworld.demo import run_demo
+
     summary = run_demo(seed=seed, out=out, full=full, local=local, progress=progress(as_json))
     if as_json:
         write_json(summary)
@@ -93,20 +93,8 @@ def demo(
     write(f"report: {out / 'report.html'}")
 
 
-ROW_VERBS = {
-    "fetch": "Read the metadata, fetch the images, and store them; the other verbs do without.",
-    "embed": "Read the metadata, fetch the images, and store one vector for each.",
-}
-VERBS = {
-    "curate": "Make the archives from metadata: embed, then build.",
-    "build": "Fill each category's archive from the stored vectors: retrieve, check, mask.",
-    "refine": "Train one expert a category, or a cluster of them, and let it redraw their masks.",
-    "train": "Train the segmenter on all archives; goes on from the last checkpoint.",
-}
-
-
-def _add_verb(verb: str, help_text: str) -> None:
-    @app.command(verb, help=help_text)
+def _add_verb(verb: Verb) -> None:
+    @app.command(verb.name, help=verb.help)
     def run(
         run_file: RunFile,
         overrides: Overrides = None,
@@ -117,8 +105,8 @@ def _add_verb(verb: str, help_text: str) -> None:
         run_verb(verb, run_file, overrides, local, address, as_json)
 
 
-def _add_row_verb(verb: str, help_text: str) -> None:
-    @app.command(verb, help=help_text)
+def _add_row_verb(verb: Verb) -> None:
+    @app.command(verb.name, help=verb.help)
     def run(
         run_file: RunFile,
         retry: Retry = None,
@@ -130,11 +118,9 @@ def _add_row_verb(verb: str, help_text: str) -> None:
         run_verb(verb, run_file, overrides, local, address, as_json, retry or ())
 
 
-for _verb, _help in ROW_VERBS.items():
-    _add_row_verb(_verb, _help)
-for _verb, _help in VERBS.items():
-    _add_verb(_verb, _help)
-
+for _verb in VERBS.values():
+    if not _verb.has_own_command:
+        (_add_row_verb if _verb.retries_rows else _add_verb)(_verb)
 
 app.command()(evaluate)
 
@@ -160,7 +146,8 @@ def submit(
     wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
 ) -> None:
     """Run verbs as one job on a Ray cluster: results to stdout, its log to stderr."""
-    on_ray = importlib.import_module("namedmask.engine.on_ray.submit")
+    from namedmask.engine.on_ray import submit as on_ray
+
     submission = on_ray.Submission(
         run_file, verbs or (), overrides or (), working_dir, ship_package, submission_id
     )
@@ -188,14 +175,14 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment pictures and draw the names on the regions."""
+    from namedmask.verbs.predict import predict_files
+
     config = config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
             raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
     ensure_writable(out, "--out")
-    found = function("namedmask.verbs.predict", "predict_files")(
-        checkpoint, images, out, device, config
-    )
+    found = predict_files(checkpoint, images, out, device, config)
     if as_json:
         write_json(found)
         return
@@ -209,10 +196,12 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the run's report.html again."""
+    from namedmask.report.run_report import write_report
+
     if not run.is_dir():
         raise InputError(f"run folder {run} does not exist. Run 'curate' first.")
     ensure_writable(run, "another folder")
-    path = function("namedmask.report", "write_report")(run)
+    path = write_report(run)
     write_json({"report": str(path)}) if as_json else write(f"report: {path}")
 
 
@@ -231,13 +220,15 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the images of a run's store closest to a text; makes its index when there is none."""
-    module = importlib.import_module("namedmask.verbs.search")
-    config = module.config_of_run(run, overrides or ())
+    from namedmask.report.search_page import search_page
+    from namedmask.run.job import config_of_run
+    from namedmask.verbs.search import search as find
+
+    config = config_of_run(run, overrides or ())
     if html is not None:
         ensure_writable(html.parent, "--html")
-    found = module.search(config, text, k, progress(as_json), templates=templates)
+    found = find(config, text, k, progress(as_json), templates=templates)
     if html is not None:
-        search_page = function("namedmask.report.search_page", "search_page")
         html.write_text(search_page(found), encoding="utf-8")
     write_json(found) if as_json else show_hits(found)
 
@@ -245,8 +236,9 @@ def search(
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the stages and how many images a run needs; starts nothing."""
-    config = Config.load(run_file, overrides or ())
-    planned = function("namedmask.verbs.plan", "plan_of")(config)
+    from namedmask.verbs.plan import plan_of
+
+    planned = plan_of(Config.load(run_file, overrides or ()))
     write_json(planned) if as_json else show_plan(planned)
 
 
@@ -261,7 +253,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a path is and holds."""
-    found = function("namedmask.verbs.inspect", "inspect_path")(path)
+    from namedmask.verbs.inspect import inspect_path
+
+    found = inspect_path(path)
     write_json(found) if as_json else show(found)
 
 
@@ -273,7 +267,9 @@ app.command("ablate")(ablate)
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""
-    found = function("namedmask.verbs.doctor", "diagnose")()
+    from namedmask.verbs.doctor import diagnose
+
+    found = diagnose()
     write_json(found) if as_json else show(found)
     if found["problems"]:
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,6 @@ from namedmask.cli.options import (
     AsJson,
     Local,
     Overrides,
-    function,
     progress,
     run_in,
     run_verb,
@@ -24,6 +23,7 @@ from namedmask.cli.screen import show, show_baseline, write_json
 from namedmask.cli.weights import checkpoint_of
 from namedmask.config import Config
 from namedmask.errors import InputError
+from namedmask.run.verb_table import VERBS
 from namedmask.storage import place_of
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
@@ -60,21 +60,26 @@ def evaluate(
     said = {"benchmark": benchmark, "root": root, "split": split}
     given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
     given = [*(overrides or ()), *given]
-    options = {"sweep": sweep, "threshold": threshold, "threshold_from": threshold_from}
+    options: dict[str, Any] = {
+        "sweep": sweep,
+        "threshold": threshold,
+        "threshold_from": threshold_from,
+    }
     chosen = [key for key, value in options.items() if value is not None and value is not False]
     if len(chosen) > bool(baseline):
         told = ", ".join(f"--{key.replace('_', '-')}" for key in chosen)
         raise InputError(f"{told}: give at most one of them, and --baseline with it.")
     if baseline:
-        work = partial(
-            function("namedmask.verbs.baselines", "evaluate_baseline"), baseline, **options
-        )
+        from namedmask.verbs.baselines import evaluate_baseline
+
+        work = partial(evaluate_baseline, baseline, **options)
         run_in(work, show_baseline, run_file, given, local, address, as_json)
     elif run_file.suffix not in CHECKPOINTS:
-        run_verb("evaluate", run_file, given, local, address, as_json)
+        run_verb(VERBS["evaluate"], run_file, given, local, address, as_json)
     else:
-        judge = function("namedmask.verbs.evaluate", "evaluate_checkpoint")
-        found = judge(run_file, config_of_checkpoint(given), progress(as_json))
+        from namedmask.verbs.evaluate import evaluate_checkpoint
+
+        found = evaluate_checkpoint(run_file, config_of_checkpoint(given), progress(as_json))
         write_json(found) if as_json else show(found)
 
 

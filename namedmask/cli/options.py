@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from namedmask.cli.screen import say_already_done, show, show_settings, write_js
 from namedmask.config import Config
 from namedmask.engine.processes import begin_server
 from namedmask.run.progress import Progress, SilentProgress, progress_for
+from namedmask.run.verb_table import Verb
 from namedmask.storage.place import ensure_writable
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="the run file")]
@@ -34,7 +34,7 @@ Address = Annotated[
 
 
 def run_verb(
-    verb: str,
+    verb: Verb,
     run_file: Path,
     overrides: Sequence[str] | None,
     local: bool,
@@ -43,13 +43,10 @@ def run_verb(
     retry: Sequence[str] = (),
 ) -> None:
     """Run a verb and write what it ended with."""
-    # verbs loads torch, which takes seconds
-    module = "namedmask.verbs.collect" if verb in ("fetch", "embed") else "namedmask.verbs.build"
-    asked = {"retry": retry} if retry else {}
+    options = {"retry": retry} if retry else {}
 
     def work(*arguments: Any) -> dict[str, Any]:
-        found: dict[str, Any] = function(module, verb)(*arguments, **asked)
-        return found
+        return verb.load()(*arguments, **options)
 
     run_in(work, show, run_file, overrides, local, address, as_json)
 
@@ -69,8 +66,10 @@ def run_in(
     if not as_json:
         show_settings(config)
     if local and begin_server(config.fetch):
-        importlib.import_module("namedmask.engine.preload")  # in the meantime, here too
-    with function("namedmask.engine", "executor_of")(config, local) as executor:
+        from namedmask.engine import preload  # noqa: F401  (in the meantime, here too)
+    from namedmask.engine import executor_of
+
+    with executor_of(config, local) as executor:
         found = work(config, progress(as_json), executor)
     if as_json:
         write_json(found)
@@ -78,11 +77,6 @@ def run_in(
         say_already_done(config.run.out)
     else:
         show_found(found)
-
-
-def function(module: str, name: str) -> Any:
-    """Return a function of a module that is imported now."""
-    return getattr(importlib.import_module(module), name)
 
 
 def progress(as_json: bool) -> Progress:

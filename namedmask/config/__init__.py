@@ -2,26 +2,28 @@
 
 from namedmask.config.run_file import SPEED_ONLY, Config, settings_of
 from namedmask.config.sections import (
-    AugmentConfig,
-    BaselinesConfig,
     BilateralConfig,
     CategoriesConfig,
     CategoryConfig,
     EmbedConfig,
-    EvaluateConfig,
-    ExpertsConfig,
     FacesConfig,
     FetchConfig,
     MetadataConfig,
-    OptimConfig,
     RayConfig,
     RetrieveConfig,
     RunConfig,
     SaliencyConfig,
     SearchConfig,
+    VectorsConfig,
+)
+from namedmask.config.training_sections import (
+    AugmentConfig,
+    BaselinesConfig,
+    EvaluateConfig,
+    ExpertsConfig,
+    OptimConfig,
     SegmenterConfig,
     TrainConfig,
-    VectorsConfig,
 )
 from namedmask.config.types import ModelSection, PoolSection, Section
 

@@ -1,15 +1,14 @@
-"""A run file: every knob of a run, one section a stage (sections.py), in one TOML file.
+"""A run file: every knob of a run, one section per stage (sections.py), in one TOML file.
 
-`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. What neither
-says is as `run.preset` has it (presets.py), or at its default. `hash_of`
-names what a result depends on, so that a finished run is recognized and a changed one is refused.
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. A key that
+neither names has the value of `run.preset` (presets.py), or its default.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
@@ -18,62 +17,35 @@ from typing import Any
 import pydantic
 
 from namedmask.config.presets import with_preset
-from namedmask.config.sections import (
-    AugmentConfig,
-    BaselinesConfig,
-    BilateralConfig,
-    CategoriesConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    ExpertsConfig,
-    FacesConfig,
-    FetchConfig,
-    MetadataConfig,
-    RayConfig,
-    RetrieveConfig,
-    RunConfig,
-    SaliencyConfig,
-    SearchConfig,
-    SegmenterConfig,
-    TrainConfig,
-    VectorsConfig,
-)
+from namedmask.config.sections import Sections
 from namedmask.config.types import Section
-from namedmask.errors import ConfigError, InputError
+from namedmask.errors import ConfigError
 from namedmask.storage import Place, place_of
 
 SPEED_ONLY = (
-    "in_flight", "per_host", "device", "workers", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "num_workers", "max_failures", "on_device",
+    "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",
+    "actors", "num_cpus", "num_gpus", "max_failures", "on_device",
 )  # fmt: skip
 """Keys of any section that change how fast a verb is, not what it computes, up to rounding.
 
-With several `num_workers`, batch norm and dropout are of each one's share: more than rounding, less
+With several `train.processes`, batch norm and dropout are of each share: more than rounding, less
 than another training.
 """
 
 
-class Config(Section):
-    """A whole run."""
+RENAMED = {
+    "fetch.workers": "fetch.processes",
+    "train.num_workers": "train.processes",
+    "train.workers": "train.sample_processes",
+    "experts.workers": "experts.sample_processes",
+}
+"""Keys by their names up to version 0.1; they still load, and a line says so."""
 
-    run: RunConfig
-    ray: RayConfig = RayConfig()
-    categories: CategoriesConfig = CategoriesConfig()
-    metadata: MetadataConfig = MetadataConfig()
-    vectors: VectorsConfig = VectorsConfig()
-    fetch: FetchConfig = FetchConfig()
-    embed: EmbedConfig = EmbedConfig()
-    retrieve: RetrieveConfig = RetrieveConfig()
-    search: SearchConfig = SearchConfig()
-    faces: FacesConfig = FacesConfig()
-    saliency: SaliencyConfig = SaliencyConfig()
-    bilateral: BilateralConfig = BilateralConfig()
-    augment: AugmentConfig = AugmentConfig()
-    segmenter: SegmenterConfig = SegmenterConfig()
-    experts: ExpertsConfig = ExpertsConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    baselines: BaselinesConfig = BaselinesConfig()
+_log = logging.getLogger(__name__)
+
+
+class Config(Sections):
+    """A whole run."""
 
     @classmethod
     def load(cls, path: Place | str, overrides: Sequence[str] = ()) -> Config:
@@ -103,7 +75,7 @@ class Config(Section):
                 for name, section in tree.items()}  # fmt: skip
         for override in overrides:
             apply_override(tree, override)
-        tree = with_preset(tree)
+        tree = with_preset(_with_new_names(tree))
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
@@ -112,12 +84,6 @@ class Config(Section):
     def tree(self) -> dict[str, Any]:
         """Return the config as plain values, paths as text: what is saved with the run."""
         return self.model_dump(mode="json")
-
-    def hash_of(self, *sections: str) -> str:
-        """Return 16 hex digits over these sections: equal digits, equal results."""
-        tree = self.tree()
-        text = json.dumps({name: tree[name] for name in sections}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
@@ -138,6 +104,18 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
         if (key in wanted or key.partition(".")[0] in wanted)
         and key.partition(".")[2] not in SPEED_ONLY
     }
+
+
+def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a tree of plain values with renamed keys under their names of today."""
+    for old, new in RENAMED.items():
+        section, _, key = old.partition(".")
+        keys, new_key = tree.get(section), new.partition(".")[2]
+        if isinstance(keys, dict) and key in keys:
+            keys = dict(keys)
+            tree[section] = {new_key: keys.pop(key), **keys}
+            _log.warning("%s is called %s now; the old name still works.", old, new)
+    return tree
 
 
 def known_keys(section: tuple[int | str, ...]) -> list[str]:
@@ -210,19 +188,3 @@ def _toml(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     pairs = (f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
     return f"{{{', '.join(pairs)}}}"
-
-
-def config_of_run(run: Place, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a run file, or of a run folder wherever it lies now.
-
-    Raises:
-        InputError: it is neither, or a key or value in it is wrong.
-    """
-    if not run.is_dir():
-        return Config.load(run, overrides)
-    if not (run / "run.toml").is_file():
-        raise InputError(
-            f"{run} holds no run: run.toml is missing. Give a run file, or the folder that run.out "
-            "named."
-        )
-    return Config.load(run / "run.toml", [f"run.out={json.dumps(str(run))}", *overrides])

@@ -1,4 +1,4 @@
-"""The sections of a run file: one frozen model each, one section a stage; see config.py.
+"""The sections of a run file: one frozen model each, one section per stage; see run_file.py.
 
 A default that comes from the method says so; one that departs from it says why.
 """
@@ -9,6 +9,14 @@ from typing import Literal
 
 from pydantic import Field
 
+from namedmask.config.training_sections import (
+    AugmentConfig,
+    BaselinesConfig,
+    EvaluateConfig,
+    ExpertsConfig,
+    SegmenterConfig,
+    TrainConfig,
+)
 from namedmask.config.types import (
     Count,
     Folder,
@@ -121,7 +129,7 @@ class FetchConfig(PoolSection):
     retries: int = Field(1, ge=0, description="of transient failures only")
     in_flight: Count = Field(128, description="requests at once")
     per_host: Count = Field(16, description="requests at once to one host, of each process")
-    workers: int = Field(
+    processes: int = Field(
         1, ge=0, description="processes of the plain loop, a core and in_flight each; 0: all cores"
     )
     max_pause_s: float = Field(
@@ -133,6 +141,11 @@ class FetchConfig(PoolSection):
     user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
     allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
     file_root: str = Field("", description="file:// urls are read below this folder; empty: none")
+
+    @property
+    def summary(self) -> str:
+        """Requests at once, for the plan."""
+        return f"{self.in_flight} requests at once"
 
 
 class EmbedConfig(ModelSection):
@@ -146,6 +159,11 @@ class EmbedConfig(ModelSection):
         description="of the networks; auto: bf16 where device is cuda, float32 on a CPU, though "
         "one that multiplies in bf16 (AVX-512 BF16, AMX) is faster in it",
     )
+
+    @property
+    def summary(self) -> str:
+        """Model and device, for the plan."""
+        return f"{self.model} on {self.device}"
 
 
 class RetrieveConfig(PoolSection):
@@ -177,6 +195,14 @@ class RetrieveConfig(PoolSection):
     safety_score: float = Field(0.5, description="`unsafe` above. Method: safe mode, 0.5")
     hash_distance: int = Field(0, ge=0, le=64, description="bits; see images.hash_of; 0: off")
 
+    @property
+    def summary(self) -> str:
+        """Archive size, backend and near duplicates, for the plan."""
+        found = f" of what {self.index} finds" if self.backend == "faiss" else ""
+        cosine = self.near_duplicate_cosine
+        duplicates = f"duplicates above {cosine}" if cosine < 1 else "duplicates kept"
+        return f"{self.archive_size} per category{found}, {duplicates}"
+
 
 class SearchConfig(Section):
     """The index that the verb `search` makes and asks."""
@@ -200,6 +226,11 @@ class FacesConfig(ModelSection):
         (1.0, 0.5), description="image's longest side over the detector's input; 0.5: close-ups"
     )
 
+    @property
+    def summary(self) -> str:
+        """Detector and device, for the plan."""
+        return f"{self.detector} on {self.device}"
+
 
 class SaliencyConfig(ModelSection):
     """Which pixels stand out."""
@@ -209,6 +240,11 @@ class SaliencyConfig(ModelSection):
     batch_size: Count = 16
     min_share: Share = Field(0.005, description="smaller masks are `no_mask`. Method: 0")
     max_share: Share = Field(0.98, description="larger masks are `no_mask`. Method: 1")
+
+    @property
+    def summary(self) -> str:
+        """Detector and device, for the plan."""
+        return f"{self.detector} on {self.device}"
 
 
 class BilateralConfig(PoolSection):
@@ -223,129 +259,30 @@ class BilateralConfig(PoolSection):
     confidence: float = Field(0.999, gt=0, le=1)
     cg_iterations: Count = 25
 
-
-class AugmentConfig(Section):
-    """Training samples. Method: all defaults."""
-
-    crop: Count = Field(384, description="side of the square crop, pixels")
-    scale: tuple[float, float] = (0.1, 1.0)
-    flip: Share = 0.5
-    jitter: Share = 0.8
-    grayscale: Share = 0.2
-    blur: Share = 0.5
-    n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
-    on_device: bool = Field(
-        False, description="colors and pasting by whole batches, on the device that trains"
-    )
+    @property
+    def summary(self) -> str:
+        """Steps of the solver, for the plan."""
+        return f"{self.cg_iterations} steps"
 
 
-class SegmenterConfig(Section):
-    """The network of the experts and of the final segmenter."""
+class Sections(Section):
+    """All sections of a run file; a new one is a class above and a field here."""
 
-    name: str = Field("deeplabv3plus_resnet50", description="name in SEGMENTERS or a dotted path")
-    backbone_weights: str = Field(
-        "", description="file, name of `namedmask weights`; empty: random"
-    )
-
-
-class OptimConfig(Section):
-    """One optimisation. Method: Adam, poly schedule, L2-style decay."""
-
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-    iterations: Count = 20_000
-    batch_size: Count = 16
-    lr_head: float = Field(5e-4, gt=0)
-    lr_backbone: float = Field(5e-5, gt=0)
-    lr_floor: float = Field(1e-6, ge=0)
-    power: float = Field(0.9, gt=0)
-    weight_decay: float = Field(2e-4, ge=0)
-    workers: int = Field(
-        0, ge=0, description="sample making processes of each; 0: a thread; on Ray 0 is as 1"
-    )
-
-
-class ExpertsConfig(OptimConfig):
-    """One small training a category, on its own archive, without copy-paste."""
-
-    enabled: bool = True
-    iterations: Count = Field(5000, description="Method: 5,000")
-    clusters: int = Field(
-        0, ge=0, description="experts for all, each of a cluster of categories; 0: one a category"
-    )
-    shared_iterations: int = Field(
-        0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
-    )
-    threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a pixel is the thing. Method: 0.5"
-    )
-    mirror: bool = Field(False, description="average with the mirror image's. Method: no")
-    keep_unseen: bool = Field(
-        True, description="where it sees nothing the pseudo-mask stays, for no mask. Method: no"
-    )
-    snap: bool = Field(False, description="the solver after the expert as well. Method: no")
-    batch_size: Count = Field(8, description="Method: 8")
-    num_cpus: float = Field(1.0, gt=0, description="cores that Ray keeps for each expert")
-    num_gpus: float = Field(
-        1.0, gt=0, description="GPUs that Ray keeps for each expert on 'cuda'; 0.25: four share one"
-    )
-
-
-class TrainConfig(OptimConfig):
-    """The segmenter over all archives."""
-
-    start: str = Field(
-        "", description="checkpoint to go on from, of these or other categories; empty: none"
-    )
-    checkpoint_every: Count = 1000
-    num_workers: Count = Field(1, description="processes that share a step, on Ray")
-    sync_batch_norm: bool = Field(
-        False, description="statistics over the whole batch, not each process's share; GPUs only"
-    )
-    max_failures: int = Field(3, ge=0, description="lost processes that are replaced, on Ray")
-
-
-class EvaluateConfig(ModelSection):
-    """What to judge the segmenter on."""
-
-    benchmark: str = Field("", description="name in BENCHMARKS or a dotted path; empty: none")
-    root: str = Field("", description="folder of the benchmark, in its published layout")
-    split: str = Field("val")
-    max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
-    export: Source = Field(
-        "", description="folder for every prediction as ImageNet-S wants them; empty: none"
-    )
-
-
-class BaselinesConfig(Section):
-    """MaskCLIP and ReCo, which the segmenter is held against; they run where `evaluate` does."""
-
-    model: str = Field("miniworld", description="an open_clip model, as in embed.model")
-    weights: str = Field("", description="as in embed.weights. Method: OpenAI's RN50, RN50x16")
-    shorter_side: int = Field(
-        512,
-        ge=0,
-        description="pixels every image is brought to; 0: its own. Method: 512 (MaskCLIP)",
-    )
-    normalization: Literal["imagenet", "clip"] = Field(
-        "imagenet", description="of CLIP's images. Method: imagenet, though CLIP learnt on its own"
-    )
-    temperature: float = Field(
-        100.0, gt=0, description="cosines times this go into MaskCLIP's softmax. Method: not known"
-    )
-    denoise: Share = Field(0.0, description="categories that reach this nowhere go. Method: 0, off")
-    smooth: Share = Field(0.0, description="pixels below it ask those alike. Method: 0, off")
-    encoder: str = Field(
-        "miniworld", description="ReCo's features: name in ENCODERS (timm:…) or a dotted path"
-    )
-    encoder_weights: str = Field("", description="its weights file. Method: DeiT-S/16, stylized")
-    images: Count = Field(50, description="of each archive that ReCo looks at. Method: 50")
-    crop: Count = Field(224, description="pixels of their center crop. Method: 224")
-    context: Source = Field(
-        "", description="archive folder of what is not looked for (sky, road, …); empty: none"
-    )
-    post: Literal["none", "softmax", "crf"] = Field(
-        "crf", description="what becomes of ReCo's products. Method: crf"
-    )
-    scale: float = Field(
-        100.0, gt=0, description="products times this go into the softmax. Method: not known"
-    )
+    run: RunConfig
+    ray: RayConfig = RayConfig()
+    categories: CategoriesConfig = CategoriesConfig()
+    metadata: MetadataConfig = MetadataConfig()
+    vectors: VectorsConfig = VectorsConfig()
+    fetch: FetchConfig = FetchConfig()
+    embed: EmbedConfig = EmbedConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    search: SearchConfig = SearchConfig()
+    faces: FacesConfig = FacesConfig()
+    saliency: SaliencyConfig = SaliencyConfig()
+    bilateral: BilateralConfig = BilateralConfig()
+    augment: AugmentConfig = AugmentConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
+    experts: ExpertsConfig = ExpertsConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    baselines: BaselinesConfig = BaselinesConfig()

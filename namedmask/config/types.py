@@ -36,6 +36,11 @@ class Section(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def summary(self) -> str:
+        """What the section chooses, in a few words, for the plan."""
+        return ""
+
 
 class PoolSection(Section):
     """A section whose stage is a pool of actors on Ray."""
@@ -43,9 +48,19 @@ class PoolSection(Section):
     actors: tuple[Count, Count] = Field((1, 1), description="fewest and most at once, on Ray")
     num_cpus: float = Field(1.0, ge=0, description="of each actor, on Ray: what it reserves")
 
+    @property
+    def reserved_gpus(self) -> float:
+        """GPUs that Ray keeps for each actor."""
+        return 0.0
+
 
 class ModelSection(PoolSection):
     """A section whose stage runs a network."""
 
     device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
     num_gpus: float = Field(1.0, ge=0, description="of each actor on Ray, where device is cuda")
+
+    @property
+    def reserved_gpus(self) -> float:
+        """GPUs that Ray keeps for each actor."""
+        return self.num_gpus if self.device == "cuda" else 0.0

@@ -25,7 +25,7 @@ from namedmask import schema
 from namedmask.config import EmbedConfig
 from namedmask.config.registry import resolve
 from namedmask.images.codec import BadImage
-from namedmask.schema.status import CONTENT_CHANGED
+from namedmask.schema.status import CONTENT_CHANGED, NOT_FINITE
 from namedmask.storage.read_ahead import one_ahead
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Embed:
                 continue
             vector = next(vectors)
             finite = bool(np.isfinite(vector).all())
-            yield (vector, schema.OK) if finite else (None, "not_finite")
+            yield (vector, schema.OK) if finite else (None, NOT_FINITE)
 
 
 def _refuse_changed(

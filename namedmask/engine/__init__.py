@@ -1,28 +1,15 @@
-"""Who does the work of a verb: the plain loop in this process, or graphs on a Ray cluster.
+"""Who does the work of a verb: the plain loop in this process, or graphs on a Ray cluster."""
 
-with executor_of(config, local=True) as executor:
-    collect.embed(config, progress, executor)
-"""
+from typing import TYPE_CHECKING
 
-from __future__ import annotations
+from namedmask import lazy_names
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+if TYPE_CHECKING:
+    from namedmask.engine.executors import PLAIN_LOOP as PLAIN_LOOP
+    from namedmask.engine.executors import executor_of as executor_of
 
-from namedmask.config import Config
-from namedmask.engine.local import PlainLoop
-from namedmask.run.executor import Executor
+__all__ = ["PLAIN_LOOP", "executor_of"]
 
-PLAIN_LOOP = PlainLoop()
-
-
-@contextmanager
-def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
-    """Yield the plain loop, or an executor on the Ray that the config names."""
-    if local:
-        yield PLAIN_LOOP
-        return
-    from namedmask.engine.on_ray import connect
-
-    with connect(config) as executor:
-        yield executor
+__getattr__, __dir__ = lazy_names(
+    __name__, {"PLAIN_LOOP": "executors", "executor_of": "executors"}
+)  # fmt: skip

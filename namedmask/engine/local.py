@@ -2,7 +2,7 @@
 
 For one machine, for a notebook, for a GPU machine that has only torch; and the reference that the
 graphs on a cluster are held to. The next wave is fetched while the one before it is in use; where
-`fetch.workers` says so, by several processes, a wave each. What a verb does not need is not
+`fetch.processes` says so, by several processes, a wave each. What a verb does not need is not
 imported: torch takes seconds.
 
 Memory: two waves of encoded images, or one more than there are such processes.
@@ -86,12 +86,8 @@ class PlainLoop:
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
         from namedmask.archive.store import Archive
-        from namedmask.segmenter.checkpoint import (
-            CHECKPOINT,
-            TRAINING,
-            save_checkpoint,
-            starting_segmenter,
-        )
+        from namedmask.run.layout import CHECKPOINT, TRAINING
+        from namedmask.segmenter.checkpoint import save_checkpoint, starting_segmenter
         from namedmask.train.loop import train
 
         use_threads(job.config)

@@ -23,19 +23,18 @@ from namedmask.errors import NamedMaskError
 if TYPE_CHECKING:
     from namedmask.config import FetchConfig
     from namedmask.run.stages import Stage
-    from namedmask.run.waves import Wave
-from namedmask.run.waves import FetchedWave, fetch_wave
+    from namedmask.run.waves import FetchedWave, Wave
 
 T = TypeVar("T")
 
 
 def count_of(config: FetchConfig) -> int:
     """Return how many processes fetch."""
-    return config.workers or os.cpu_count() or 1
+    return config.processes or os.cpu_count() or 1
 
 
 def begin_server(config: FetchConfig) -> bool:
-    """Let the server of processes begin to import `lean`; return whether there is to be one."""
+    """Let the server of processes begin to import what they need; return whether there is to be one."""
     if count_of(config) == 1:
         return False
     multiprocessing.set_forkserver_preload([__name__, "namedmask.engine.preload"])
@@ -44,6 +43,8 @@ def begin_server(config: FetchConfig) -> bool:
 
 
 def _fetch_here(wave: Wave, config: FetchConfig, use: Callable[[FetchedWave], T]) -> T:
+    from namedmask.run.waves import fetch_wave
+
     return use(fetch_wave(wave, _stage(config)))
 
 

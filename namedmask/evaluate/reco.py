@@ -7,7 +7,7 @@ product is how like that vector it is, times how like the category's name CLIP f
 Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Not known: what made of
 the product, which 0.73 bounds, a probability whose threshold is 0.9. Its released code feeds the
 product to softmax and CRF as it is; over 20 names, no cosine negative, marginals then end at 0.14
-(tests/evaluate/test_reco.py), so here the product is multiplied by 100 first, as MaskCLIP's cosines are
+(test_reco.py), so here the product is multiplied by 100 first, as MaskCLIP's cosines are
 (`baselines.scale`, `post`). Differs: a place's affinities to one image stay with that image, where
 a slip of an index lets those of later ones in; the images are those of the run's archives, checked
 and without near duplicates, where the original retrieves from ImageNet for itself; its encoder

@@ -18,6 +18,7 @@ import numpy as np
 
 from namedmask.errors import InputError
 from namedmask.metrics import Absent, ConfusionMatrix
+from namedmask.run import layout
 from namedmask.schema.columns import BACKGROUND, LABEL_DTYPE
 from namedmask.storage import Place
 from namedmask.storage.files import read_json
@@ -25,7 +26,6 @@ from namedmask.storage.files import read_json
 THRESHOLDS = (np.arange(20) / 20).astype(np.float32)
 """Method: from 0 to 0.95 in steps of 0.05. Single precision, as the probabilities are."""
 
-FOLDER = "baselines"
 """Below a run folder: what was measured of the baselines."""
 
 
@@ -130,9 +130,9 @@ def read_sweep(path: Place, baseline: str, settings: Mapping[str, Any]) -> dict[
 
 def measured(folder: Place) -> list[dict[str, Any]]:
     """Return what was measured of the baselines in a run folder, sweeps last."""
-    if not (folder / FOLDER).is_dir():
+    if not (folder / layout.BASELINES).is_dir():
         return []
-    paths: list[Place] = [*(folder / FOLDER).glob("*.json")]
+    paths: list[Place] = [*(folder / layout.BASELINES).glob("*.json")]
     found = [read_json(path) for path in sorted(paths, key=lambda path: path.name)]
     return sorted(found, key=lambda one: "curve" in one)
 
@@ -142,7 +142,7 @@ def standings(folder: Place, benchmark: str, split: str) -> list[dict[str, Any]]
 
     The run's own segmenter comes first; it knows background, so that it has no threshold.
     """
-    rows, own = [], folder / "evaluation.json"
+    rows, own = [], folder / layout.EVALUATION
     if own.exists():
         rows.append(read_json(own) | {"baseline": "namedmask"})
     rows += measured(folder)

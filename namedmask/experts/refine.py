@@ -21,26 +21,24 @@ import pyarrow as pa
 from torch.nn import Module
 
 from namedmask import images, schema
-from namedmask.archive.store import REFINED, Archive, ArchivedCategory, stem
+from namedmask.archive.store import Archive, ArchivedCategory, stem
 from namedmask.categories import templates_of
 from namedmask.config import Config, settings_of
 from namedmask.embed.text import AskSide, Wording
 from namedmask.errors import ConfigError
 from namedmask.experts.clusters import balanced_clusters
 from namedmask.experts.expert import redraw, train_expert, train_shared_expert
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job
+from namedmask.run.layout import EXPERTS, REFINED, SHARED_EXPERT
 from namedmask.run.ledger import Commit, write_unit
 from namedmask.segmenter.checkpoint import load_checkpoint, save_checkpoint
 from namedmask.storage import Place
 from namedmask.storage.files import Content, digest, read_json, write_json
 
-EXPERTS = "experts"
-SHARED = "shared"
-SHARED_FILE = f"{EXPERTS}/{SHARED}.pt"
-"""The expert where all others start; its unit is `SHARED`."""
-
-CLUSTERS_FILE = "clusters.json"
+SHARED_FILE = layout.expert_file(SHARED_EXPERT)
+"""The expert where all others start; its unit is `SHARED_EXPERT`."""
 
 OnStep = Callable[[int, float], None]
 
@@ -94,11 +92,11 @@ def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
     Raises:
         ConfigError: more clusters than categories.
     """
-    config, path = job.config, job.ledger.folder / CLUSTERS_FILE
+    config, path = job.config, job.ledger.folder / layout.CLUSTERS
     count = config.experts.clusters
     if not count:
         return []
-    categories = Archive.open(job.ledger.folder / "archive").categories
+    categories = Archive.open(job.ledger.folder / layout.ARCHIVE).categories
     if count > len(categories):
         raise ConfigError(
             f"experts.clusters is {count}, and there are {len(categories)} categories. Lower it, "
@@ -123,7 +121,7 @@ def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
 
 def open_work(job: Job, clusters: Sequence[Sequence[str]] = ()) -> Work:
     """Return what is done and what is left, once the leftovers of a killed run are gone."""
-    archive = Archive.open(job.ledger.folder / "archive")
+    archive = Archive.open(job.ledger.folder / layout.ARCHIVE)
     listed = [[archive.category(name) for name in names] for names in clusters]
     wanted = [Cluster(tuple(one)) for one in listed or [[one] for one in archive.categories]]
     committed = job.ledger.commits(REFINED)
@@ -137,12 +135,12 @@ def open_work(job: Job, clusters: Sequence[Sequence[str]] = ()) -> Work:
     current = {file for cluster in wanted for file in cluster.files}
     for commit in committed.values():  # of other archives or members; the sweep takes its files
         if commit not in done and current & commit.files.keys():
-            (job.ledger.folder / REFINED / f"commit-{commit.unit}.json").unlink()
+            (job.ledger.folder / REFINED / layout.commit_file(commit.unit)).unlink()
     job.ledger.sweep(REFINED, EXPERTS)
     shared = bool(left) and job.config.experts.shared_iterations > 0
     return Work(
         wanted, done, left,
-        needs_shared=shared and SHARED not in job.ledger.commits(EXPERTS),
+        needs_shared=shared and SHARED_EXPERT not in job.ledger.commits(EXPERTS),
         start=job.ledger.folder / SHARED_FILE if shared else None,
     )  # fmt: skip
 
@@ -218,14 +216,14 @@ def refine_shared(config: Config, folder: Place) -> Commit:
 
 def shared_expert(config: Config, folder: Place, on_step: OnStep | None = None) -> Module:
     """Return the expert of all categories."""
-    samples = Archive.open(folder / "archive").samples(refined=False)
+    samples = Archive.open(folder / layout.ARCHIVE).samples(refined=False)
     return train_shared_expert(samples, config, on_step=on_step)
 
 
 def commit_shared(config: Config, folder: Place, expert: Module) -> Commit:
     """Return the record of the expert of all categories, once it is written."""
     save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
-    return write_unit(folder, EXPERTS, SHARED, {SHARED_FILE: save}, rows=0, counts={})
+    return write_unit(folder, EXPERTS, SHARED_EXPERT, {SHARED_FILE: save}, rows=0, counts={})
 
 
 def cluster_expert(
@@ -237,7 +235,7 @@ def cluster_expert(
 ) -> Module:
     """Return the expert of a cluster, begun at the checkpoint `start` if there is one."""
     names = [category.name for category in cluster.members]
-    samples = Archive.open(folder / "archive").thing_samples(*names)
+    samples = Archive.open(folder / layout.ARCHIVE).thing_samples(*names)
     model = load_checkpoint(start, config.segmenter)[0] if start else None
     seed = config.run.seed + cluster.members[0].label_id
     return train_expert(samples, config, seed, model, on_step=on_step)
@@ -247,7 +245,7 @@ def redraw_cluster(
     config: Config, folder: Place, cluster: Cluster, expert: Module
 ) -> list[tuple[pa.Table, int]]:
     """Return each category's entries with new masks (schema.REFINED), how many are as before."""
-    archive = Archive.open(folder / "archive")
+    archive = Archive.open(folder / layout.ARCHIVE)
     solver = config.bilateral if config.experts.snap else None
     redrawn = []
     for category in cluster.members:
@@ -282,7 +280,7 @@ def commit_cluster(
         folder,
         REFINED,
         cluster.unit,
-        files | {f"{EXPERTS}/{cluster.unit}.pt": save},
+        files | {layout.expert_file(cluster.unit): save},
         rows=rows,
         counts={"redrawn": rows - kept, "kept": kept},
         input_digest=cluster.digest,

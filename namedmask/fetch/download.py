@@ -27,7 +27,26 @@ from namedmask.fetch import addresses
 from namedmask.fetch.addresses import BlockedAddressError
 from namedmask.fetch.politeness import ROBOTS_BYTES, Host, may_fetch, opted_out, retry_after
 from namedmask.fetch.ttl_cache import Remembered
-from namedmask.schema.status import reason_of
+from namedmask.schema.status import (
+    BAD_RESPONSE,
+    BAD_TLS,
+    BAD_URL,
+    BLOCKED_ADDRESS,
+    DNS,
+    DNS_FAILED,
+    OPTED_OUT,
+    REFUSED,
+    RESET,
+    ROBOTS_TXT,
+    TIMEOUT,
+    TOO_BIG,
+    TOO_MANY_REDIRECTS,
+    TRANSIENT,
+    UNREACHABLE,
+    failure_class_of,
+    http_code_of,
+    of_http,
+)
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
 PAUSES = frozenset((429, 503))
@@ -75,9 +94,9 @@ class Downloader:
         left = self.config.timeout_s
         for _ in range(self.config.max_redirects + 1):
             if target.scheme not in ("http", "https") or not target.raw_host:
-                raise FailedError("bad_url")
+                raise FailedError(BAD_URL)
             if ask_robots and not await self._may_fetch(target):
-                raise FailedError("robots_txt")
+                raise FailedError(ROBOTS_TXT)
             host = self._host(target.raw_host)
             # the host's turn first: rows of a slow host must not hold the slots of all others
             async with host.turns:
@@ -90,7 +109,7 @@ class Downloader:
                         return await use(answer)
             left -= time.monotonic() - started
             target = target.join(parsed(answer))
-        raise FailedError("too_many_redirects")
+        raise FailedError(TOO_MANY_REDIRECTS)
 
     def _host(self, name: str) -> Host:
         if name not in self.hosts:
@@ -111,7 +130,7 @@ class Downloader:
                 return response.headers["Location"]
             if 200 <= response.status < 300:
                 return await read(response)
-            status = f"http_{response.status}"
+            status = of_http(response.status)
             if response.status in PAUSES and "Retry-After" in response.headers:
                 pause = retry_after(response.headers["Retry-After"])
                 self._host(target.raw_host or "").hear(status, pause)
@@ -120,14 +139,14 @@ class Downloader:
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
         tags = response.headers.getall("X-Robots-Tag", ())
         if self.config.honor_opt_out and opted_out(tags, self.config.user_agent):
-            raise FailedError("opted_out")
+            raise FailedError(OPTED_OUT)
         if (response.content_length or 0) > self.config.max_bytes:
-            raise FailedError("too_big")
+            raise FailedError(TOO_BIG)
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > self.config.max_bytes:
-                raise FailedError("too_big")
+                raise FailedError(TOO_BIG)
         return bytes(body)
 
     async def _may_fetch(self, target: URL) -> bool:
@@ -144,7 +163,7 @@ class Downloader:
         try:
             text = await self._follow(parsed(f"{site}/robots.txt"), first_bytes, as_is, False)
         except FailedError as error:
-            if not error.status.startswith("http_") or reason_of(error.status) == "transient":
+            if not http_code_of(error.status) or failure_class_of(error.status) == TRANSIENT:
                 raise
             text = b""  # RFC 9309: a site that answers and has none lets everything be fetched
         robots_texts.put(site, text, ROBOTS_S, len(text) + 100)
@@ -171,7 +190,7 @@ def parsed(url: str) -> URL:
     try:
         return URL(url.strip())
     except (ValueError, IndexError) as error:  # the second for a host that is an empty bracket
-        raise FailedError("bad_url") from error
+        raise FailedError(BAD_URL) from error
 
 
 def status_of(error: Exception) -> str:
@@ -181,15 +200,15 @@ def status_of(error: Exception) -> str:
     ):
         return _status_of_connecting(error.os_error)
     if isinstance(error, aiohttp.ClientPayloadError) and _is_nonsense(error.__cause__):
-        return "bad_response"  # as it is where the same bytes come together with the headers
+        return BAD_RESPONSE  # as it is where the same bytes come together with the headers
     words: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
-        ("timeout", (TimeoutError,)),
-        ("bad_tls", (aiohttp.ClientSSLError,)),
-        ("bad_url", (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)),
-        ("bad_response", (aiohttp.ClientResponseError,)),
-        ("reset", (aiohttp.ClientError, OSError)),
+        (TIMEOUT, (TimeoutError,)),
+        (BAD_TLS, (aiohttp.ClientSSLError,)),
+        (BAD_URL, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)),
+        (BAD_RESPONSE, (aiohttp.ClientResponseError,)),
+        (RESET, (aiohttp.ClientError, OSError)),
     )
-    return next((word for word, kinds in words if isinstance(error, kinds)), "bad_url")
+    return next((word for word, kinds in words if isinstance(error, kinds)), BAD_URL)
 
 
 def _is_nonsense(cause: BaseException | None) -> bool:
@@ -201,11 +220,11 @@ def _is_nonsense(cause: BaseException | None) -> bool:
 
 def _status_of_connecting(error: OSError) -> str:
     if isinstance(error, BlockedAddressError):
-        return "blocked_address"
+        return BLOCKED_ADDRESS
     if isinstance(error, socket.gaierror):
-        return "dns_failed" if addresses.is_failure(error) else "dns"
-    words = {errno.ECONNREFUSED: "refused", errno.ECONNRESET: "reset", errno.EPIPE: "reset"}
-    return words.get(error.errno or 0, "unreachable")
+        return DNS_FAILED if addresses.is_failure(error) else DNS
+    words = {errno.ECONNREFUSED: REFUSED, errno.ECONNRESET: RESET, errno.EPIPE: RESET}
+    return words.get(error.errno or 0, UNREACHABLE)
 
 
 def make_room(in_flight: int) -> None:

@@ -27,7 +27,17 @@ from namedmask.config import FetchConfig
 from namedmask.fetch.download import Downloader, FailedError, session_of
 from namedmask.images import jpegs
 from namedmask.schema.columns import alive, require_columns, update
-from namedmask.schema.status import CONTENT_CHANGED, OK, reason_of
+from namedmask.schema.status import (
+    BLOCKED_ADDRESS,
+    CONTENT_CHANGED,
+    CRASHED,
+    EMPTY,
+    NO_FILE,
+    OK,
+    TOO_BIG,
+    TRANSIENT,
+    failure_class_of,
+)
 
 BACKOFF_S = 0.5
 """Before the first retry; doubled before each further one."""
@@ -146,7 +156,7 @@ class _Fetcher:
             if attempt:
                 await asyncio.sleep(BACKOFF_S * 2 ** (attempt - 1))
             fetched = await self._attempt(url, hashes)
-            if reason_of(fetched.status) != "transient":
+            if failure_class_of(fetched.status) != TRANSIENT:
                 break
         return fetched
 
@@ -160,7 +170,7 @@ class _Fetcher:
             return Fetched(error.status)
         except Exception:  # noqa: BLE001  the guard of a row: one url must not end the batch
             _log.exception("fetching %s", url)
-            return Fetched("crashed")
+            return Fetched(CRASHED)
 
     async def _prove(self, body: bytes, hashes: Hashes) -> Fetched:
         if not self.alone and len(body) <= SMALL_BYTES and jpegs.pixels_of(body) <= SMALL_PIXELS:
@@ -180,7 +190,7 @@ def prove(body: bytes, config: FetchConfig) -> Fetched:
         BadImage: see images.decode.
     """
     if not body:
-        return Fetched("empty")
+        return Fetched(EMPTY)
     return Fetched(OK, *jpegs.to_store(body, config.longest_side, config.max_pixels, JPEG_QUALITY))
 
 
@@ -202,12 +212,12 @@ def is_as_promised(body: bytes, hashes: Hashes) -> bool:
 
 def _prove_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
     if not config.file_root:
-        return Fetched("blocked_address")
+        return Fetched(BLOCKED_ADDRESS)
     path = Path(unquote(urlsplit(url).path)).resolve()
     if not path.is_relative_to(Path(config.file_root).resolve()):
-        return Fetched("blocked_address")
+        return Fetched(BLOCKED_ADDRESS)
     if not path.is_file():
-        return Fetched("no_file")
+        return Fetched(NO_FILE)
     if path.stat().st_size > config.max_bytes:
-        return Fetched("too_big")
+        return Fetched(TOO_BIG)
     return _prove_as(path.read_bytes(), hashes, config)

@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from namedmask.schema.status import NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_MANY_SCANS, TRUNCATED
+
 if TYPE_CHECKING:
     import torch
 
@@ -124,7 +126,7 @@ def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple
         orientation = orientation_of(image) if upright else 1
         return np.array(turned(_rgb(image), orientation)), orientation
     except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
-        raise BadImage("truncated", str(error)) from error
+        raise BadImage(TRUNCATED, str(error)) from error
 
 
 def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
@@ -143,19 +145,19 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage("too_many_pixels", str(error)) from error
+        raise BadImage(TOO_MANY_PIXELS, str(error)) from error
     except Exception as error:  # the guard of a row, as in `decode`
         known = data.startswith(_SIGNATURES) or data[4:12] in _AVIF
-        status = "truncated" if known else "not_an_image"
+        status = TRUNCATED if known else NOT_AN_IMAGE
         raise BadImage(status, f"{len(data)} bytes beginning {data[:12]!r}") from error
     width, height = image.size
     if width * height > max_pixels:
-        raise BadImage("too_many_pixels", f"{width} × {height}, at most {max_pixels} pixels")
+        raise BadImage(TOO_MANY_PIXELS, f"{width} × {height}, at most {max_pixels} pixels")
     if _tile_pixels(image) > max_pixels:
-        raise BadImage("too_many_pixels", f"tiles of more than {max_pixels} pixels")
+        raise BadImage(TOO_MANY_PIXELS, f"tiles of more than {max_pixels} pixels")
     scans = data.count(_START_OF_SCAN) if data.startswith(_JPEG) else 1
     if scans > min(MAX_SCANS, 20 * max_pixels // max(1, width * height)):
-        raise BadImage("too_many_scans", f"{width} × {height} in {scans} scans")
+        raise BadImage(TOO_MANY_SCANS, f"{width} × {height} in {scans} scans")
     return image
 
 
@@ -234,7 +236,7 @@ def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
         image.load()
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
     except Exception as error:  # the guard of a row, as in `decode`
-        raise BadImage("truncated", str(error)) from error
+        raise BadImage(TRUNCATED, str(error)) from error
 
 
 def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False) -> np.ndarray:

@@ -33,7 +33,16 @@ from namedmask.metadata.seen_urls import Repeats
 from namedmask.metadata.sources import places_of, read_place, read_rows
 from namedmask.metadata.urls import normalize_url, url_digest
 from namedmask.schema.columns import METADATA
-from namedmask.schema.status import BAD_URL, DUPLICATE_URL, OK
+from namedmask.schema.status import (
+    BAD_ASPECT,
+    BAD_SIMILARITY,
+    BAD_URL,
+    DUPLICATE_URL,
+    OK,
+    TOO_SMALL,
+    UNSAFE,
+    WATERMARK,
+)
 from namedmask.storage import Place
 
 TEXTS = ("url", "caption", "nsfw")
@@ -138,11 +147,11 @@ def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
     tag = pc.utf8_upper(pc.utf8_trim_whitespace(text["nsfw"]))
     reasons = {
         BAD_URL: np.array([not url for url in normal]),
-        "unsafe": _unsafe(punsafe, tag, config),
+        UNSAFE: _unsafe(punsafe, tag, config),
         **_size_reasons(width, height, config),
-        "bad_similarity": (similarity < config.min_similarity)
+        BAD_SIMILARITY: (similarity < config.min_similarity)
         | (similarity > config.max_similarity),  # false for NaN
-        "watermark": pwatermark > config.max_pwatermark,
+        WATERMARK: pwatermark > config.max_pwatermark,
     }
     ids = [url_digest(one or url) for one, url in zip(normal, urls, strict=True)]
     columns = {
@@ -227,6 +236,6 @@ def _size_reasons(
     known = short > 0
     aspect = long / np.maximum(short, 1)
     return {
-        "too_small": known & (short < config.min_side),
-        "bad_aspect": known & (aspect > (config.max_aspect or np.inf)),
+        TOO_SMALL: known & (short < config.min_side),
+        BAD_ASPECT: known & (aspect > (config.max_aspect or np.inf)),
     }

@@ -19,13 +19,14 @@ from namedmask.miniworld.server import reserve_port, serve
 from namedmask.miniworld.truth import judge
 from namedmask.miniworld.web import build_world
 from namedmask.report import write_report
+from namedmask.run import layout
+from namedmask.run.layout import CHECKPOINT
 from namedmask.run.machine import peak_rss_mb
 from namedmask.run.progress import Progress
-from namedmask.segmenter.checkpoint import CHECKPOINT, load_checkpoint
+from namedmask.run.verb_table import VERBS, road_of
+from namedmask.segmenter.checkpoint import load_checkpoint
 from namedmask.segmenter.predict import predict_labels
 from namedmask.storage.files import write_json
-from namedmask.verbs import build as verbs
-from namedmask.verbs import evaluate, refine, train
 
 FULL = {
     "retrieve": {"archive_size": 80, "candidates": 300},
@@ -35,7 +36,6 @@ FULL = {
 """What `--full` changes: more images a category, longer training."""
 
 SHOWN, SIDE = 4, 240
-VERBS = (verbs.curate, refine.refine, train.train, evaluate.evaluate)
 
 
 def run_demo(
@@ -46,24 +46,24 @@ def run_demo(
     With `local`, a plain loop does the work, else a Ray begun here.
     The world is drawn once; a finished demo is recognized and left as it is (`skipped`).
     """
-    world = out / "world"
+    world = out / layout.DEMO_WORLD
     with progress.step("draw the world"):
         build_world(world, seed, per_category=260 if full else 140)
     port = reserve_port(world / "port")
     config = demo_config(seed, out, world, f"http://127.0.0.1:{port}", full)
     with serve(world / "web", port) as base:
         with executor_of(config, local) as executor:
-            results = [verb(config, progress, executor) for verb in VERBS]
-        done = out / "summary.json"
+            results = [VERBS[name].load()(config, progress, executor) for name in road_of(config)]
+        done = out / layout.DEMO_SUMMARY
         if all(result.get("skipped") for result in results) and done.exists():
             return json.loads(done.read_text()) | {"skipped": True}
         with progress.step("judge by the truth"):
             summary = {"seed": seed, "full": full} | judge(config, world, base)
-    summary["seconds"] = json.loads((out / "timings.json").read_text())
+    summary["seconds"] = json.loads((out / layout.TIMINGS).read_text())
     summary["peak_rss_mb"] = peak_rss_mb()
     write_json(done, summary)
     write_report(out)
-    (out / "demo.png").write_bytes(picture(out, world))
+    (out / layout.DEMO_PICTURE).write_bytes(picture(out, world))
     return summary
 
 

@@ -17,16 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from namedmask import images as imagelib
-from namedmask.archive.store import REFINED, Archive, stem
+from namedmask.archive.store import Archive, stem
 from namedmask.config import Config
 from namedmask.evaluate.benchmarks import folder as open_folder
 from namedmask.faces.stage import Faces
 from namedmask.metadata.urls import sample_id
 from namedmask.metrics import ConfusionMatrix
 from namedmask.miniworld import captions, pictures
-from namedmask.schema.status import OK
+from namedmask.run import layout
+from namedmask.run.layout import REFINED
+from namedmask.schema.status import HAS_FACE, NEAR_DUPLICATE, OK, SURPLUS
 
-ACCEPTED = ("ok", "surplus")
+ACCEPTED = (OK, SURPLUS)
 
 
 @dataclass
@@ -57,13 +59,13 @@ class Truth:
 def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
     """Return the summary of a finished demo run: plain values, as listed in docs/guide.md."""
     run, truth = Path(str(config.run.out)), Truth.load(world, base)
-    funnels = json.loads((run / "funnels.json").read_text())
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    archive = Archive.open(run / "archive")
-    candidates = pq.read_table(run / "candidates.parquet")
+    funnels = json.loads((run / layout.FUNNELS).read_text())
+    evaluation = json.loads((run / layout.EVALUATION).read_text())
+    archive = Archive.open(run / layout.ARCHIVE)
+    candidates = pq.read_table(run / layout.CANDIDATES)
     embedded = [
         row
-        for path in sorted((run / "embeddings").glob("wave-*.parquet"))
+        for path in sorted((run / layout.EMBEDDINGS).glob(layout.wave_files()))
         for row in pq.read_table(path, columns=["sample_id", "caption"]).to_pylist()
     ]
     entries = {name: archive.entries(name).to_pylist() for name in archive.names}
@@ -123,14 +125,14 @@ def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
     for row in candidates.sort_by([("category", "ascending"), ("rank", "ascending")]).to_pylist():
         group = truth.by_id[row["sample_id"]]["group"]
         groups = accepted.setdefault(row["category"], set())
-        if row["status"] not in (*ACCEPTED, "near_duplicate"):
+        if row["status"] not in (*ACCEPTED, NEAR_DUPLICATE):
             continue
         if group in groups:
             copies += 1
-            caught += row["status"] == "near_duplicate"
+            caught += row["status"] == NEAR_DUPLICATE
         else:
             others += 1
-            dropped += row["status"] == "near_duplicate"
+            dropped += row["status"] == NEAR_DUPLICATE
         if row["status"] in ACCEPTED:
             groups.add(group)
     return {
@@ -150,9 +152,9 @@ def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, flo
         found = stage(pa.table({"image": data, "status": [OK] * len(data)}))["status"].to_pylist()
         for row, status in zip(rows, found, strict=True):
             if row["faces"]:
-                faces, caught = faces + 1, caught + (status == "has_face")
+                faces, caught = faces + 1, caught + (status == HAS_FACE)
             else:
-                others, dropped = others + 1, dropped + (status == "has_face")
+                others, dropped = others + 1, dropped + (status == HAS_FACE)
     return {
         "face_recall": caught / max(faces, 1),
         "face_false_drop": dropped / max(others, 1),
@@ -197,7 +199,7 @@ def _masks(
 
 def _saliency_masks(run: Path) -> dict[str, np.ndarray]:
     masks = {}
-    for path in sorted((run / "images").glob("wave-*.parquet")):
+    for path in sorted((run / layout.IMAGES).glob(layout.wave_files())):
         for row in pq.read_table(path, columns=["sample_id", "saliency"]).to_pylist():
             masks[row["sample_id"]] = imagelib.decode_gray(row["saliency"]) > 127
     return masks

@@ -28,6 +28,7 @@ from namedmask.report.page import (
     section,
 )
 from namedmask.report.run_folder import Run
+from namedmask.run import layout
 
 GALLERY_CATEGORIES = 40
 """Categories in the gallery; of more, this many in even steps of the label order."""
@@ -142,7 +143,7 @@ def _scene(run: Run, benchmark: Benchmark, scene: Mapping[str, Any]) -> Html:
             f"was made when it was '{scene['name']}'. Restore the benchmark, or evaluate again."
         )
     names = run.evaluation["names"]
-    predicted = read_label_map(run.folder / "evaluation" / scene["prediction"])
+    predicted = read_label_map(run.folder / layout.LABEL_MAPS / scene["prediction"])
     height = max(1, round(image.shape[0] * SCENE_WIDTH / image.shape[1]))
     image = images.resize(image, height, SCENE_WIDTH)
     panels = [picture(image, f"{name}, picture")]

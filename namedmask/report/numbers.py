@@ -24,14 +24,13 @@ from namedmask.report.page import (
 )
 from namedmask.report.run_folder import Run
 from namedmask.report.scorecard import Line, scorecard
-from namedmask.schema.status import OK, reason_of
-
-VERBS = ("embed", "build", "refine", "train", "evaluate")
+from namedmask.run.verb_table import steps_of_road
+from namedmask.schema.status import DNS, DNS_FAILED, OK, failure_class_of
 
 OPEN_ROWS = 60
 """Lines of a table or chart that are shown without asking."""
 
-NO_ADDRESS = ("dns", "dns_failed")
+NO_ADDRESS = (DNS, DNS_FAILED)
 MANY_URLS = 20
 """From so many urls on, more than half without an address are worth a line."""
 
@@ -52,11 +51,12 @@ TILES = {
 
 def header(run: Run) -> Html:
     """Return the title and how far the run has come."""
-    done = [verb for verb in VERBS if run.verbs.get(verb, {}).get("finished")]
+    verbs = [verb.name for verb in steps_of_road()]
+    done = [verb for verb in verbs if run.verbs.get(verb, {}).get("finished")]
     items = (
         element("li", f"{verb} {'done' if verb in done else 'not yet'}",
                 class_="done" if verb in done else "open")
-        for verb in VERBS
+        for verb in verbs
     )  # fmt: skip
     return element(
         "header",
@@ -162,7 +162,9 @@ def _funnel(title: str, came_in: int, counts: Mapping[str, int]) -> Html:
 
 def _name_server(counts: Mapping[str, int]) -> list[Html]:
     lost = sum(counts.get(status, 0) for status in NO_ADDRESS)
-    tried = sum(count for status, count in counts.items() if status == OK or reason_of(status))
+    tried = sum(
+        count for status, count in counts.items() if status == OK or failure_class_of(status)
+    )
     if lost < MANY_URLS or lost * 2 <= tried:
         return []
     text = (

@@ -21,6 +21,7 @@ from namedmask.report.numbers import (
 )
 from namedmask.report.page import page
 from namedmask.report.run_folder import Run
+from namedmask.run import layout
 from namedmask.storage import Place
 from namedmask.storage.files import write_file
 
@@ -31,7 +32,7 @@ def write_report(run: Place) -> Place:
     Raises:
         InputError: `run` is no run folder, or a file of it is damaged.
     """
-    if not (run / "run.json").exists() and not (run / "summary.json").exists():
+    if not (run / layout.RUN_RECORD).exists() and not (run / layout.DEMO_SUMMARY).exists():
         raise InputError(
             f"{run} holds no run: run.json is missing. Give the folder that run.out named."
         )
@@ -41,5 +42,5 @@ def write_report(run: Place) -> Place:
         timings, configuration,
     )  # fmt: skip
     text = page(f"NamedMask: {found.name}", *(make(found) for make in sections))
-    write_file(run / "report.html", text.encode())
-    return run / "report.html"
+    write_file(run / layout.REPORT, text.encode())
+    return run / layout.REPORT

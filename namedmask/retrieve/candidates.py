@@ -26,18 +26,17 @@ from namedmask.retrieve.faiss_index import scan_of
 from namedmask.retrieve.pick import near_neighbors, pick_archive
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import Ask
-from namedmask.retrieve.safety import VIOLENT, Test, load_tests
+from namedmask.retrieve.safety import Test, load_tests
 from namedmask.retrieve.top_k import merge_top_k
 from namedmask.retrieve.vectors import VectorStore
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job
 from namedmask.run.label_ids import Label
+from namedmask.run.layout import CANDIDATE_LISTS
 from namedmask.run.ledger import write_unit
-from namedmask.schema.status import BLOCKED, NEGATIVE, PENDING, VETOED
+from namedmask.schema.status import BLOCKED, NEGATIVE, PENDING, VETOED, VIOLENT
 from namedmask.storage import Place
 from namedmask.storage.files import read_parquet
-
-OFFERS = "offers"
 
 NONE: Mapping[str, int] = MappingProxyType({})
 
@@ -122,9 +121,9 @@ def write_offers(
                         for one, status in zip(offered[0], statuses, strict=True)]  # fmt: skip
             expected = vectors[place] if isinstance(store, PublishedStore) else None
             table = _offer_table(*offered, score, statuses, vectors[place], expected, config)
-            files = {f"{OFFERS}/{ask.unit}.parquet": table}
+            files = {f"{CANDIDATE_LISTS}/{ask.unit}.parquet": table}
             counts = schema.counts_by_status(table["status"].to_pylist())
-            write_unit(folder, OFFERS, ask.unit, files, rows=table.num_rows, counts=counts)
+            write_unit(folder, CANDIDATE_LISTS, ask.unit, files, rows=table.num_rows, counts=counts)
             yield ask
 
 
@@ -159,7 +158,7 @@ def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarr
 def read_offer(folder: Place, ask: Ask) -> Offer:
     """Return the committed offer of a category, with what its rules say of it today."""
     names = [name for name in schema.OFFERS.names if name != "expected"]
-    table = read_parquet(folder / OFFERS / f"{ask.unit}.parquet", names)
+    table = read_parquet(folder / CANDIDATE_LISTS / f"{ask.unit}.parquet", names)
     sample_ids, urls = table["sample_id"].to_pylist(), table["url"].to_pylist()
     own = dict(zip(sample_ids, table["status"].to_pylist(), strict=True))
     own = {one: status for one, status in own.items() if status != PENDING}
@@ -174,7 +173,7 @@ def expected_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
 
     Of an image that is there twice the better-ranked.
     """
-    table = read_parquet(folder / OFFERS / f"{unit}.parquet", ["sample_id", "expected"])
+    table = read_parquet(folder / CANDIDATE_LISTS / f"{unit}.parquet", ["sample_id", "expected"])
     pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
     return dict(reversed(list(pairs)))
 
@@ -226,8 +225,8 @@ def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence
     """Commit the offers of those categories that were not asked for before in the same way."""
     config, folder = job.config, job.ledger.folder
     retrieve = config.retrieve
-    there = job.ledger.commits(OFFERS)
-    job.ledger.sweep(OFFERS)
+    there = job.ledger.commits(CANDIDATE_LISTS)
+    job.ledger.sweep(CANDIDATE_LISTS)
     new = list({ask.unit: ask for ask in asks if ask.unit not in there}.values())
     with job.clock("retrieve"), job.progress.step("retrieve", len(asks)) as step:
         step.advance(len(asks) - len(new))

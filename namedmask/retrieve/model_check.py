@@ -23,12 +23,11 @@ from namedmask.config import Config, settings_of
 from namedmask.errors import InputError
 from namedmask.retrieve.candidates import Offer, expected_of
 from namedmask.retrieve.queries import Ask
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job
 from namedmask.run.stages import load_stage
 from namedmask.storage.files import read_json, write_json
-
-FILE = "proof.json"
 
 TRIES = 2
 """Urls asked for each image wanted."""
@@ -59,7 +58,7 @@ def prove_model(executor: Executor, job: Job, asks: Sequence[Ask], offers: Seque
         InputError: it did not, or too few of their images came to tell.
     """
     config = job.config
-    path = job.ledger.folder / FILE
+    path = job.ledger.folder / layout.MODEL_CHECK
     asked = settings_of(config, ("vectors.source", "embed.model", "embed.weights"))
     found = read_json(path) if path.exists() else {}
     if found.get("settings") != asked:

@@ -32,11 +32,10 @@ import numpy as np
 
 from namedmask.config import RetrieveConfig
 from namedmask.errors import CheckpointError
+from namedmask.schema.status import UNSAFE, VIOLENT
 from namedmask.storage import place_of
 from namedmask.storage.place import fetched
 from namedmask.weights.catalogue import place_named
-
-UNSAFE, VIOLENT = "unsafe", "violent"
 
 Test = Callable[[np.ndarray], np.ndarray]
 """Vectors (N, D) float32 of unit length → (N,) bool: those to be dropped."""

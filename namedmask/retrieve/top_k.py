@@ -9,9 +9,6 @@ Three pure steps, each told what the others found:
 Steps 2 and 3 repeat until the archive is full or there is nothing left to try; then the archive is
 the best-ranked candidates that pass every check, however many rounds it took.
 
-Differs: the method takes the first 500 of one list and does not refill it; its near duplicates are
-connected components over that list, which change when the list grows.
-
 Cost in CPU seconds: 2.5 for 12 categories over 1,000,000 × 768 float16 vectors (k 500), 13 for 919
 with reading and start; see docs/results.md; 0.2 to pick one archive from 3,000 candidates.
 """

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,20 +19,14 @@ from namedmask import schema
 from namedmask.categories import category_set_of
 from namedmask.config.run_file import Config, settings_of, to_toml
 from namedmask.errors import InputError, TooManyFailuresError
+from namedmask.run import layout
+from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.machine import peak_rss_mb
 from namedmask.run.progress import Progress
-from namedmask.run.stores import EMBEDDINGS, EmbeddingStore
-from namedmask.run.verb_table import (
-    BOUND,
-    CONTENT,
-    DEPENDS_ON,
-    LOOSE,
-    PUBLISHED_ADDS,
-    STORES,
-    verbs_before,
-)
-from namedmask.schema.status import VERDICTS
+from namedmask.run.stores import EmbeddingStore
+from namedmask.run.verb_table import CHECKED_IMAGES, WORK, verbs_before
+from namedmask.schema.status import FINDINGS
 from namedmask.storage import Place, place_of
 from namedmask.storage.files import digest, read_json, write_file, write_json
 
@@ -50,7 +44,7 @@ class Job:
     @property
     def archive(self) -> Place:
         """The folder of the archive to train on, with that of the refined masks beside it."""
-        return (self.archives or self.ledger.folder) / "archive"
+        return (self.archives or self.ledger.folder) / layout.ARCHIVE
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -61,40 +55,38 @@ class Job:
         finally:
             self.seconds[stage] += time.perf_counter() - began
 
-    def settings(self, verb: str) -> dict[str, Any]:
-        """Return the settings that `verb` depends on."""
-        more = PUBLISHED_ADDS.get(verb, ()) if self.config.vectors.source else ()
-        return settings_of(self.config, (*DEPENDS_ON[verb], *more))
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the settings that shape the output of a verb, or of other work."""
+        work = WORK[name]
+        more = work.published_settings if self.config.vectors.source else ()
+        return settings_of(self.config, (*work.settings, *more))
 
-    def content(self, verb: str) -> str:
-        """Return a digest of categories, vectors and how images are judged, if it matters."""
-        if verb not in CONTENT:
+    def categories_digest(self, name: str) -> str:
+        """Return a digest of categories, vectors and how images are checked; "" if none matters."""
+        if not WORK[name].follows_categories:
             return ""
         category_set = category_set_of(self.config.categories)
         each = self.config.tree()["categories"]["each"]
         shown = {path for rules in each.values() for path in rules["examples"]}
         content = [
-            category_set.names, category_set.queries, each, self.settings("images"),
+            category_set.names, category_set.queries, each, self.settings(CHECKED_IMAGES.name),
             [_sha256_of(path) for path in sorted(shown)],
         ]  # fmt: skip
-        if vectors := self.ledger.made("embed"):  # others once rows were tried again
+        if vectors := self.ledger.output_digest("embed"):  # others once rows were tried again
             content.append(vectors)
         return digest([json.dumps(content, sort_keys=True)])
 
-    def finished(self, verb: str) -> dict[str, Any] | None:
-        """Return what `verb` ended with here, None when it has work; raises as Ledger.finished."""
-        bound = verb in BOUND
-        return self.ledger.finished(verb, self.settings(verb), self.content(verb), bound=bound)
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """Return what a verb ended with here, None when it has work; raises as Ledger.finished."""
+        return self.ledger.finished(WORK[name], self.settings(name), self.categories_digest(name))
 
-    def is_begun(self, verb: str) -> bool:
-        """Return whether the run folder is bound to this verb for the content of today."""
-        return self.ledger.is_begun(verb, self.content(verb))
+    def is_begun(self, name: str) -> bool:
+        """Return whether the run folder is bound to a verb for the categories of today."""
+        return self.ledger.is_begun(WORK[name], self.categories_digest(name))
 
-    def start(self, verb: str) -> None:
-        """Bind the run folder to this verb's settings, before its first write."""
-        store, loose = STORES.get(verb, ""), verb in LOOSE
-        settings, content = self.settings(verb), self.content(verb)
-        self.ledger.start(verb, settings, store, content, loose=loose)
+    def start(self, name: str) -> None:
+        """Bind the run folder to a verb's settings, before its first write."""
+        self.ledger.start(WORK[name], self.settings(name), self.categories_digest(name))
 
 
 def _sha256_of(path: str) -> str:
@@ -129,7 +121,7 @@ def run_verb(
         done = job.finished(verb)
         if done is not None and not again:
             return {"skipped": True, **done}
-        write_file(ledger.folder / "run.toml", to_toml(config).encode())
+        write_file(ledger.folder / layout.SAVED_CONFIG, to_toml(config).encode())
         try:
             result = work(job)
         finally:
@@ -159,13 +151,13 @@ class Failures:
     def add(self, tried: int, counts: Mapping[str, int]) -> None:
         """Count a wave: `tried` rows were to be fetched, `counts` is what all its rows ended as.
 
-        A verdict on an image (see VERDICTS) is no failure.
+        What a look at the pixels found (schema.status.FINDINGS) is no failure.
 
         Raises:
             TooManyFailuresError: the share of failures is above `run.max_failure_share`.
         """
         self._tried += tried
-        self._failed += tried - sum(counts.get(one, 0) for one in (schema.OK, *VERDICTS))
+        self._failed += tried - sum(counts.get(one, 0) for one in (schema.OK, *FINDINGS))
         if self._failed > self._max_share * self._tried:
             listed = ", ".join(f"{status} {count:,}" for status, count in counts.items())
             raise TooManyFailuresError(
@@ -177,8 +169,24 @@ class Failures:
 
 
 def _add_timings(job: Job) -> None:
-    path = job.ledger.folder / "timings.json"
+    path = job.ledger.folder / layout.TIMINGS
     total = read_json(path) if path.exists() else {}
     for stage, seconds in job.seconds.items():
         total[stage] = round(total.get(stage, 0.0) + seconds, 3)
     write_json(path, total)
+
+
+def config_of_run(run: Place, overrides: Sequence[str] = ()) -> Config:
+    """Return the config of a run file, or of a run folder wherever it lies now.
+
+    Raises:
+        InputError: it is neither, or a key or value in it is wrong.
+    """
+    if not run.is_dir():
+        return Config.load(run, overrides)
+    if not (run / layout.SAVED_CONFIG).is_file():
+        raise InputError(
+            f"{run} holds no run: run.toml is missing. Give a run file, or the folder that run.out "
+            "named."
+        )
+    return Config.load(run / layout.SAVED_CONFIG, [f"run.out={json.dumps(str(run))}", *overrides])

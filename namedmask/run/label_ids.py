@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from namedmask import schema
 from namedmask.categories import CategorySet
 from namedmask.errors import ConfigError
+from namedmask.run import layout
 from namedmask.storage import Place
 from namedmask.storage.files import read_json, refuse_newer, write_json
-
-LABELS_FILE = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def assign_labels(known: Sequence[Label], category_set: CategorySet) -> list[Lab
 
 def read_labels(folder: Place) -> list[Label]:
     """Return all labels ever given in a run folder, by ascending id; none in a new one."""
-    path = folder / LABELS_FILE
+    path = folder / layout.LABEL_IDS
     if not path.exists():
         return []
     record = read_json(path)
@@ -66,4 +65,6 @@ def write_labels(folder: Place, known: Sequence[Label], labels: Sequence[Label])
     """Write the labels given now over those `known`: a renamed category has its new name."""
     by_id = {label.label_id: label for label in (*known, *labels)}
     listed = [asdict(by_id[label_id]) for label_id in sorted(by_id)]
-    write_json(folder / LABELS_FILE, {"format_version": schema.FORMAT_VERSION, "labels": listed})
+    write_json(
+        folder / layout.LABEL_IDS, {"format_version": schema.FORMAT_VERSION, "labels": listed}
+    )

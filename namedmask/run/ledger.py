@@ -23,6 +23,8 @@ from typing import Any
 
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
+from namedmask.run import layout
+from namedmask.run.verb_table import Work
 from namedmask.storage import Place
 from namedmask.storage import place as storage
 from namedmask.storage.files import (
@@ -35,23 +37,6 @@ from namedmask.storage.files import (
     write_json,
 )
 from namedmask.storage.locks import locked
-
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
-STORES = ("fetched", "embeddings", "offers", "images", "refined", "experts")
-"""Folders of a run whose every file is named by a commit record."""
-
-_WAVE = r"(wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet"
-_CATEGORY = r"\d{5}-[a-z0-9-]+"
-OWN_NAMES = {
-    "fetched": _WAVE,
-    "embeddings": _WAVE,
-    "offers": r"[0-9a-f]{20}\.parquet",
-    "images": _WAVE,
-    "refined": rf"{_CATEGORY}\.parquet",
-    "experts": rf"(shared|{_CATEGORY}|cluster-\d{{5}}-[0-9a-f]{{12}})\.pt",
-}
-"""Pattern of the file names that each store gives: a sweep removes no file of another name."""
 
 
 @dataclass(frozen=True)
@@ -74,72 +59,72 @@ class Ledger:
         self._verbs: dict[str, Any] = self._run["verbs"]
 
     def finished(
-        self, verb: str, settings: Mapping[str, Any], content: str = "", *, bound: bool = True
+        self, work: Work, settings: Mapping[str, Any], categories_digest: str = ""
     ) -> dict[str, Any] | None:
-        """Return what `verb` ended with, None when it is not finished.
+        """Return what a verb ended with, None when it is not finished.
 
         Args:
+            work: the verb's row in the table of verbs.
             settings: its flat settings; see `settings_of`.
-            content: digest of what may change from one time to the next: then it has work again.
-            bound: what it wrote for another content is of use for this one, so its settings hold.
+            categories_digest: digest of what may change from one time to the next: with another
+                digest there is work again.
 
         Raises:
             ConfigError: the verb has written something here with other settings.
         """
-        entry = self._verbs.get(verb)
-        if entry is None or self._is_void(entry):
+        entry = self._verbs.get(work.name)
+        if entry is None or self._binds_nothing(entry):
             return None
-        is_same = entry["content"] == content
-        if is_same or bound:
-            self._refuse_others(verb, entry["settings"], settings)
-        records = {store: len(_records(self.folder / store)) for store in entry["units"]}
+        is_same = entry["content"] == categories_digest
+        if is_same or work.reuse_when_categories_change:
+            self._refuse_others(work.name, entry["settings"], settings)
+        records = {name: len(_records(self.folder / name)) for name in entry["units"]}
         is_finished = is_same and entry["finished"] and entry["units"] == records
         return dict(entry["result"]) if is_finished else None
 
-    def is_begun(self, verb: str, content: str = "") -> bool:
-        """Return whether the folder is bound to a verb with this content."""
-        entry = self._verbs.get(verb)
-        return entry is not None and not self._is_void(entry) and entry["content"] == content
+    def is_begun(self, work: Work, categories_digest: str = "") -> bool:
+        """Return whether the folder is bound to a verb for categories with this digest."""
+        entry = self._verbs.get(work.name)
+        if entry is None or self._binds_nothing(entry):
+            return False
+        return bool(entry["content"] == categories_digest)
 
-    def start(
-        self,
-        verb: str,
-        settings: Mapping[str, Any],
-        store: str = "",
-        content: str = "",
-        *,
-        loose: bool = False,
-    ) -> None:
-        """Bind the folder to these settings, before the first write of `verb`.
+    def start(self, work: Work, settings: Mapping[str, Any], categories_digest: str = "") -> None:
+        """Bind the folder to these settings, before the first write of a verb.
 
-        With `store`, the bond is void as long as no unit of that store is committed; a `loose` one
-        until the verb is finished.
+        The bond counts for nothing as long as `work.store_name` has no committed unit, and, of work
+        whose settings hold only when it is finished, until then.
         """
-        if not self.is_begun(verb, content):
-            self._verbs[verb] = {
-                "settings": dict(settings), "finished": False, "units": {}, "store": store,
-                "content": content, "loose": loose,
+        if not self.is_begun(work, categories_digest):
+            self._verbs[work.name] = {
+                "settings": dict(settings), "finished": False, "units": {},
+                "store": work.store_name, "content": categories_digest,
+                "loose": work.settings_hold_only_when_finished,
             }  # fmt: skip
             self._save()
 
-    def unfinish(self, verb: str) -> None:
+    def unfinish(self, name: str) -> None:
         """Note that what a verb ended with does not hold any more."""
-        if self._verbs.get(verb, {}).get("finished"):
-            self._verbs[verb]["finished"] = False
+        if self._verbs.get(name, {}).get("finished"):
+            self._verbs[name]["finished"] = False
             self._save()
 
-    def finish(self, verb: str, result: Mapping[str, Any], store: str = "", made: str = "") -> None:
-        """Record that `verb` is done, what it ended with, and a digest of what it `made`.
+    def finish(
+        self, name: str, result: Mapping[str, Any], store_name: str = "", output_digest: str = ""
+    ) -> None:
+        """Record that a verb is done, what it ended with, and a digest of its output.
 
-        With `store`, it counts as done as long as that store has as many units as now.
+        With `store_name`, it counts as done as long as that store has as many units as now.
         """
-        units = {store: len(_records(self.folder / store))} if store else {}
-        self._verbs[verb].update(finished=True, result=dict(result), units=units, made=made)
+        units = {store_name: len(_records(self.folder / store_name))} if store_name else {}
+        self._verbs[name].update(
+            finished=True, result=dict(result), units=units, made=output_digest
+        )
         self._save()
 
-    def made(self, verb: str) -> str:
+    def output_digest(self, name: str) -> str:
         """Return the digest that a verb was last finished with; empty: none is known."""
-        return str(self._verbs.get(verb, {}).get("made", ""))
+        return str(self._verbs.get(name, {}).get("made", ""))
 
     def commits(self, store: str) -> dict[str, Commit]:
         """Return the committed units of a store, by name in ascending order.
@@ -157,14 +142,16 @@ class Ledger:
         link, is left alone: what lies behind it may be somebody else's.
         """
         kept = {
-            name for store in STORES for commit in self.commits(store).values()
+            name for store in layout.STORE_FILES for commit in self.commits(store).values()
             for name in commit.files
         }  # fmt: skip
         orphans = []
         for store in stores:
             if storage.is_link(self.folder / store):
                 continue
-            own = re.compile(rf"{OWN_NAMES[store]}|\.({OWN_NAMES[store]}|commit-.+\.json)\.part")
+            own = re.compile(
+                rf"{layout.STORE_FILES[store]}|\.({layout.STORE_FILES[store]}|commit-.+\.json)\.part"
+            )
             for file in sorted(storage.sizes_in(self.folder / store)):
                 path, name = self.folder / store / file, f"{store}/{file}"
                 if name not in kept and own.fullmatch(file) and not storage.is_link(path):
@@ -172,14 +159,14 @@ class Ledger:
                     orphans.append(name)
         return orphans
 
-    def _is_void(self, entry: Mapping[str, Any]) -> bool:
+    def _binds_nothing(self, entry: Mapping[str, Any]) -> bool:
         if entry["finished"]:
             return False
         store = entry["store"]
         return entry["loose"] or (bool(store) and not _records(self.folder / store))
 
     def _save(self) -> None:
-        write_json(self.folder / RUN_FILE, self._run)
+        write_json(self.folder / layout.RUN_RECORD, self._run)
 
     def _refuse_others(self, verb: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         absent = "absent"
@@ -212,7 +199,7 @@ def write_unit(
     record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
     With `over`, the record there, it is made anew of other files; a sweep takes the old ones.
     """
-    path = folder / store / f"commit-{unit}.json"
+    path = folder / store / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
         done = read_commit(folder, store, unit)
         if done.input_digest == input_digest:
@@ -236,7 +223,7 @@ def open_run(folder: Place) -> Iterator[Ledger]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(folder / LOCK_FILE))
+            stack.enter_context(locked(folder / layout.LOCK))
         except OSError as error:
             raise ConfigError(
                 f"run.out: folder {folder} cannot be written: {error.strerror}. Give another "
@@ -267,7 +254,7 @@ def read_commits(folder: Place, store: str) -> dict[str, Commit]:
 
 def read_commit(folder: Place, store: str, unit: str) -> Commit:
     """Return one committed unit; raises as `Ledger.commits`, but looks at no other file."""
-    path = folder / store / f"commit-{unit}.json"
+    path = folder / store / layout.commit_file(unit)
     return _commit_of(read_json(path), path)
 
 
@@ -281,16 +268,17 @@ def _commit_of(record: Mapping[str, Any], path: Place) -> Commit:
 
 
 def _read_run(folder: Place) -> dict[str, Any]:
-    path = folder / RUN_FILE
+    path = folder / layout.RUN_RECORD
     if path.exists():
         run = read_json(path)
         refuse_newer(run, path)
         return run
-    strangers = [name for name in (*STORES, "archive") if (folder / name).exists()]
+    known = (*layout.STORE_FILES, layout.ARCHIVE)
+    strangers = [name for name in known if (folder / name).exists()]
     if strangers:
         raise ConfigError(
-            f"run.out: {folder} has no {RUN_FILE}, yet a folder '{strangers[0]}' that a run would "
-            "write to. Give another run.out."
+            f"run.out: {folder} has no {layout.RUN_RECORD}, yet a folder '{strangers[0]}', which a "
+            "run would write to. Give another run.out."
         )
     run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
     write_json(path, run)
@@ -298,7 +286,7 @@ def _read_run(folder: Place) -> dict[str, Any]:
 
 
 def _records(folder: Place) -> Sequence[Place]:
-    return sorted(folder.glob("commit-*.json"))
+    return sorted(folder.glob(layout.commit_files()))
 
 
 def _short(value: object) -> str:

@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
+from namedmask.schema.status import OK
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichBars
 
@@ -219,7 +221,7 @@ class _LiveStep(_Step):
 
 def format_counts(counts: Mapping[str, int]) -> str:
     """Return `ok 120, http_404 7`: ok first, then by falling count."""
-    order = sorted(counts, key=lambda status: (status != "ok", -counts[status], status))
+    order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return ", ".join(f"{status} {counts[status]:,}" for status in order)
 
 

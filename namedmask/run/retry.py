@@ -18,30 +18,30 @@ from namedmask import schema
 from namedmask.errors import ConfigError, InputError
 from namedmask.run.ledger import Commit, read_commit, write_unit
 from namedmask.run.stores import GOOD, file_of, files_of_wave
-from namedmask.schema.status import REASONS, reason_of
+from namedmask.schema.status import FAILURE_CLASSES, KEPT, failure_class_of
 from namedmask.storage import Place
 from namedmask.storage.files import digest, read_parquet, row_hashes
 
-KEPT = "kept"
-"""Status, on its way through the stages, of a good row that stays as it is in the store."""
 
-
-def refuse_unknown(reasons: Iterable[str]) -> None:
+def refuse_unknown(failure_classes: Iterable[str]) -> None:
     """Raise ConfigError for a class of failures that there is not."""
-    for reason in reasons:
-        if reason not in REASONS:
+    for failure_class in failure_classes:
+        if failure_class not in FAILURE_CLASSES:
             raise ConfigError(
-                f"--retry: there is no reason '{reason}'; expected one of {', '.join(REASONS)}."
+                f"--retry: there is no failure class '{failure_class}'; expected one of "
+                f"{', '.join(FAILURE_CLASSES)}."
             )
 
 
-def count_of(counts: Mapping[str, int], reasons: Collection[str]) -> int:
+def count_of(counts: Mapping[str, int], failure_classes: Collection[str]) -> int:
     """Return how many rows have a status of one of these classes."""
-    return sum(count for status, count in counts.items() if reason_of(status) in reasons)
+    return sum(
+        count for status, count in counts.items() if failure_class_of(status) in failure_classes
+    )
 
 
 def rows_again(
-    read: Callable[[], pa.Table], folder: Place, commit: Commit, reasons: Collection[str]
+    read: Callable[[], pa.Table], folder: Place, commit: Commit, failure_classes: Collection[str]
 ) -> pa.Table:
     """Return the rows of a committed wave: ok where to be tried again, else what they ended as.
 
@@ -59,7 +59,7 @@ def rows_again(
     ended = dict(reversed(list(pairs))) | dict.fromkeys(good, KEPT)
     rows = schema.alive(table)
     tried = [ended.get(one, KEPT) for one in table["sample_id"].take(rows).to_pylist()]
-    now = [schema.OK if reason_of(status) in reasons else status for status in tried]
+    now = [schema.OK if failure_class_of(status) in failure_classes else status for status in tried]
     return schema.update(table, rows, {"status": now})
 
 

@@ -20,13 +20,11 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.errors import SchemaError
 from namedmask.images.codec import hash_of
+from namedmask.run import layout
+from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
 from namedmask.run.ledger import Commit, Ledger, write_unit
 from namedmask.storage import Place
 from namedmask.storage.files import digest, read_parquet
-
-EMBEDDINGS = "embeddings"
-FETCHED = "fetched"
-IMAGES = "images"
 
 OPEN_UNITS = 4
 """Units of images held in memory while archives are put together."""
@@ -49,8 +47,10 @@ def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_dige
 def files_of_wave(store: str, name: str, good: pa.Table, dead: pa.Table) -> dict[str, pa.Table]:
     """Return the files of a wave by their names below the run folder."""
     return {
-        _file(store, "wave", name): schema.conform(good, GOOD[store], store),
-        _file(store, "tombstones", name): schema.conform(dead, schema.ROW_TOMBSTONES, store),
+        layout.wave_file(store, "wave", name): schema.conform(good, GOOD[store], store),
+        layout.wave_file(store, "tombstones", name): schema.conform(
+            dead, schema.ROW_TOMBSTONES, store
+        ),
     }
 
 
@@ -131,7 +131,7 @@ class ImageStore:
         self._next = int(units[-1]) + 1 if units else 0
         for unit in units:
             for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
-                path = ledger.folder / _file(IMAGES, kind, unit)
+                path = ledger.folder / layout.wave_file(IMAGES, kind, unit)
                 table = read_parquet(path, ["sample_id", "status", *columns])
                 self.remember(unit, verdicts_of(table), hashes_of(table))
         self._open = lru_cache(OPEN_UNITS)(self._read)
@@ -163,7 +163,7 @@ class ImageStore:
         return schema.conform(candidates, schema.ARCHIVE, "the archive")
 
     def _read(self, unit: str) -> pa.Table:
-        return read_parquet(self._ledger.folder / _file(IMAGES, "wave", unit))
+        return read_parquet(self._ledger.folder / layout.wave_file(IMAGES, "wave", unit))
 
 
 def verdicts_of(table: pa.Table) -> dict[str, str]:
@@ -208,7 +208,3 @@ def vectors_of(table: pa.Table, path: Place) -> np.ndarray:
         )
     flat = pc.list_flatten(column).to_numpy().astype(np.float32, copy=False)
     return flat.reshape(table.num_rows, widths[0] if widths else 0)
-
-
-def _file(store: str, kind: str, unit: str) -> str:
-    return f"{store}/{kind}-{unit}.parquet"

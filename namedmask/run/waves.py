@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from namedmask.run.layout import IMAGES
 from namedmask.run.retry import rewrite_wave
-from namedmask.run.stores import IMAGES, hashes_of, verdicts_of, with_hashes, write_wave
+from namedmask.run.stores import hashes_of, verdicts_of, with_hashes, write_wave
 from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
 

@@ -19,7 +19,7 @@ from namedmask.config.registry import resolve
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.saliency.selfmask import SelfMask as SelfMask
 from namedmask.schema.columns import alive, bury, require_columns, update
-from namedmask.schema.status import OK
+from namedmask.schema.status import NO_MASK, OK
 
 THRESHOLD = 0.5
 
@@ -56,7 +56,7 @@ class Saliency:
         values: dict[str, list[object]] = {
             "saliency": [imagelib.encode_png(np.round(one * 255).astype(np.uint8)) for one in maps],
             "mask": [imagelib.encode_mask(mask) for mask in masks],
-            "status": [OK if self._plausible(mask) else "no_mask" for mask in masks],
+            "status": [OK if self._plausible(mask) else NO_MASK for mask in masks],
         }
         table = update(table, np.array(rows, np.int64), values)
         table = update(table, np.array(list(bad), np.int64), {"status": list(bad.values())})

@@ -20,6 +20,7 @@ from namedmask.errors import InputError
 from namedmask.retrieve.faiss_index import load_faiss
 from namedmask.retrieve.top_k import exact_top_k
 from namedmask.retrieve.vectors import VectorStore
+from namedmask.run import layout
 from namedmask.run.progress import Progress, Step
 from namedmask.search.index import (
     KINDS,
@@ -37,10 +38,6 @@ from namedmask.storage.files import read_json, write_file, write_json
 from namedmask.storage.locks import locked
 from namedmask.storage.place import kept_copy, sizes_in
 
-FOLDER = "index"
-MANIFEST = "manifest.json"
-ROWS = "rows.arrow"
-INDEX = "index.faiss"
 QUERIES = 200
 """Queries for the recall: one half finds the depth, the other measures what it finds."""
 
@@ -81,18 +78,19 @@ def open_index(
         "recall": config.recall,
     }
     _refuse_device(wanted["kind"], config.device)
-    place = folder / FOLDER
+    place = folder / layout.SEARCH_INDEX
     why = _why_new(place, wanted)
     if why:
         with locked(place / ".lock"):
             _make(place, store, config, wanted, embed, progress)
-    manifest = read_json(place / MANIFEST)
+    manifest = read_json(place / layout.MANIFEST)
     return _load(place, manifest, config.device), manifest, why
 
 
 def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchIndex:
     index_path, rows_path = (
-        kept_copy(folder / name, manifest["files"][name]["sha256"]) for name in (INDEX, ROWS)
+        kept_copy(folder / name, manifest["files"][name]["sha256"])
+        for name in (layout.FAISS_INDEX, layout.SEARCH_ROWS)
     )
     kind = manifest["kind"]
     try:
@@ -109,9 +107,9 @@ def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchInde
 
 def _why_new(folder: Place, wanted: Mapping[str, Any]) -> str:
     """Return why the index of a folder cannot be used, empty where it can."""
-    if not (folder / MANIFEST).is_file():
+    if not (folder / layout.MANIFEST).is_file():
         return "there was none"
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json(folder / layout.MANIFEST)
     reasons = {
         "format_version": "it was made by another version",
         "store": "the store has other vectors now",
@@ -135,17 +133,21 @@ def _make(
     progress: Progress,
 ) -> None:
     """Write the index of a store into a folder, its manifest last."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / layout.MANIFEST).unlink(missing_ok=True)
     with progress.step("index", 2 * wanted["rows"]) as step:
-        files = {ROWS: write_file(folder / ROWS, lambda path: _write_rows(store, path, step))}
-        rows = Rows(kept_copy(folder / ROWS, files[ROWS]["sha256"]))
+        files = {
+            layout.SEARCH_ROWS: write_file(
+                folder / layout.SEARCH_ROWS, lambda path: _write_rows(store, path, step)
+            )
+        }
+        rows = Rows(kept_copy(folder / layout.SEARCH_ROWS, files[layout.SEARCH_ROWS]["sha256"]))
         index = _filled(wanted["kind"], rows, config.device, step)
-        files[INDEX] = write_file(
-            folder / INDEX, lambda path: load_faiss().write_index(index, str(path))
+        files[layout.FAISS_INDEX] = write_file(
+            folder / layout.FAISS_INDEX, lambda path: load_faiss().write_index(index, str(path))
         )
     made = SearchIndex(_on_device(index, wanted["kind"], config.device), wanted["kind"], rows)
     measured = _measured(made, config.recall, embed)
-    write_json(folder / MANIFEST, {**wanted, **measured, "dim": rows.dim, "files": files})
+    write_json(folder / layout.MANIFEST, {**wanted, **measured, "dim": rows.dim, "files": files})
 
 
 def _write_rows(store: VectorStore, path: Path, step: Step) -> None:

@@ -19,11 +19,9 @@ from namedmask.storage import Place, place_of
 from namedmask.weights.catalogue import path_of
 from namedmask.weights.tensors import load_strict, read_tensors, some_of, write_tree
 
-CHECKPOINT = Path("segmenter") / "checkpoint.pt"
-TRAINING = Path("segmenter") / "training.pt"
-"""Where a run folder keeps its segmenter, and the state of its training until that is done."""
-
-MINIWORLD_BACKBONE = Path(str(resources.files("namedmask") / "miniworld/weights/backbone.safetensors"))
+MINIWORLD_BACKBONE = Path(
+    str(resources.files("namedmask") / "miniworld/weights/backbone.safetensors")
+)
 
 
 def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> nn.Module:

@@ -36,7 +36,7 @@ def _refuse_cpu(device: torch.device, section: str) -> None:
     if device.type == "cpu":
         raise ConfigError(
             f"{section}.sync_batch_norm is true, but torch has no batch norm that several "
-            f"processes share on a CPU. Set it to false, {section}.num_workers to 1, or "
+            f"processes share on a CPU. Set it to false, {section}.processes to 1, or "
             f"{section}.device to 'cuda'."
         )
 

@@ -227,8 +227,10 @@ def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[Any]:
         batches,
         batch_size=None,
         sampler=range(start, optim.iterations),
-        num_workers=optim.workers,
-        multiprocessing_context="spawn" if optim.workers else None,  # OpenCV hangs after a fork
+        num_workers=optim.sample_processes,
+        multiprocessing_context="spawn"
+        if optim.sample_processes
+        else None,  # OpenCV hangs after a fork
         generator=torch.Generator(),  # else the loader draws from torch's own, and moves it
     )
 
@@ -256,13 +258,13 @@ def _check(count: int, optim: OptimConfig, section: str, group: Group) -> None:
     if batch_size % group.size:
         raise ConfigError(
             f"{section}.batch_size is {batch_size}, which {group.size} processes cannot share "
-            f"evenly. Give a multiple of {section}.num_workers."
+            f"evenly. Give a multiple of {section}.processes."
         )
     if share < 2 and not group.sync_batch_norm:
         raise ConfigError(
             f"{section}.batch_size is {batch_size}, which leaves each of {group.size} processes "
             f"{share} sample; batch norm needs 2. Raise it to {2 * group.size}, lower "
-            f"{section}.num_workers, or set {section}.sync_batch_norm (GPUs only)."
+            f"{section}.processes, or set {section}.sync_batch_norm (GPUs only)."
         )
 
 
@@ -278,7 +280,7 @@ def _check_labels(labels: Tensor, num_labels: int) -> None:
 
 def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int) -> dict[str, Any]:
     """Return what the weights depend on, as plain values."""
-    fields = set(OptimConfig.model_fields) - {"device", "workers"}
+    fields = set(OptimConfig.model_fields) - {"device", "sample_processes"}
     return {
         "seed": seed,
         "samples": count,

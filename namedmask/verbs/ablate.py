@@ -17,19 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from namedmask.archive.store import REFINED, Archive
+from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, unknown_name
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job, require_finished
+from namedmask.run.layout import REFINED
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import Progress
 from namedmask.run.verb_table import verbs_before
 from namedmask.storage.files import digest, read_json, write_file, write_json
 from namedmask.verbs.evaluate import judged
 from namedmask.verbs.train import trained
-
-FOLDER = "ablations"
 
 SELECT = "select"
 """The mini world's split to choose by."""
@@ -120,7 +120,7 @@ def ablate(
                         by_split[split].append(score)
                     step.advance()
         found = _summed_up(config, study, variants, seeds, splits, scores)
-        folder = ledger.folder / FOLDER
+        folder = ledger.folder / layout.ABLATIONS
         write_json(folder / f"{study}.json", found)
         write_file(folder / f"{study}.md", table_of(found).encode())
     return found
@@ -186,7 +186,7 @@ def _trial(
     config = _changed(base.config, {**variant.changes, "run": {"seed": seed}})
     source = base.ledger.folder
     name = f"seed-{seed}-{_follows_from(config, base)[:8]}"
-    folder = source / FOLDER / study / variant.name / name
+    folder = source / layout.ABLATIONS / study / variant.name / name
     config = _changed(config, {"run": {"seed": seed, "out": folder}})
     with open_run(folder) as ledger:
         job = Job(config, ledger, base.progress, archives=source)
@@ -198,7 +198,7 @@ def _trial(
 
 def _follows_from(config: Config, base: Job) -> str:
     """Return a digest of all that the weights of a trial follow from."""
-    archive = Archive.open(base.ledger.folder / "archive")
+    archive = Archive.open(base.ledger.folder / layout.ARCHIVE)
     content: list[Any] = [Job(config, base.ledger, base.progress).settings("train")]
     content.append([[one.name, one.label_id, one.sha256] for one in archive.categories])
     if config.experts.enabled:
@@ -212,7 +212,7 @@ def _score(executor: Executor, trial: Job, split: str) -> float:
     config = _changed(trial.config, {"evaluate": {"split": split, "export": ""}})
     job = Job(config, trial.ledger, trial.progress)
     asked = job.settings("evaluate")
-    path = job.ledger.folder / f"scores-{split}.json"
+    path = job.ledger.folder / layout.scores_file(split)
     found = read_json(path) if path.exists() else {}
     if found.get("asked") != asked:
         found = {"asked": asked} | judged(executor, job, None)

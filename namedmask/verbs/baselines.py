@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from namedmask.archive.store import MANIFEST, Archive
+from namedmask.archive.store import Archive
 from namedmask.categories import SHIPPED, category_set_of, load_category_set, slug, templates_of
 from namedmask.config import Config
 from namedmask.errors import InputError, unknown_name
@@ -26,7 +26,6 @@ from namedmask.evaluate.benchmarks import open_benchmark
 from namedmask.evaluate.label_maps import Benchmark
 from namedmask.evaluate.scorer import Part, Scorer, scene_ranges, sum_up
 from namedmask.evaluate.thresholds import (
-    FOLDER,
     Tally,
     best_of,
     curve_of,
@@ -35,8 +34,10 @@ from namedmask.evaluate.thresholds import (
     with_background,
 )
 from namedmask.report.curves import sweep_chart
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job
+from namedmask.run.layout import MANIFEST
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import Progress
 from namedmask.schema.columns import IGNORE, LABEL_DTYPE
@@ -118,7 +119,7 @@ def evaluate_baseline(
             found = sum_up(run(scorer), benchmark.names, benchmark, config.evaluate, None) | chosen
         here = {key: found[key] for key in PAPERS_SPLIT}
         found |= {"baseline": name, "settings": settings, "chosen_here": found["chosen_on"] == here}
-        return _write(ledger.folder / FOLDER, found)
+        return _write(ledger.folder / layout.BASELINES, found)
 
 
 def _chosen(
@@ -161,7 +162,7 @@ def _class_vectors(
 ) -> np.ndarray | None:
     if not BASELINES[name].needs_archive:
         return None
-    folder = job.ledger.folder / "archive"
+    folder = job.ledger.folder / layout.ARCHIVE
     if not (folder / MANIFEST).exists():
         raise InputError(
             f"{name} looks at the images of a run's archives, and {folder} has none. Run 'build' "

@@ -38,11 +38,12 @@ from namedmask.retrieve.model_check import prove_model
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import asks_of
 from namedmask.retrieve.vectors import VectorStore, open_vectors
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job, run_verb
 from namedmask.run.label_ids import assign_labels, read_labels, write_labels
+from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.progress import Progress
-from namedmask.run.stores import EMBEDDINGS
 from namedmask.storage.files import write_file, write_json
 from namedmask.verbs.collect import embed, row_funnel
 
@@ -90,12 +91,12 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
             offer.label: settle(offer, verdicts, config.retrieve, hashes) for offer in offers
         }
         funnel = candidate_funnel({label.name: table for label, table in settled.items()})
-        write_file(folder / "candidates.parquet", pa.concat_tables(settled.values()))
-        write_json(folder / "funnels.json", _row_funnel(job, vectors) | funnel)
+        write_file(folder / layout.CANDIDATES, pa.concat_tables(settled.values()))
+        write_json(folder / layout.FUNNELS, _row_funnel(job, vectors) | funnel)
         refuse_empty_archives(funnel["by_category"])
         write_labels(folder, known, labels)
         chosen = (judge.accepted(label, table) for label, table in settled.items())
-        archive = write_archive(folder / "archive", chosen, config.retrieve.archive_size)
+        archive = write_archive(folder / layout.ARCHIVE, chosen, config.retrieve.archive_size)
     kept = {category.name: category.count for category in archive.categories}
     short = {name: count for name, count in kept.items() if count < config.retrieve.archive_size}
     by_category = funnel.pop("by_category")

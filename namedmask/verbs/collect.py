@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import InputError
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Failures, Job, run_verb
+from namedmask.run.layout import EMBEDDINGS, FETCHED
 from namedmask.run.ledger import Commit
 from namedmask.run.progress import Progress, Step
 from namedmask.run.retry import count_of, refuse_unknown, rows_again
-from namedmask.run.stores import EMBEDDINGS, FETCHED
 from namedmask.run.waves import Wave, digest_of
 from namedmask.storage.files import read_json, write_json
 
@@ -46,9 +47,9 @@ def fetch(
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store them; return rows in and by status.
 
-    Needs no categories and no models, and none of the other verbs. With `retry`, rows that failed
-    for a reason of these classes (reasons.REASONS) are tried again, and what the counts were before
-    is returned as well.
+    Needs no categories and no models, and none of the other verbs. With `retry`, rows with a status
+    of one of these failure classes (schema.status.FAILURE_CLASSES) are tried again, and the counts
+    from before are returned as well.
 
     Raises:
         ConfigError: there is no such class.
@@ -103,7 +104,7 @@ def _collect(
 
 def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
     # rows tried again leave the archive, and what is told of it, as they are
-    path = job.ledger.folder / "funnels.json"
+    path = job.ledger.folder / layout.FUNNELS
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
 
 

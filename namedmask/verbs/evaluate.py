@@ -11,10 +11,12 @@ from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.evaluate.benchmarks import open_benchmark
 from namedmask.evaluate.scorer import Part, Scorer, open_scorer, predictor_of, scene_ranges, sum_up
+from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job, run_verb
+from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import Progress
-from namedmask.segmenter.checkpoint import CHECKPOINT, load_checkpoint
+from namedmask.segmenter.checkpoint import load_checkpoint
 from namedmask.storage import Place
 from namedmask.storage.files import write_json
 
@@ -56,8 +58,8 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
 
 def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
     folder = job.ledger.folder
-    found = judged(executor, job, folder / "evaluation")
-    write_json(folder / "evaluation.json", found)
+    found = judged(executor, job, folder / layout.LABEL_MAPS)
+    write_json(folder / layout.EVALUATION, found)
     return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from namedmask.config import Config, MetadataConfig
 from namedmask.errors import InputError, SchemaError
 from namedmask.retrieve.published import PublishedStore, is_published
+from namedmask.run import layout
 from namedmask.schema.columns import counts_by_status
 from namedmask.storage import Place
 from namedmask.storage.place import readable, sizes_below
@@ -24,9 +25,9 @@ def inspect_path(path: Place) -> dict[str, Any]:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
-    if (path / "run.json").is_file() or (path / "run.toml").is_file():
+    if (path / layout.RUN_RECORD).is_file() or (path / layout.SAVED_CONFIG).is_file():
         return _run(path)
-    if (path / "manifest.json").is_file():
+    if (path / layout.MANIFEST).is_file():
         return _archive(path)
     if is_published(path):
         return _vectors(path)
@@ -43,17 +44,17 @@ def inspect_path(path: Place) -> dict[str, Any]:
 
 def _run(path: Place) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "run folder", "path": str(path)}
-    if (path / "run.json").is_file():
-        found["finished"] = _json(path / "run.json")
-    if (path / "funnels.json").is_file():
-        funnels = _json(path / "funnels.json")
+    if (path / layout.RUN_RECORD).is_file():
+        found["finished"] = _json(path / layout.RUN_RECORD)
+    if (path / layout.FUNNELS).is_file():
+        funnels = _json(path / layout.FUNNELS)
         found["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
-    if (path / "proof.json").is_file():
-        found["proof"] = _json(path / "proof.json")
-    if (path / "archive" / "manifest.json").is_file():
-        found["archive"] = _archive(path / "archive")["categories"]
-    if (path / "evaluation.json").is_file():
-        evaluation = _json(path / "evaluation.json")
+    if (path / layout.MODEL_CHECK).is_file():
+        found["proof"] = _json(path / layout.MODEL_CHECK)
+    if (path / layout.ARCHIVE / layout.MANIFEST).is_file():
+        found["archive"] = _archive(path / layout.ARCHIVE)["categories"]
+    if (path / layout.EVALUATION).is_file():
+        evaluation = _json(path / layout.EVALUATION)
         found["evaluation"] = {
             k: v for k, v in evaluation.items() if isinstance(v, int | float | str)
         }
@@ -64,7 +65,7 @@ def _run(path: Place) -> dict[str, Any]:
 
 
 def _archive(path: Place) -> dict[str, Any]:
-    manifest = _json(path / "manifest.json")
+    manifest = _json(path / layout.MANIFEST)
     try:
         categories = {
             entry["name"]: f"{entry['count']} of {entry['wanted']}"

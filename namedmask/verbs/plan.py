@@ -10,7 +10,9 @@ from __future__ import annotations
 import glob
 import importlib
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.config.presets import departures
 from namedmask.config.registry import resolve
-from namedmask.retrieve.candidates import OFFERS
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import asks_of
 from namedmask.retrieve.vectors import open_vectors
 from namedmask.run.label_ids import assign_labels, read_labels
-from namedmask.run.ledger import RUN_FILE, Ledger, read_commits
-from namedmask.run.stages import stage_class
+from namedmask.run.layout import CANDIDATE_LISTS, RUN_RECORD
+from namedmask.run.ledger import Ledger, read_commits
+from namedmask.run.stages import checking_stages, stage_class
+from namedmask.run.verb_table import Verb, steps_of_road
 from namedmask.storage import place_of
 from namedmask.weights.catalogue import listed
 
@@ -87,14 +90,14 @@ def changes_of(config: Config) -> dict[str, Any]:
         InputError: an example is missing or no image.
     """
     folder = config.run.out
-    if not (folder / RUN_FILE).exists():
+    if not (folder / RUN_RECORD).exists():
         return {}
     store, known = open_vectors(config, Ledger(folder)), read_labels(folder)
     files = store.files()
     if not files:
         return {}
     labels = assign_labels(known, category_set_of(config.categories))
-    there = read_commits(folder, OFFERS)
+    there = read_commits(folder, CANDIDATE_LISTS)
     asks = asks_of(labels, config, store.digest())
     now = {label.label_id: label.name for label in labels}
     return {
@@ -111,41 +114,59 @@ def changes_of(config: Config) -> dict[str, Any]:
 
 def stages_of(config: Config) -> list[PlannedStage]:
     """Return the stages that the run would pass, in order; those switched off are left out."""
-    candidates = tuple(schema.CANDIDATES.names)
-    faces, saliency, bilateral = config.faces, config.saliency, config.bilateral
-    judge = f"{config.evaluate.benchmark} {config.evaluate.split}"
+    planners = {"embed": _embed_stages, "build": _build_stages, "refine": _refine_stages}
+    return [
+        stage
+        for verb in steps_of_road()
+        if verb.applies(config)
+        for stage in planners.get(verb.name, partial(_only_stage, verb))(config)
+    ]
+
+
+def _embed_stages(config: Config) -> Iterator[PlannedStage]:
     metadata = tuple(schema.METADATA.names)
-    fetching = f"{config.fetch.in_flight} requests at once"
-    embedding = f"{config.embed.model} on {config.embed.device}"
-    stages: list[PlannedStage | None] = [
-        _plain("embed", "metadata", (), metadata, "safety, size, url filters"),
-        _class_stage("embed", "fetch", fetching),
-        _class_stage("embed", "embed", embedding),
-        _plain("build", "retrieve", ("embedding",), candidates, _retrieve_choice(config)),
-    ]
-    if config.vectors.source:
-        choice = f"{_retrieve_choice(config)}, from {config.vectors.source}"
-        changed = f"{embedding}, changed below {config.vectors.unchanged_cosine:g}"
-        proof = f"{config.vectors.proof_images} images, at least {config.vectors.proof_cosine:g}"
-        stages = [
-            _plain("build", "retrieve", (), candidates, choice),
-            _plain("build", "metadata", (), ("status",), "safety and size filters on candidates"),
-            _plain("build", "proof", ("url",), (), proof),
-            _class_stage("build", "fetch", fetching),
-            _class_stage("build", "embed", changed),
-        ]
-    stages += [
-        _class_stage("build", "faces", f"{faces.detector} on {faces.device}", faces.enabled),
-        _class_stage("build", "saliency", f"{saliency.detector} on {saliency.device}"),
-        _class_stage("build", "bilateral", f"{bilateral.cg_iterations} steps", bilateral.enabled),
-    ]
-    if config.experts.enabled:
-        choice = _experts_choice(config)
-        stages.append(_plain("refine", "experts", ("image", "mask"), ("mask",), choice))
-    stages.append(_plain("train", "train", ("image", "mask"), (), _optim_choice(config, "train")))
-    if config.evaluate.benchmark:
-        stages.append(_plain("evaluate", "evaluate", (), (), judge))
-    return [stage for stage in stages if stage is not None]
+    yield PlannedStage("embed", "metadata", (), metadata, "safety, size, url filters")
+    for name in ("fetch", "embed"):
+        yield _class_stage("embed", name, config)
+
+
+def _build_stages(config: Config) -> Iterator[PlannedStage]:
+    candidates, retrieve = tuple(schema.CANDIDATES.names), config.retrieve.summary
+    if not config.vectors.source:
+        yield PlannedStage("build", "retrieve", ("embedding",), candidates, retrieve)
+    else:
+        vectors, filters = config.vectors, "safety and size filters on candidates"
+        check = f"{vectors.proof_images} images, at least {vectors.proof_cosine:g}"
+        source = f"{retrieve}, from {vectors.source}"
+        yield PlannedStage("build", "retrieve", (), candidates, source)
+        yield PlannedStage("build", "metadata", (), ("status",), filters)
+        yield PlannedStage("build", "proof", ("url",), (), check)
+        yield _class_stage("build", "fetch", config)
+    for name in checking_stages(config):
+        if name == "embed":
+            changed = f", changed below {config.vectors.unchanged_cosine:g}"
+            yield _class_stage("build", name, config, changed)
+        elif name != "fetch":
+            yield _class_stage("build", name, config)
+
+
+def _refine_stages(config: Config) -> Iterator[PlannedStage]:
+    yield PlannedStage("refine", "experts", ("image", "mask"), ("mask",), _experts_choice(config))
+
+
+def _only_stage(verb: Verb, config: Config) -> Iterator[PlannedStage]:
+    """Yield a verb without stages as a stage of its own."""
+    section = getattr(config, verb.name, None)
+    choice = section.summary if section is not None else verb.help
+    if verb.name == "train":
+        choice = f"{config.segmenter.name}, {choice}"
+    reads = ("image", "mask") if verb.name == "train" else ()
+    yield PlannedStage(verb.name, verb.name, reads, (), choice)
+
+
+def _class_stage(verb: str, name: str, config: Config, more: str = "") -> PlannedStage:
+    stage, choice = stage_class(name), getattr(config, name).summary
+    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice + more)
 
 
 def expected_images(config: Config, num_categories: int, rows: int | None) -> dict[str, Any]:
@@ -177,39 +198,13 @@ def _require_known_names(config: Config) -> None:
         resolve(kind, name, getattr(importlib.import_module(f"namedmask.{module}"), registry))
 
 
-def _plain(
-    verb: str, name: str, reads: tuple[str, ...], adds: tuple[str, ...], choice: str
-) -> PlannedStage:
-    return PlannedStage(verb, name, reads, adds, choice)
-
-
-def _class_stage(verb: str, name: str, choice: str, enabled: bool = True) -> PlannedStage | None:
-    if not enabled:
-        return None
-    stage = stage_class(name)
-    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice)
-
-
-def _retrieve_choice(config: Config) -> str:
-    retrieve = config.retrieve
-    found = f" of what {retrieve.index} finds" if retrieve.backend == "faiss" else ""
-    cosine = retrieve.near_duplicate_cosine
-    duplicates = f"duplicates above {cosine}" if cosine < 1 else "duplicates kept"
-    return f"{retrieve.archive_size} a category{found}, {duplicates}"
-
-
-def _optim_choice(config: Config, section: str) -> str:
-    optim = getattr(config, section)
-    return f"{config.segmenter.name}, {optim.iterations:,} × {optim.batch_size} on {optim.device}"
-
-
 def _experts_choice(config: Config) -> str:
     """Return the experts' trainings with their cost: how many, of how many steps."""
     experts, categories = config.experts, len(category_set_of(config.categories).names)
     count = experts.clusters or categories
     of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
     steps = count * experts.iterations + experts.shared_iterations
-    return f"{count:,} {of}: {steps:,} steps; {_optim_choice(config, 'experts')}"
+    return f"{count:,} {of}: {steps:,} steps; {config.segmenter.name}, {experts.summary}"
 
 
 def _is_local(config: Config) -> bool:

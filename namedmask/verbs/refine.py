@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from namedmask.archive.store import REFINED
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.experts.refine import find_clusters
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job, run_verb
+from namedmask.run.layout import REFINED
 from namedmask.run.progress import Progress
 
 

@@ -22,7 +22,8 @@ from namedmask.embed.text import text_features
 from namedmask.errors import InputError
 from namedmask.retrieve.vectors import open_vectors
 from namedmask.run.job import Job
-from namedmask.run.ledger import RUN_FILE, Ledger
+from namedmask.run.layout import RUN_RECORD
+from namedmask.run.ledger import Ledger
 from namedmask.run.progress import Progress
 from namedmask.search.index import RECALL_AT, no_vectors
 from namedmask.search.make import open_index
@@ -49,7 +50,7 @@ def search(
         raise InputError("the text to search for is empty. Say in words what the image shows.")
     if k < 1:
         raise InputError(f"search needs k of at least 1; got {k}.")
-    if not (config.run.out / RUN_FILE).is_file():
+    if not (config.run.out / RUN_RECORD).is_file():
         raise no_vectors(config.run.out)
     ledger = Ledger(config.run.out)  # without the run's lock: it may go on meanwhile
     if not config.vectors.source:

@@ -11,8 +11,8 @@ from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.run.executor import Executor
 from namedmask.run.job import Job, run_verb
+from namedmask.run.layout import TRAINING
 from namedmask.run.progress import Progress
-from namedmask.segmenter.checkpoint import TRAINING
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:

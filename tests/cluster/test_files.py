@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from namedmask.engine.on_ray.submit import MODULES
+from namedmask.run.verb_table import VERBS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cluster"
@@ -33,9 +33,9 @@ def test_cluster_file_passes_the_check_of_ray_up(name: str) -> None:
 
 def test_cluster_kuberay_job_runs_verbs_that_exist_on_the_pinned_ray() -> None:
     spec = load("kuberay.yaml")["spec"]
-    modules = re.findall(r"ray_jobs\.(\w+)", spec["entrypoint"])
+    modules = re.findall(r"ray_jobs (\w+)", spec["entrypoint"])
     assert modules
-    assert set(modules) <= set(MODULES.values())
+    assert set(modules) <= set(VERBS)
     cluster = spec["rayClusterSpec"]
     assert cluster["rayVersion"] == pins()["ray"]
     assert cluster["authOptions"] == {"mode": "token"}

@@ -23,7 +23,7 @@ from tests.road import config_of
 
 ROOT = Path(__file__).parents[2]
 SILENT = SilentProgress()
-TWO = "fetch.workers=2"
+TWO = "fetch.processes=2"
 
 
 def files_of(run: Path, store: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ import pytest
 from namedmask.errors import InputError
 from namedmask.evaluate import thresholds as sweep
 from namedmask.metrics import ConfusionMatrix
+from namedmask.run import layout
 from namedmask.schema.columns import IGNORE
 
 LABELS = 5
@@ -90,7 +91,7 @@ def test_standings_have_the_segmenter_first_and_one_split_alone(tmp_path: Path) 
     assert sweep.standings(tmp_path, "scenes", "select") == []
     own = {"benchmark": "scenes", "split": "select", "miou": 0.5, "pixel_accuracy": 0.8}
     (tmp_path / "evaluation.json").write_text(json.dumps(own))
-    folder = tmp_path / sweep.FOLDER
+    folder = tmp_path / layout.BASELINES
     folder.mkdir()
     (folder / "maskclip-scenes-select-sweep.json").write_text(json.dumps(FOUND))
     other = {**FOUND, "split": "test", "chosen_here": False}

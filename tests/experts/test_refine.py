@@ -11,8 +11,8 @@ import pytest
 from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError
+from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import SilentProgress
-from namedmask.segmenter.checkpoint import CHECKPOINT
 from namedmask.storage.files import read_json
 from namedmask.verbs import build as verbs
 from namedmask.verbs import refine, train

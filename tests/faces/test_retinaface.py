@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
+import namedmask.faces
 from namedmask.cli.app import main
 from namedmask.config import FacesConfig
 from namedmask.errors import CheckpointError, MissingExtraError, NamedMaskError
@@ -52,7 +53,7 @@ def test_retinaface_state_dict_has_the_released_layout(network: RetinaFace) -> N
     layout = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert layout == golden_keys("retinaface_resnet50")
     assert sum(p.numel() for p in network.parameters()) == 27_293_600
-    assert faces.RetinaFace is RetinaFace
+    assert namedmask.faces.RetinaFace is RetinaFace
 
 
 def test_retinaface_golden_picture_gives_the_original_outputs(network: RetinaFace) -> None:

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from pycocotools import mask as coco_mask
 
 from namedmask import images
+from namedmask.images import codec
 from namedmask.images.codec import BadImage, decode
 
 
@@ -50,7 +51,7 @@ def test_decode_exif_orientation_gives_upright_image(orientation):
     undo = {2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}.get(orientation)
     stored = Image.fromarray(upright)
     if undo:
-        stored = stored.transpose(images._UPRIGHT[undo])
+        stored = stored.transpose(codec._UPRIGHT[undo])
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(stored, "JPEG", exif=exif, quality=95)

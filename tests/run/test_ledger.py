@@ -17,9 +17,15 @@ import pytest
 
 from namedmask.config import Config, settings_of
 from namedmask.errors import ConfigError, InputError
-from namedmask.run import ledger
+from namedmask.run import layout, ledger
 from namedmask.run.ledger import open_run
+from namedmask.run.verb_table import Work
 from namedmask.storage import files as file_store
+
+EMBED = Work(name="embed")
+BUILD = Work(name="build", follows_categories=True, reuse_when_categories_change=True)
+REDONE = Work(name="build", follows_categories=True)
+LOOSE = Work(name="build", settings_hold_only_when_finished=True)
 
 
 def table_of(*sample_ids: str) -> pa.Table:
@@ -63,13 +69,13 @@ def test_ledger_commit_is_read_back_with_its_counts_and_hash(tmp_path: Path) -> 
 def test_ledger_same_commit_in_two_folders_gives_equal_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         with open_run(tmp_path / name) as run:
-            run.start("embed", {"embed.model": "x"})
+            run.start(EMBED, {"embed.model": "x"})
             commit(run, "00000", "a", "b", "c")
             run.finish("embed", {"rows_in": 3})
     files = sorted(
         path.relative_to(tmp_path / "one")
         for path in (tmp_path / "one").rglob("*")
-        if path.is_file() and path.name != ledger.LOCK_FILE
+        if path.is_file() and path.name != layout.LOCK
     )
     assert len(files) == 3
     for file in files:
@@ -97,15 +103,15 @@ def test_ledger_sweep_removes_no_file_whose_name_the_store_does_not_give(tmp_pat
     )  # fmt: skip
     with open_run(tmp_path) as run:
         commit(run, "00000", "a")
-        for store in ledger.STORES:
+        for store in layout.STORE_FILES:
             (tmp_path / store).mkdir(exist_ok=True)
             for name in strange:
-                if not re.fullmatch(ledger.OWN_NAMES[store], name):
+                if not re.fullmatch(layout.STORE_FILES[store], name):
                     (tmp_path / store / name).write_bytes(b"somebody's")
-        assert run.sweep(*ledger.STORES) == []
+        assert run.sweep(*layout.STORE_FILES) == []
 
 
-@pytest.mark.parametrize("store", ledger.STORES)
+@pytest.mark.parametrize("store", layout.STORE_FILES)
 def test_ledger_sweep_through_a_link_removes_nothing(tmp_path: Path, store: str) -> None:
     """A store put on a big disk by a link holds whatever else lies on that disk."""
     disk, names = tmp_path / "disk", ("wave-00007.parquet", "a" * 20 + ".parquet", "shared.pt")
@@ -202,11 +208,11 @@ with open_run(Path({str(tmp_path)!r})):\n    os.kill(os.getpid(), signal.SIGKILL
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     with open_run(tmp_path):
-        assert (tmp_path / ledger.LOCK_FILE).read_text() == str(os.getpid())
+        assert (tmp_path / layout.LOCK).read_text() == str(os.getpid())
 
 
 def test_ledger_lock_held_by_a_stranger_without_a_pid_says_unknown(tmp_path: Path) -> None:
-    with (tmp_path / ledger.LOCK_FILE).open("a+") as held:
+    with (tmp_path / layout.LOCK).open("a+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="process unknown"), open_run(tmp_path):
             pass
@@ -215,30 +221,30 @@ def test_ledger_lock_held_by_a_stranger_without_a_pid_says_unknown(tmp_path: Pat
 def test_ledger_finished_verb_returns_what_it_ended_with(tmp_path: Path) -> None:
     settings = {"embed.model": "x", "fetch.retries": 1}
     with open_run(tmp_path) as run:
-        assert run.finished("embed", settings) is None
-        run.start("embed", settings)
-        assert run.finished("embed", settings) is None
+        assert run.finished(EMBED, settings) is None
+        run.start(EMBED, settings)
+        assert run.finished(EMBED, settings) is None
         run.finish("embed", {"rows_in": 7})
     with open_run(tmp_path) as run:
-        assert run.finished("embed", settings) == {"rows_in": 7}
+        assert run.finished(EMBED, settings) == {"rows_in": 7}
 
 
 def test_ledger_finished_verb_that_lost_a_record_has_work_again(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        run.start("embed", {})
+        run.start(EMBED, {})
         commit(run, "00000", "a")
         commit(run, "00001", "b")
         run.finish("embed", {"rows_in": 2}, "embeddings")
-        assert run.finished("embed", {}) == {"rows_in": 2}
+        assert run.finished(EMBED, {}) == {"rows_in": 2}
         (tmp_path / "embeddings/commit-00000.json").unlink()
-        assert run.finished("embed", {}) is None
+        assert run.finished(EMBED, {}) is None
 
 
 def test_ledger_other_settings_are_refused_key_by_key(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        run.start("embed", {"embed.model": "x", "fetch.retries": 1, "fetch.timeout_s": 2.0})
+        run.start(EMBED, {"embed.model": "x", "fetch.retries": 1, "fetch.timeout_s": 2.0})
     with open_run(tmp_path) as run, pytest.raises(ConfigError) as caught:
-        run.finished("embed", {"embed.model": "y", "fetch.retries": 1, "fetch.timeout_s": 3.0})
+        run.finished(EMBED, {"embed.model": "y", "fetch.retries": 1, "fetch.timeout_s": 3.0})
     message = str(caught.value)
     assert 'embed.model was "x", is "y"; fetch.timeout_s was 2.0, is 3.0.' in message
     assert "fetch.retries" not in message
@@ -247,45 +253,45 @@ def test_ledger_other_settings_are_refused_key_by_key(tmp_path: Path) -> None:
 
 def test_ledger_other_content_gives_work_again_and_keeps_what_is_bound(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        run.start("build", {"retrieve.archive_size": 5}, content="two categories")
+        run.start(BUILD, {"retrieve.archive_size": 5}, categories_digest="two categories")
         run.finish("build", {"images_kept": 9})
-        run.start("build", {"retrieve.archive_size": 5}, content="two categories")
-        assert run.finished("build", {"retrieve.archive_size": 5}, "two categories") is not None
-        assert run.finished("build", {"retrieve.archive_size": 5}, "three categories") is None
+        run.start(BUILD, {"retrieve.archive_size": 5}, categories_digest="two categories")
+        assert run.finished(BUILD, {"retrieve.archive_size": 5}, "two categories") is not None
+        assert run.finished(BUILD, {"retrieve.archive_size": 5}, "three categories") is None
         with pytest.raises(ConfigError, match="archive_size was 5, is 6"):
-            run.finished("build", {"retrieve.archive_size": 6}, "three categories")
+            run.finished(BUILD, {"retrieve.archive_size": 6}, "three categories")
         other = {"retrieve.archive_size": 6}
-        assert run.finished("build", other, "three categories", bound=False) is None
-        assert not run.is_begun("build", "three categories")
-        run.start("build", other, content="three categories")
-        assert run.is_begun("build", "three categories")
-        assert run.finished("build", other, "three categories") is None
+        assert run.finished(REDONE, other, "three categories") is None
+        assert not run.is_begun(BUILD, "three categories")
+        run.start(BUILD, other, categories_digest="three categories")
+        assert run.is_begun(BUILD, "three categories")
+        assert run.finished(BUILD, other, "three categories") is None
 
 
 def test_ledger_loose_bond_holds_once_its_verb_is_finished(tmp_path: Path) -> None:
     few, many = {"retrieve.candidates": 5}, {"retrieve.candidates": 50}
     with open_run(tmp_path) as run:
-        run.start("build", few, loose=True)
-        assert run.finished("build", many) is None
-        run.start("build", many, loose=True)
+        run.start(LOOSE, few)
+        assert run.finished(BUILD, many) is None
+        run.start(LOOSE, many)
         run.finish("build", {"images_kept": 9})
         with pytest.raises(ConfigError, match="candidates was 50, is 5"):
-            run.finished("build", few)
+            run.finished(BUILD, few)
         run.unfinish("build")
-        assert run.finished("build", few) is None
+        assert run.finished(BUILD, few) is None
 
 
 def test_ledger_verb_that_wrote_nothing_yet_may_start_with_other_settings(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        assert run.finished("build", {"retrieve.archive_size": 5}) is None
+        assert run.finished(BUILD, {"retrieve.archive_size": 5}) is None
     with open_run(tmp_path) as run:
-        assert run.finished("build", {"retrieve.archive_size": 6}) is None
+        assert run.finished(BUILD, {"retrieve.archive_size": 6}) is None
 
 
 @pytest.mark.parametrize("name", ["run.json", "embeddings/commit-00000.json"])
 def test_ledger_newer_format_is_refused(tmp_path: Path, name: str) -> None:
     with open_run(tmp_path) as run:
-        run.start("embed", {})
+        run.start(EMBED, {})
         commit(run, "00000", "a")
     record = json.loads((tmp_path / name).read_text())
     (tmp_path / name).write_text(json.dumps(record | {"format_version": 99}))

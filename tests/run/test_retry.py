@@ -108,7 +108,7 @@ def test_retry_of_healed_failures_ends_as_if_they_never_were(
     assert again["rows_by_status"]["http_403"] == 1
     assert sum(again["rows_by_status"].values()) == again["rows_in"] == len(web.rows)
     web.trouble = {}
-    collect.embed(config, SILENT, retry=("blocked",))
+    collect.embed(config, SILENT, retry=("forbidden",))
     assert web.hits.total() == down + 1
     assert rows_of(tmp_path) == rows_of(healthy)
     assert counts_of(tmp_path) == counts_of(healthy)
@@ -163,7 +163,7 @@ def test_retry_gives_a_finished_archive_work_with_the_new_vectors(
     train.train(config, SILENT)
     assert train.train(config, SILENT)["skipped"]
     web.trouble = {}
-    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "forbidden"))
     with pytest.raises(InputError, match="no finished 'build'"):
         train.train(config, SILENT)
     for verb in (verbs.curate, refine.refine, train.train):
@@ -179,13 +179,13 @@ def test_retry_of_a_run_cut_off_does_what_is_left_as_well(
         collect.embed(config, StopAfter(3))
     assert len(list(tmp_path.glob("embeddings/commit-*.json"))) == 3
     web.trouble = {}
-    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "forbidden"))
     assert rows_of(tmp_path) == rows_of(healthy)
 
 
 def test_retry_unknown_reason_names_the_known(source: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"no reason 'temporary'; expected one of dead, transient"
+        ConfigError, match=r"no failure class 'temporary'; expected one of dead, transient"
     ):
         collect.embed(config_of(source, tmp_path), SILENT, retry=("temporary",))
     assert not (tmp_path / "run.json").exists()
@@ -230,7 +230,7 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(storage, "replaced", replaced)
-        collect.embed(config, SILENT, retry=("transient", "blocked"))
+        collect.embed(config, SILENT, retry=("transient", "forbidden"))
     assert counts_of(tmp_path).total() == len(web.rows)
     with ledger.open_run(tmp_path) as run:
         ids = [one for table, _ in EmbeddingStore(run).tables() for one in
@@ -239,7 +239,7 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     if write % 2:
         summary = collect.embed(config, SILENT)
         assert summary["rows_by_status"] == dict(counts_of(tmp_path).most_common())
-    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "forbidden"))
     assert rows_of(tmp_path) == rows_of(healthy)
     names = {path.name for path in (tmp_path / "embeddings").glob("*.parquet")}
     kept = [file for commit in ledger.read_commits(tmp_path, "embeddings").values() for file in
@@ -255,7 +255,7 @@ def test_retry_wave_written_twice_ends_as_written_once(
     unit, old = next(iter(ledger.read_commits(tmp_path, "embeddings").items()))
     with ledger.open_run(tmp_path) as run:
         wave = next(iter(engine.PLAIN_LOOP.metadata(Job(config, run, SILENT))))
-    table = rows_again(wave.read, tmp_path, old, ("transient", "blocked"))
+    table = rows_again(wave.read, tmp_path, old, ("transient", "forbidden"))
     web.trouble = {}
     for name in ("fetch", "embed"):
         table = load_stage(name, config)(table)
@@ -275,7 +275,7 @@ def test_retry_of_fetched_images_ends_as_if_all_had_come(
     collect.fetch(config, SILENT)
     web.trouble = {}
     collect.fetch(plain, SILENT)
-    again = collect.fetch(config, SILENT, retry=("transient", "blocked"))
+    again = collect.fetch(config, SILENT, retry=("transient", "forbidden"))
     assert again["rows_by_status"] == collect.fetch(plain, SILENT)["rows_by_status"]
     for one, other in zip(*(ledger.read_commits(run, "fetched").values() for run in
                             (config.run.out, plain.run.out)), strict=True):  # fmt: skip
@@ -299,7 +299,7 @@ def test_retry_on_a_failing_s3_ends_as_on_a_disk(
     collect.embed(config, SILENT)
     web.trouble = {}
     proxy.reset(every=5)
-    collect.embed(config, SILENT, retry=("transient", "blocked"))
+    collect.embed(config, SILENT, retry=("transient", "forbidden"))
     assert any("PUT" in one for one in proxy.failed)
     proxy.reset()
     assert rows_of(config.run.out) == rows_of(healthy)
@@ -332,7 +332,7 @@ def test_retry_on_ray_ends_as_in_the_plain_loop(
         first = collect.embed(config, SILENT, executor)
         web.trouble = {}
         web.hits.clear()
-        again = collect.embed(config, SILENT, executor, ("transient", "blocked"))
+        again = collect.embed(config, SILENT, executor, ("transient", "forbidden"))
         assert again["rows_by_status_before"] == first["rows_by_status"]
         assert again["rows_tried_again"] == web.hits.total() > 0
     assert rows_of(tmp_path) == rows_of(healthy)
@@ -349,13 +349,13 @@ def test_retry_from_the_command_line_shows_counts_before_and_after(
     first = json.loads(capsys.readouterr().out)
     web.trouble = {}
     command = ["embed", str(run_file), "--local", "--json", "--retry", "transient"]
-    assert main([*command, "--retry", "blocked"]) == 0
+    assert main([*command, "--retry", "forbidden"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["rows_by_status_before"] == first["rows_by_status"]
-    assert not count_of(again["rows_by_status"], ("transient", "blocked"))
+    assert not count_of(again["rows_by_status"], ("transient", "forbidden"))
     assert again["rows_by_status"]["ok"] > first["rows_by_status"]["ok"]
     assert again["rows_in"] == first["rows_in"]
     assert main([*command, "--retry", "bad luck"]) == 2
-    assert "no reason 'bad luck'; expected one of dead, transient" in capsys.readouterr().err
+    assert "no failure class 'bad luck'; expected one of dead, transient" in capsys.readouterr().err
     assert ray_jobs.main("embed", ["--config", str(run_file), "--retry", "bad luck"]) == 2
-    assert "no reason 'bad luck'" in capsys.readouterr().err
+    assert "no failure class 'bad luck'" in capsys.readouterr().err

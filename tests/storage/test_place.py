@@ -27,8 +27,8 @@ from namedmask.errors import ConfigError, InputError, NamedMaskError
 from namedmask.metadata.sources import places_of
 from namedmask.retrieve.faiss_index import read_index
 from namedmask.run import ledger
+from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import SilentProgress
-from namedmask.segmenter.checkpoint import CHECKPOINT
 from namedmask.storage import files as file_store
 from namedmask.storage import locks, s3, s3_client
 from namedmask.storage import place as storage

@@ -111,7 +111,7 @@ def test_train_pool_of_one_more_than_a_batch_has_no_batch_of_one() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_train_finishing_samples_on_the_device_trains_the_same(workers: int) -> None:
-    optim = OPTIM.model_copy(update={"iterations": 3, "workers": workers})
+    optim = OPTIM.model_copy(update={"iterations": 3, "sample_processes": workers})
     there = AUGMENT.model_copy(update={"on_device": True})
     ours, theirs = fit(optim=optim).state_dict(), fit(optim=optim, augment=there).state_dict()
     for key, value in ours.items():
@@ -128,7 +128,9 @@ def test_train_may_be_resumed_finishing_samples_elsewhere(tmp_path: Path) -> Non
 
 def test_train_in_two_processes_equals_one() -> None:
     optim = OPTIM.model_copy(update={"iterations": 3})
-    assert_same_weights(fit(optim=optim), fit(optim=optim.model_copy(update={"workers": 1})))
+    assert_same_weights(
+        fit(optim=optim), fit(optim=optim.model_copy(update={"sample_processes": 1}))
+    )
 
 
 def test_train_another_seed_gives_other_weights_and_torch_is_left_alone() -> None:

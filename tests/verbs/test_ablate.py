@@ -16,8 +16,9 @@ from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import ConfigError, InputError
 from namedmask.evaluate.benchmarks import open_benchmark
 from namedmask.evaluate.scorer import evaluate
+from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import SilentProgress
-from namedmask.segmenter.checkpoint import CHECKPOINT, load_checkpoint
+from namedmask.segmenter.checkpoint import load_checkpoint
 from namedmask.verbs import refine
 from namedmask.verbs.ablate import STUDIES, ablate, table_of
 from tests import toy_runs

@@ -18,7 +18,7 @@ import pytest
 from namedmask.archive.store import Archive
 from namedmask.config.run_file import Config, to_toml
 from namedmask.errors import ConfigError, InputError, SchemaError, TooManyFailuresError
-from namedmask.run import ledger
+from namedmask.run import layout, ledger
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stores import EmbeddingStore
 from namedmask.storage import files as file_store
@@ -133,7 +133,7 @@ def test_verbs_finished_run_again_does_nothing(
     assert summary["rows_in"] == len(web.rows)
     assert summary["images_kept"] == 3 * SIZE
     assert web.hits.total() == hits
-    lock = finished / ledger.LOCK_FILE
+    lock = finished / layout.LOCK
     after = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert {p: t for p, t in after.items() if p != lock} == {
         p: t for p, t in before.items() if p != lock

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 
 from namedmask import schema
-from namedmask.config.run_file import config_of_run
 from namedmask.errors import ConfigError, InputError, MissingExtraError
 from namedmask.report.search_page import search_page
+from namedmask.run.job import config_of_run
+from namedmask.run.layout import EMBEDDINGS, MANIFEST, SEARCH_INDEX
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
-from namedmask.run.stores import EMBEDDINGS, EmbeddingStore, write_wave
+from namedmask.run.stores import EmbeddingStore, write_wave
 from namedmask.search import index as search_index
 from namedmask.search.index import KINDS, kind_for
-from namedmask.search.make import FOLDER, MANIFEST
 from namedmask.storage.files import read_json
 from namedmask.verbs.search import search
 from tests.html_page import Page
@@ -58,17 +58,17 @@ def test_search_finds_what_a_full_scan_finds_with_urls_and_captions(out: Path) -
 
 def test_search_second_time_uses_the_index_that_is_there(out: Path) -> None:
     first = search(search_config(out), "red", 5, QUIET)
-    written = (out / FOLDER / "index.faiss").stat().st_mtime_ns
+    written = (out / SEARCH_INDEX / "index.faiss").stat().st_mtime_ns
     second = search(search_config(out), "red", 5, QUIET)
     assert first["made_because"] == "there was none"
     assert second["made_because"] == ""
     assert second["hits"] == first["hits"]
-    assert (out / FOLDER / "index.faiss").stat().st_mtime_ns == written
+    assert (out / SEARCH_INDEX / "index.faiss").stat().st_mtime_ns == written
 
 
 def test_search_index_stores_its_recall_on_captions(out: Path) -> None:
     found = search(search_config(out), "red", 5, QUIET)
-    manifest = read_json(out / FOLDER / MANIFEST)
+    manifest = read_json(out / SEARCH_INDEX / MANIFEST)
     assert manifest["recall_at_50"] == found["recall_at_50"] == 1.0
     assert manifest["measured_on"] == "60 captions"
     assert manifest["rows"] == 240
@@ -93,7 +93,7 @@ def test_search_after_more_waves_makes_the_index_again(out: Path) -> None:
 @pytest.mark.parametrize("name", ["index.faiss", "rows.arrow", "manifest.json"])
 def test_search_with_a_file_gone_or_cut_makes_the_index_again(out: Path, name: str) -> None:
     before = search(search_config(out), "blue", 5, QUIET)
-    path = out / FOLDER / name
+    path = out / SEARCH_INDEX / name
     path.unlink() if name == "manifest.json" else path.write_bytes(path.read_bytes()[:50])
     again = search(search_config(out), "blue", 5, QUIET)
     assert again["made_because"]
@@ -112,7 +112,7 @@ def test_search_killed_while_the_index_is_made_leaves_no_manifest(
         patch.setattr(search_index, "_measured", die)
         with pytest.raises(KeyboardInterrupt):
             search(search_config(out), "blue", 5, QUIET)
-    assert not (out / FOLDER / MANIFEST).exists()
+    assert not (out / SEARCH_INDEX / MANIFEST).exists()
     assert search(search_config(out), "blue", 5, QUIET)["vectors"] == 270
 
 
@@ -134,7 +134,7 @@ def test_search_of_every_kind_agrees_on_the_best(tmp_path: Path) -> None:
 
 def test_rows_of_many_waves_come_back_in_the_order_asked_for(out: Path) -> None:
     search(search_config(out), "red", 5, QUIET)
-    rows = search_index.Rows(out / FOLDER / "rows.arrow")
+    rows = search_index.Rows(out / SEARCH_INDEX / "rows.arrow")
     vectors = np.concatenate(list(EmbeddingStore(Ledger(out)).chunks()))
     np.testing.assert_array_equal(np.concatenate(list(rows.chunks())), vectors)
     np.testing.assert_array_equal(
@@ -247,7 +247,7 @@ def test_run_folder_that_was_moved_is_searched_where_it_lies(out: Path, tmp_path
     config = config_of_run(moved, ["search.kind=hnsw"])
     assert config.run.out == moved
     assert search(config, "red", 3, QUIET)["index"] == "hnsw"
-    assert json.loads((moved / FOLDER / MANIFEST).read_text())["kind"] == "hnsw"
+    assert json.loads((moved / SEARCH_INDEX / MANIFEST).read_text())["kind"] == "hnsw"
 
 
 def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ from namedmask.retrieve.safety import load_safety_head
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.segmenter.checkpoint import build_segmenter
 from namedmask.verbs.plan import plan_of
-from namedmask.weights import catalogue as weights
+from namedmask.weights import catalogue, download
 from namedmask.weights.catalogue import Weights, cache_folder, known_weights, listed, path_of
 from namedmask.weights.download import fetch_weights, verify_weights
 
@@ -100,7 +101,8 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(name: str, **values: object) -> None:
         known[name] = replace(known[name], **values)
-        monkeypatch.setattr(weights, "known_weights", lambda: known)
+        for module in (catalogue, download):
+            monkeypatch.setattr(module, "known_weights", lambda: known)
 
     return change
 
@@ -420,7 +422,7 @@ def test_command_lists_fetches_and_verifies(
 
 
 def test_list_file_holds_nothing_that_the_class_does_not_know() -> None:
-    path = Path(weights.__file__).parent / "data" / "weights.toml"
+    path = Path(str(resources.files("namedmask") / "data" / "weights.toml"))
     tree = tomllib.loads(path.read_text())
     assert [Weights(name, **entry) for name, entry in tree.items()] == list(
         known_weights().values()

@@ -178,5 +178,5 @@ def test_package_loads_weights_in_one_place_and_never_runs_code_from_them() -> N
             words = {k.arg: ast.unparse(k.value) for k in call.keywords}
             assert words.get("allow_pickle", "False") == "False", f"{place}: np.load may unpickle"
         unpickles = calls_of(tree, "pickle.load") + calls_of(tree, "pickle.loads")
-        assert not unpickles or place.parts[0] == "on_ray", f"{place} unpickles"
+        assert not unpickles or place.parts[:2] == ("engine", "on_ray"), f"{place} unpickles"
         assert not calls_of(tree, "torch.jit.load") + calls_of(tree, "torch.hub.load"), place

@@ -124,10 +124,7 @@ def _options(config: Config) -> dict[str, float]:
 
 
 def _resources(config: Config) -> dict[str, float]:
-    resources = {"CPU": config.experts.num_cpus}
-    if config.experts.device == "cuda":
-        resources["GPU"] = config.experts.num_gpus
-    return resources
+    return {"CPU": config.experts.num_cpus, "GPU": config.experts.reserved_gpus}
 
 
 def _reason(cause: BaseException) -> str:

@@ -30,12 +30,12 @@ from namedmask.engine.on_ray.graphs import own_error
 from namedmask.engine.on_ray.watch import gather
 from namedmask.metadata import clean as metadata
 from namedmask.metadata import sources
+from namedmask.run import layout
 from namedmask.run.job import Job
 from namedmask.run.waves import Wave
 from namedmask.storage import Place
 from namedmask.storage.place import readable, remove_tree, replaced
 
-FOLDER = "metadata"
 ROWS_PER_GROUP = 2048
 
 
@@ -55,7 +55,7 @@ def scanned_waves(job: Job) -> list[Wave]:
         ConfigError, SchemaError, InputError: as `metadata.read_metadata`.
     """
     config = job.config.metadata
-    folder = job.ledger.folder.absolute() / FOLDER
+    folder = job.ledger.folder.absolute() / layout.CLEAN_METADATA
     remove_tree(folder)
     places = sources.places_of(config.source)
     hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -79,7 +79,7 @@ def scanned_waves(job: Job) -> list[Wave]:
 
 def discard_scan(job: Job) -> None:
     """Remove the clean rows, once every wave is committed."""
-    remove_tree(job.ledger.folder / FOLDER)
+    remove_tree(job.ledger.folder / layout.CLEAN_METADATA)
 
 
 def _scan(

@@ -144,7 +144,7 @@ class RayExecutor:
         return refine_archive(job, clusters)
 
     def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
-        """Train the segmenter on `train.num_workers` processes."""
+        """Train the segmenter on `train.processes` processes."""
         from namedmask.engine.on_ray.training import train_on_ray
 
         self._connect()
@@ -154,12 +154,11 @@ class RayExecutor:
 def _is_alone(config: Config, section: str) -> bool:
     """Return whether a section asks for nothing that this process has not."""
     keys = getattr(config, section)
-    return keys.actors[1] == 1 and getattr(keys, "device", "cpu") == "cpu"
+    return keys.actors[1] == 1 and not keys.reserved_gpus
 
 
 def _pool(config: Config, section: str, worker: type, **arguments: Any) -> Pool:
     """Return a pool with the resources that a section of the config declares."""
     keys = getattr(config, section)
-    num_gpus = keys.num_gpus if getattr(keys, "device", "cpu") == "cuda" else 0.0
     arguments["config"] = config
-    return Pool(section, worker, arguments, keys.actors, keys.num_cpus, num_gpus)
+    return Pool(section, worker, arguments, keys.actors, keys.num_cpus, keys.reserved_gpus)

@@ -16,7 +16,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
-from namedmask.run.stages import judging_stages
+from namedmask.run.stages import checking_stages
 from namedmask.storage import is_s3
 from namedmask.weights.catalogue import known_weights
 
@@ -79,9 +79,9 @@ def session(config: Config) -> Iterator[None]:
 
 def cpus_needed(config: Config) -> int:
     """Return the CPUs that the largest graph of a run needs, one more for its reader."""
-    together = (("fetch", "embed"), judging_stages(config))
+    together = (("fetch", "embed"), checking_stages(config))
     graphs = [sum(_cpus(config, name) for name in stages) for stages in together]
-    training = config.train.num_workers * (1 + max(1, config.train.workers))
+    training = config.train.processes * (1 + max(1, config.train.sample_processes))
     return int(-(-max(*graphs, training, config.experts.num_cpus, 1) // 1)) + 1
 
 

@@ -1,6 +1,6 @@
 """A run handed to a cluster elsewhere: its verbs as one job, followed, with the job's exit code.
 
-The job is a shell command, `python -m ray_jobs.curate ... && python -m ray_jobs.refine ...`, so
+The job is a shell command, `python -m ray_jobs curate ... && python -m ray_jobs refine ...`, so
 that a verb that fails ends it with that verb's code. Submitted again, verbs that are finished
 say so at once and the one that is not goes on from what is in `run.out`.
 
@@ -34,20 +34,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from namedmask.config import Config
 from namedmask.errors import InputError, JobError, NamedMaskError, unknown_name
-
-MODULES = {
-    "curate": "curate",
-    "fetch": "fetch",
-    "embed": "embed",
-    "build": "build_archive",
-    "refine": "refine",
-    "train": "train",
-    "evaluate": "evaluate",
-}
-"""The module of `ray_jobs` that runs a verb."""
-
-ROAD = ("curate", "refine", "train", "evaluate")
-"""The verbs of a whole run."""
+from namedmask.run.verb_table import VERBS, road_of
 
 CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -77,16 +64,14 @@ class Submission:
 def submit(submission: Submission, address: str) -> str:
     """Return the submission id of the job that runs these verbs on the cluster at `address`.
 
-    Without verbs it is the whole road, short of `evaluate` where no benchmark is named.
+    Without verbs it is the whole road, short of the verbs that do not apply.
 
     Raises:
         InputError: the run file cannot be used there, or the cluster refuses the job.
     """
     config = Config.load(submission.run_file, submission.overrides)
     refuse_lost_folder(str(config.run.out))
-    verbs = submission.verbs or [
-        verb for verb in ROAD if verb != "evaluate" or config.evaluate.benchmark
-    ]
+    verbs = submission.verbs or road_of(config)
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="namedmask-") as folder, _explained(address):
         pack(submission, Path(folder))
@@ -115,9 +100,9 @@ def command(run_file: str, verbs: Sequence[str], overrides: Sequence[str]) -> st
     settings = [part for one in (*overrides, "ray.address=auto") for part in ("--set", one)]
     lines = []
     for verb in verbs:
-        if verb not in MODULES:
-            raise unknown_name("verb", verb, MODULES)
-        words = ["python", "-m", f"ray_jobs.{MODULES[verb]}", "--config", run_file, *settings]
+        if verb not in VERBS:
+            raise unknown_name("verb", verb, VERBS)
+        words = ["python", "-m", "ray_jobs", verb, "--config", run_file, *settings]
         lines.append(shlex.join(words))
     return " && ".join(lines)
 

@@ -1,6 +1,6 @@
 """The segmenter's training on Ray: processes that share each step, each fed by a stream of batches.
 
-Ray Train keeps `train.num_workers` processes that run the loop of train.py; a Ray Data stream of
+Ray Train keeps `train.processes` processes that run the loop of train.py; a Ray Data stream of
 its own feeds each of them its share of every batch, made by actors wherever there are CPUs. What
 lies in a batch depends on the seed and the step alone, so one process ends with the plain loop's
 bits, and whoever is lost is replaced and goes on from the last checkpoint.
@@ -32,8 +32,10 @@ from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.engine.on_ray.session import refuse_to_stall, with_absolute_paths
 from namedmask.errors import NamedMaskError
+from namedmask.run import layout
+from namedmask.run.layout import CHECKPOINT, TRAINING
 from namedmask.run.machine import threads_of
-from namedmask.segmenter.checkpoint import CHECKPOINT, TRAINING, save_checkpoint, starting_segmenter
+from namedmask.segmenter.checkpoint import save_checkpoint, starting_segmenter
 from namedmask.storage import Place
 from namedmask.storage.place import remove_tree
 from namedmask.train.augment import draft_batch, make_batch
@@ -67,14 +69,16 @@ def train_on_ray(
         NamedMaskError: more processes were lost than `train.max_failures`; or as `train`.
     """
     config, folder = with_absolute_paths(config), folder.resolve()
-    source = (archive_folder or folder / "archive").resolve()
+    source = (archive_folder or folder / layout.ARCHIVE).resolve()
     archive = Archive.open(source)
     archive.samples(refined=config.experts.enabled)  # what is missing should show before it starts
-    refuse_to_stall("the training", _resources(config), "Lower train.num_workers or workers")
+    refuse_to_stall(
+        "the training", _resources(config), "Lower train.processes or train.sample_processes"
+    )
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(Inbox)
     inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
-    scratch = (folder / TRAINING).with_name("ray")
+    scratch = folder / layout.RAY_TRAIN
     remove_tree(scratch)  # of a run that was killed
     try:
         _fit(_trainer(config, folder, source, scratch, inbox), inbox, on_step)
@@ -91,7 +95,7 @@ def _trainer(
         _work,
         train_loop_config=task,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train.num_workers, use_gpu=config.train.device == "cuda"
+            num_workers=config.train.processes, use_gpu=config.train.device == "cuda"
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as the one before V2
             name="train",
@@ -291,13 +295,13 @@ def _set_up_stream(group: Group) -> None:
 
 def _makers(config: Config) -> int:
     """Return how many actors make the samples of one process."""
-    return max(1, config.train.workers)
+    return max(1, config.train.sample_processes)
 
 
 def _resources(config: Config) -> dict[str, float]:
     """Return what runs at once: the processes, and beside each of them those that feed it."""
-    processes = config.train.num_workers
-    resources: dict[str, float] = {"CPU": processes * (1 + _makers(config))}
-    if config.train.device == "cuda":
-        resources["GPU"] = processes
-    return resources
+    processes = config.train.processes
+    return {
+        "CPU": processes * (1 + _makers(config)),
+        "GPU": processes * config.train.reserved_gpus,
+    }

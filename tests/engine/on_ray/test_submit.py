@@ -231,8 +231,8 @@ def test_submit_command_quotes_what_a_shell_would_read() -> None:
     line = submit.command("my run.toml", ["embed", "build"], ['a.b=["$HOME; rm"]'])
     setting = """--set 'a.b=["$HOME; rm"]' --set ray.address=auto"""
     assert line == (
-        f"python -m ray_jobs.embed --config 'my run.toml' {setting} && "
-        f"python -m ray_jobs.build_archive --config 'my run.toml' {setting}"
+        f"python -m ray_jobs embed --config 'my run.toml' {setting} && "
+        f"python -m ray_jobs build --config 'my run.toml' {setting}"
     )
 
 

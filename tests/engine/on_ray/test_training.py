@@ -14,7 +14,8 @@ from namedmask.config import Config
 from namedmask.engine.on_ray.session import with_absolute_paths
 from namedmask.engine.on_ray.training import train_on_ray
 from namedmask.errors import ClusterTooSmallError, InputError, NamedMaskError
-from namedmask.segmenter.checkpoint import CHECKPOINT, TRAINING, build_segmenter
+from namedmask.run.layout import CHECKPOINT, TRAINING
+from namedmask.segmenter.checkpoint import build_segmenter
 from namedmask.train.group import Group
 from namedmask.train.loop import train
 from namedmask.weights.tensors import read_tree
@@ -76,7 +77,7 @@ def test_training_on_ray_equals_the_plain_loop_to_the_bit(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
     folder = toy_runs.copy(curated, tmp_path / "run")
-    config = config_of(folder, "train.workers=2")
+    config = config_of(folder, "train.sample_processes=2")
     heard: list[tuple[int, float]] = []
     train_on_ray(config, folder, lambda *step: heard.append(step))
     losses = plain(curated, config, tmp_path / "state.pt", Group())
@@ -113,7 +114,7 @@ def test_training_of_two_processes_equals_a_group_of_torch(
     harm: Path, curated: Path, tmp_path: Path
 ) -> None:
     folder = toy_runs.copy(curated, tmp_path / "run")
-    config = config_of(folder, "train.num_workers=2")
+    config = config_of(folder, "train.processes=2")
     train_on_ray(config, folder, lambda *_: None)
     context = get_context("forkserver")
     codes = run_group(context, 2, plain_in_group, tmp_path / "group", curated, config)
@@ -194,8 +195,8 @@ def test_training_that_cannot_start_is_refused_before_it_waits(
 ) -> None:
     folder = toy_runs.copy(curated, tmp_path / "run")
     with pytest.raises(
-        ClusterTooSmallError, match=r"the training needs 6 CPU at once.*has 4.*train\.num_workers"
+        ClusterTooSmallError, match=r"the training needs 6 CPU at once.*has 4.*train\.processes"
     ):
-        train_on_ray(config_of(folder, "train.num_workers=3"), folder, lambda *_: None)
+        train_on_ray(config_of(folder, "train.processes=3"), folder, lambda *_: None)
     with pytest.raises(InputError, match="no refined masks"):
         train_on_ray(toy_runs.config_of(folder), folder, lambda *_: None)

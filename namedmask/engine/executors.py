@@ -1,0 +1,28 @@
+"""Who does the work of a verb: the plain loop in this process, or graphs on a Ray cluster.
+
+with executor_of(config, local=True) as executor:
+    collect.embed(config, progress, executor)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from namedmask.config import Config
+from namedmask.engine.local import PlainLoop
+from namedmask.run.executor import Executor
+
+PLAIN_LOOP = PlainLoop()
+
+
+@contextmanager
+def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
+    """Yield the plain loop, or an executor on the Ray that the config names."""
+    if local:
+        yield PLAIN_LOOP
+        return
+    from namedmask.engine.on_ray import connect
+
+    with connect(config) as executor:
+        yield executor
