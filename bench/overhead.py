@@ -34,12 +34,12 @@ from namedmask.config import Config
 from namedmask.engine.on_ray import connect
 from namedmask.images.codec import encode_jpeg
 from namedmask.miniworld import pictures
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.layout import IMAGES
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stages import load_stage
-from namedmask.run.waves import Wave, input_digest, write
+from namedmask.run.waves import Wave, header_of, write
 
 STAGES = ("fetch", "faces", "saliency", "bilateral")
 ROWS = 100
@@ -88,7 +88,7 @@ def plainly(folder: Path, config: Config, waves: list[Wave], ends: Any) -> None:
         table = read = wave.read()
         for stage in stages:
             table = stage(table)
-        write(folder, IMAGES, wave.unit, table, table.num_rows, input_digest(read), again=False)
+        write(folder, IMAGES, header_of(wave, read), table)
         ends.put(time.time())
 
 
@@ -119,7 +119,7 @@ def ray_ends(
     config = config_of(folder, actors)
     out = Path(tempfile.mkdtemp(dir=folder))
     with open_run(out) as ledger:
-        job = Job(config, ledger, SilentProgress())
+        job = VerbRun(config, ledger, SilentProgress())
         began, ends, spent = time.time(), [], 0.0
         with job.progress.step("judge") as step:
             for _ in executor.run(job, waves_of(urls), STAGES, IMAGES, step):

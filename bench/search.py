@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config.run_file import Config, to_toml
-from namedmask.embed.text import AskSide, Wording
+from namedmask.embed.text import Prompts, QueryEncoder
 from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
@@ -121,7 +121,7 @@ def write_store(out: Path, count: int, world: World) -> None:
 def start_of_the_command(folder: Path) -> dict[str, float]:
     """Return seconds of `namedmask search` over 1,000 vectors with the mini world's model."""
     config = config_of(folder, "flat", "miniworld")
-    (probe,) = AskSide(config.embed)([Wording(["a cat"], ("{}",))])
+    probe = QueryEncoder(config.embed)({"cat": Prompts(["a cat"], ("{}",))})["cat"]
     vectors = unit(np.random.default_rng(0).standard_normal((1000, probe.shape[1])))
     add_wave(folder, 0, vectors.astype(np.float32), [f"a drawn thing {n}" for n in range(1000)])
     (folder / "run.toml").write_text(to_toml(config), encoding="utf-8")

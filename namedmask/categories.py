@@ -125,7 +125,7 @@ def category_set_of(config: CategoriesConfig) -> CategorySet:
     return category_set
 
 
-def names_told(config: CategoriesConfig) -> tuple[str, ...]:
+def configured_names(config: CategoriesConfig) -> tuple[str, ...]:
     """Return the label names that the `categories` section gives, none where it gives nothing."""
     return category_set_of(config).names if config.set or config.names else ()
 

@@ -56,7 +56,7 @@ class TooManyFailuresError(NamedMaskError):
     """So many rows failed that going on would waste the run."""
 
 
-class JobError(NamedMaskError):
+class RayJobError(NamedMaskError):
     """A job on a cluster did not end well, or is followed no longer."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -10,13 +10,9 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.archive.store import Accepted
-from namedmask.retrieve.candidates import (
-    Offer,
-    expected_of,
-)
-from namedmask.retrieve.queries import Ask
+from namedmask.retrieve.candidates import CandidateList, published_vectors_of
 from namedmask.run.executor import Executor
-from namedmask.run.job import Failures, Job
+from namedmask.run.job import Failures, VerbRun
 from namedmask.run.label_ids import Label
 from namedmask.run.layout import IMAGES
 from namedmask.run.stages import checking_stages
@@ -27,36 +23,34 @@ from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
 
 
-class Judge:
-    """Fetches and checks images, each once in the life of a run folder; a rounds.Look."""
+class ImageChecks:
+    """Fetches and checks images, each once in the life of a run folder; see fill.CheckImages."""
 
-    def __init__(
-        self, executor: Executor, job: Job, asks: Sequence[Ask], offers: Sequence[Offer]
-    ) -> None:
-        self._executor, self._job = executor, job
+    def __init__(self, executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
+        self._executor, self._run = executor, run
         self._urls: dict[str, str] = {}
-        self._offered: dict[str, str] = {}  # sample id → a unit of offers that has it
-        for ask, offer in zip(asks, offers, strict=True):
-            self._urls.update(zip(offer.sample_ids, offer.urls, strict=True))
-            self._offered.update(dict.fromkeys(offer.sample_ids, ask.unit))
-        self._stages = checking_stages(job.config)
-        self._failures = Failures(job.config.run.max_failure_share)
-        if job.ledger.commits(IMAGES):
-            job.finished(CHECKED_IMAGES.name)  # refuses other settings
-        job.ledger.sweep(IMAGES)
-        self.store = ImageStore(job.ledger)
+        self._listed: dict[str, str] = {}  # sample id → the unit of a candidate list that has it
+        for candidates in lists:
+            self._urls.update(zip(candidates.sample_ids, candidates.urls, strict=True))
+            self._listed.update(dict.fromkeys(candidates.sample_ids, candidates.unit))
+        self._stages = checking_stages(run.config)
+        self._failures = Failures(run.config.run.max_failure_share)
+        if run.ledger.commits(IMAGES):
+            run.finished(CHECKED_IMAGES.name)  # refuses other settings
+        run.ledger.sweep(IMAGES)
+        self.store = ImageStore(run.ledger)
 
     def __call__(self, sample_ids: list[str]) -> Mapping[str, str]:
-        """Return the verdict on each image, looking at those that nobody has looked at yet."""
-        new = [one for one in sample_ids if one not in self.store.verdicts]
-        rows = self._job.config.run.wave_rows
+        """Return the status of each image, by sample id; images not checked before are now."""
+        new = [sample_id for sample_id in sample_ids if sample_id not in self.store.statuses]
+        rows = self._run.config.run.wave_rows
         waves = [self._wave(new[start : start + rows]) for start in range(0, len(new), rows)]
-        self._job.start(CHECKED_IMAGES.name)
-        with self._job.progress.step("judge", len(new)) as step:
-            for written in self._executor.run(self._job, waves, self._stages, IMAGES, step):
-                self.store.remember(written.unit, written.verdicts, written.hashes)
+        self._run.start(CHECKED_IMAGES.name)
+        with self._run.progress.step("check", len(new)) as step:
+            for written in self._executor.run(self._run, waves, self._stages, IMAGES, step):
+                self.store.remember(written.unit, written.statuses, written.hashes)
                 self._failures.add(written.tried, written.counts)
-        return {one: self.store.verdicts[one] for one in sample_ids}
+        return {sample_id: self.store.statuses[sample_id] for sample_id in sample_ids}
 
     def accepted(self, label: Label, candidates: pa.Table) -> Accepted:
         """Return what makes up the archive of a category, of its settled candidates."""
@@ -65,16 +59,16 @@ class Judge:
         return Accepted(label, digested, partial(self.store.entries, good))
 
     def _wave(self, sample_ids: list[str]) -> Wave:
-        urls = [self._urls[one] for one in sample_ids]
-        rows, config = partial(_untouched, sample_ids, urls), self._job.config.vectors
+        urls = [self._urls[sample_id] for sample_id in sample_ids]
+        rows, config = partial(_rows_of, sample_ids, urls), self._run.config.vectors
         if config.source:
-            units = [self._offered[one] for one in sample_ids]
-            folder = self._job.ledger.folder.absolute()
+            units = [self._listed[sample_id] for sample_id in sample_ids]
+            folder = self._run.ledger.folder.absolute()
             rows = partial(_with_expected, rows, folder, units, config.unchanged_cosine)
         return Wave(self.store.new_unit(), rows)
 
 
-def _untouched(sample_ids: list[str], urls: list[str]) -> pa.Table:
+def _rows_of(sample_ids: list[str], urls: list[str]) -> pa.Table:
     columns = {
         "sample_id": sample_ids,
         "url": urls,
@@ -87,14 +81,14 @@ def _untouched(sample_ids: list[str], urls: list[str]) -> pa.Table:
 def _with_expected(
     read: Callable[[], pa.Table], folder: Place, units: list[str], cosine: float
 ) -> pa.Table:
-    """Return the rows of a wave with the vector that was published of each, and the least cosine.
+    """Return the rows of a wave with the published vector of each, and the least cosine.
 
-    `units` are the offers that have them, row by row.
+    `units` are the candidate lists that have them, row by row.
     """
     table = read()
-    published = {unit: expected_of(folder, unit) for unit in dict.fromkeys(units)}
+    published = {unit: published_vectors_of(folder, unit) for unit in dict.fromkeys(units)}
     pairs = zip(units, table["sample_id"].to_pylist(), strict=True)
-    vectors = [published[unit][one] for unit, one in pairs]
+    vectors = [published[unit][sample_id] for unit, sample_id in pairs]
     table = table.append_column("expected", pa.array(vectors, schema.TYPES["expected"]))
     least = pa.array([cosine] * len(units), schema.TYPES["expected_cosine"])
     return table.append_column("expected_cosine", least)

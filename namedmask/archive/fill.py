@@ -1,8 +1,8 @@
-"""Retrieved candidates → full archives, in rounds of trying; says nothing about who tries.
+"""Ranked candidates → full archives, in rounds of trying; says nothing about who tries.
 
-A *look* takes sample ids and returns the verdict on each image: a plain loop here, a graph on a
-cluster. What is tried next follows from the verdicts of the rounds before and from nothing else, so
-equal verdicts end in equal archives, however often the work was cut off in between.
+Whoever tries takes sample ids and returns the status of each image: a plain loop, or a graph on a
+cluster. The images to try next follow from the statuses of the rounds before and from nothing else,
+so equal statuses end in equal archives, however often the work was cut off in between.
 """
 
 from __future__ import annotations
@@ -16,53 +16,61 @@ import pyarrow as pa
 from namedmask import schema
 from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
-from namedmask.retrieve.candidates import NONE, Offer
+from namedmask.retrieve.candidates import NO_HASHES, CandidateList
 from namedmask.retrieve.pick import gaps, next_to_try
 from namedmask.schema.status import NEAR_DUPLICATE, PENDING, SURPLUS, UNTRIED
 
-Look = Callable[[list[str]], Mapping[str, str]]
+CheckImages = Callable[[list[str]], Mapping[str, str]]
+"""Sample ids → the status of each image, by sample id."""
 
 
 def fill_archives(
-    offers: Sequence[Offer], config: RetrieveConfig, look: Look, hashes: Mapping[str, int] = NONE
+    lists: Sequence[CandidateList],
+    config: RetrieveConfig,
+    check: CheckImages,
+    hashes: Mapping[str, int] = NO_HASHES,
 ) -> dict[str, str]:
-    """Return the verdicts on the images tried until archives are full or the rounds are over.
+    """Return the status of each image tried until archives are full or the rounds are over.
 
-    `hashes` are of the good images by sample id, and grow as `look` looks.
+    Args:
+        lists: the candidates of each category.
+        config: the section `retrieve`.
+        check: fetches and checks images.
+        hashes: perceptual hash of each good image, by sample id; grows as `check` is called.
     """
-    verdicts: dict[str, str] = {}
+    checked: dict[str, str] = {}
     for _ in range(1 + config.top_up_rounds):
         wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
-        for offer in offers:
-            statuses = [status for status, _ in offer.pick(verdicts, config, hashes)]
-            rate = _pass_rate(offer, statuses, verdicts)
+        for candidates in lists:
+            statuses = [status for status, _ in candidates.pick(checked, config, hashes)]
+            rate = _pass_rate(candidates, statuses, checked)
             size = config.archive_size
             if not config.replenish_faces:
                 size -= gaps(statuses, size)
             ranks = next_to_try(statuses, size, rate, config.overfetch)
-            wanted.update((offer.sample_ids[rank], None) for rank in ranks)
+            wanted.update((candidates.sample_ids[rank], None) for rank in ranks)
         if not wanted:
             break
-        verdicts.update(look(list(wanted)))
-    return verdicts
+        checked.update(check(list(wanted)))
+    return checked
 
 
 def settle(
-    offer: Offer,
-    verdicts: Mapping[str, str],
+    candidates: CandidateList,
+    checked: Mapping[str, str],
     config: RetrieveConfig,
-    hashes: Mapping[str, int] = NONE,
+    hashes: Mapping[str, int] = NO_HASHES,
 ) -> pa.Table:
     """Return the candidates of a category (schema.CANDIDATES) with their final statuses.
 
     Those that were never tried are `untried`.
     """
-    settled = _settled(offer, verdicts, config, hashes)
-    statuses, duplicates = [one for one, _ in settled], [one for _, one in settled]
-    count = len(offer.sample_ids)
+    settled = _settled(candidates, checked, config, hashes)
+    statuses, duplicates = [status for status, _ in settled], [other for _, other in settled]
+    count = len(candidates.sample_ids)
     values = (
-        [offer.label.name] * count, [offer.label.label_id] * count, range(count), offer.scores,
-        offer.sample_ids, offer.urls, statuses, duplicates,
+        [candidates.label.name] * count, [candidates.label.label_id] * count, range(count),
+        candidates.scores, candidates.sample_ids, candidates.urls, statuses, duplicates,
     )  # fmt: skip
     arrays = [
         pa.array(value, kind) for value, kind in zip(values, schema.CANDIDATES.types, strict=True)
@@ -89,7 +97,7 @@ def candidate_funnel(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
 
 
 def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
-    """Raise InputError when a category has no image, naming each with what became of its offers."""
+    """Raise InputError when a category has no image, naming each with its counts by status."""
     empty = [
         f"'{name}' ({', '.join(f'{status} {n}' for status, n in counts.items()) or 'no candidate'})"
         for name, counts in by_category.items()
@@ -103,15 +111,18 @@ def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _settled(
-    offer: Offer, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int]
+    candidates: CandidateList,
+    checked: Mapping[str, str],
+    config: RetrieveConfig,
+    hashes: Mapping[str, int],
 ) -> list[tuple[str, str | None]]:
-    """Return what `Offer.pick` says once nothing pending holds a place or hides a duplicate."""
-    final = dict(verdicts)
+    """Return what `CandidateList.pick` returns once no pending candidate holds a place."""
+    final = dict(checked)
     while True:
-        picked = offer.pick(final, config, hashes)
+        picked = candidates.pick(final, config, hashes)
         pending = [
             sample_id
-            for sample_id, (status, _) in zip(offer.sample_ids, picked, strict=True)
+            for sample_id, (status, _) in zip(candidates.sample_ids, picked, strict=True)
             if status == PENDING
         ]
         if not pending:
@@ -119,15 +130,19 @@ def _settled(
         final.update(dict.fromkeys(pending, UNTRIED))
 
 
-def _pass_rate(offer: Offer, statuses: Sequence[str], verdicts: Mapping[str, str]) -> float:
+def _pass_rate(
+    candidates: CandidateList, statuses: Sequence[str], checked: Mapping[str, str]
+) -> float:
     """Return the share of tried candidates that were accepted, 1 before any was tried.
 
     What is known without a try, from the vectors or the config, is left out.
     """
     tried = [
         status
-        for sample_id, status in zip(offer.sample_ids, statuses, strict=True)
-        if sample_id in verdicts and sample_id not in offer.own and status != NEAR_DUPLICATE
+        for sample_id, status in zip(candidates.sample_ids, statuses, strict=True)
+        if sample_id in checked
+        and sample_id not in candidates.own_statuses
+        and status != NEAR_DUPLICATE
     ]
     good = sum(status in (schema.OK, SURPLUS) for status in tried)
     return good / len(tried) if tried else 1.0

@@ -6,7 +6,7 @@ mean.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -40,43 +40,43 @@ def text_features(
 
 
 @dataclass(frozen=True)
-class Wording:
-    """What is asked for: texts through prompt templates, and encoded images beside them."""
+class Prompts:
+    """What is to be encoded: texts through prompt templates, and encoded image files."""
 
     texts: Sequence[str]
     templates: tuple[str, ...]
     images: Sequence[bytes] = ()
 
 
-class AskSide:
-    """The embedder for whoever asks and has its resources."""
+class QueryEncoder:
+    """The text side of the embedder, and its image side for example images."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
         self._batch_size = config.batch_size
 
-    def __call__(self, wordings: Sequence[Wording]) -> list[np.ndarray]:
-        """Return (N, D) float32, unit L2 norm, of each: its texts' features, its images' vectors.
+    def __call__(self, prompts: Mapping[str, Prompts]) -> dict[str, np.ndarray]:
+        """Return (N, D) float32, unit L2 norm, per name: its texts' features, its images' vectors.
 
         Raises:
             BadImage: an image cannot be decoded.
         """
         embedder = self._embedder
         texts: dict[tuple[str, ...], list[str]] = {}
-        for one in wordings:
-            texts.setdefault(one.templates, []).extend(one.texts)
+        for asked in prompts.values():
+            texts.setdefault(asked.templates, []).extend(asked.texts)
         features = {
             templates: iter(text_features(embedder, listed, templates))
             for templates, listed in texts.items()
         }
         decode = decoder_of(embedder)
-        shown = [decode(data) for one in wordings for data in one.images]
+        images = [decode(data) for asked in prompts.values() for data in asked.images]
         vectors = iter(
-            _in_padded_batches(shown, self._batch_size, embedder.embed_images, embedder.dim)
+            _in_padded_batches(images, self._batch_size, embedder.embed_images, embedder.dim)
         )
-        answers = []
-        for one in wordings:
-            found = [*islice(features[one.templates], len(one.texts))]
-            found += islice(vectors, len(one.images))
-            answers.append(np.array(found, np.float32).reshape(-1, embedder.dim))
+        answers = {}
+        for name, asked in prompts.items():
+            found = [*islice(features[asked.templates], len(asked.texts))]
+            found += islice(vectors, len(asked.images))
+            answers[name] = np.array(found, np.float32).reshape(-1, embedder.dim)
         return answers

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from namedmask import schema
-from namedmask.engine.processes import count_of, fetched_by_many
+from namedmask.engine.processes import fetched_by_many, process_count
 from namedmask.fetch.stage import Fetch
 from namedmask.metadata import clean as metadata
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.machine import use_threads
 from namedmask.run.progress import Step
 from namedmask.run.stages import Stage, batch_size_of, load_stage
@@ -34,65 +34,73 @@ R = TypeVar("R")
 
 
 class PlainLoop:
-    """An executor (see verbs.py) without any other process."""
+    """An executor (see run/executor.py) without any other process."""
 
     parts = 1
 
-    def metadata(self, job: Job) -> Iterator[Wave]:
+    def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata, each read when it is its turn."""
-        tables = metadata.read_metadata(job.config.metadata)
-        for number, table in enumerate(metadata.waves(tables, job.config.run.wave_rows)):
+        tables = metadata.read_metadata(run.config.metadata)
+        for number, table in enumerate(metadata.waves(tables, run.config.run.wave_rows)):
             yield Wave(f"{number:05d}", partial(_itself, table))
 
     def run(
-        self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
+        self,
+        run: VerbRun,
+        waves: Iterable[Wave],
+        stages: Sequence[str],
+        store_name: str,
+        step: Step,
     ) -> Iterator[Written]:
         """Yield what became of each wave once it has passed the stages and is committed."""
         first, *others = stages
-        if not others and count_of(job.config.fetch) > 1:
-            yield from _collected_by_many(job, waves, store, step)
+        if not others and process_count(run.config.fetch) > 1:
+            yield from _collected_by_many(run, waves, store_name, step)
             return
-        loaded = [load_stage(name, job.config) for name in others]
-        use_threads(job.config)
-        batch_size = batch_size_of(stages, job.config)
-        for done in _fetched(job, waves, load_stage(first, job.config)):
-            wave, digested, tried = done.wave, done.digest, done.tried
-            job.seconds[first] += done.seconds
+        loaded = [load_stage(name, run.config) for name in others]
+        use_threads(run.config)
+        batch_size = batch_size_of(stages, run.config)
+        for done in _fetched(run, waves, load_stage(first, run.config)):
+            run.seconds[first] += done.seconds
             parts = []
             for part in slices(done.table, batch_size):
                 for stage in loaded:
-                    with job.clock(stage.name):
+                    with run.clock(stage.name):
                         part = stage(part)
                 step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
                 parts.append(part)
             whole = pa.concat_tables(parts)
-            yield write(job.ledger.folder, store, wave.unit, whole, tried, digested, wave.again)
+            yield write(run.ledger.folder, store_name, done.header, whole)
 
     def map(
-        self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
+        self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
         """Yield what the function that `make` returns makes of each item, in order."""
         function = make()
-        use_threads(job.config)
+        use_threads(run.config)
         return map(function, items)
 
-    def refine(self, job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+    def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
+        """Return what the function that `make` returns makes of one item."""
+        return next(iter(self.map(run, section, make, [item])))
+
+    def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
         """Train the experts one after the other; see refine.refine_archive."""
         from namedmask.experts.refine import refine_archive
 
-        use_threads(job.config)
-        return refine_archive(job, clusters)
+        use_threads(run.config)
+        return refine_archive(run, clusters)
 
-    def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
+    def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
         from namedmask.archive.store import Archive
         from namedmask.run.layout import CHECKPOINT, TRAINING
         from namedmask.segmenter.checkpoint import save_checkpoint, starting_segmenter
         from namedmask.train.loop import train
 
-        use_threads(job.config)
-        config, folder = job.config, job.ledger.folder
-        archive = Archive.open(job.archive)
+        use_threads(run.config)
+        config, folder = run.config, run.ledger.folder
+        archive = Archive.open(run.archive)
         model = starting_segmenter(
             config.segmenter, archive.label_names, config.run.seed, config.train.start
         )
@@ -112,10 +120,10 @@ def _itself(item: T) -> T:
     return item
 
 
-def _fetched(job: Job, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
+def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
     """Yield each wave with the digest of its rows, how many are tried, and the rows fetched."""
-    config = job.config.fetch
-    if count_of(config) > 1:
+    config = run.config.fetch
+    if process_count(config) > 1:
         return fetched_by_many(waves, config, _itself)
     if isinstance(fetch, Fetch):
         fetch.cores = os.cpu_count() or 1  # nothing fetches beside it
@@ -123,17 +131,15 @@ def _fetched(job: Job, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedW
 
 
 def _collected_by_many(
-    job: Job, waves: Iterable[Wave], store: str, step: Step
+    run: VerbRun, waves: Iterable[Wave], store_name: str, step: Step
 ) -> Iterator[Written]:
     """Yield what became of each wave that the processes have fetched and committed."""
-    commit = partial(_commit, job.ledger.folder.absolute(), store)
-    for written, seconds in fetched_by_many(waves, job.config.fetch, commit):
-        job.seconds["fetch"] += seconds
+    commit = partial(_commit, run.ledger.folder.absolute(), store_name)
+    for written, seconds in fetched_by_many(waves, run.config.fetch, commit):
+        run.seconds["fetch"] += seconds
         step.advance(sum(written.counts.values()), written.counts)
         yield written
 
 
-def _commit(folder: Place, store: str, done: FetchedWave) -> tuple[Written, float]:
-    wave, table = done.wave, done.table
-    written = write(folder, store, wave.unit, table, done.tried, done.digest, wave.again)
-    return written, done.seconds
+def _commit(folder: Place, store_name: str, done: FetchedWave) -> tuple[Written, float]:
+    return write(folder, store_name, done.header, done.table), done.seconds

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def count_of(config: FetchConfig) -> int:
+def process_count(config: FetchConfig) -> int:
     """Return how many processes fetch."""
     return config.processes or os.cpu_count() or 1
 
 
 def begin_server(config: FetchConfig) -> bool:
-    """Let the server of processes begin to import what they need; return whether there is to be one."""
-    if count_of(config) == 1:
+    """Begin the server of processes, which imports what they need; return whether there is one."""
+    if process_count(config) == 1:
         return False
     multiprocessing.set_forkserver_preload([__name__, "namedmask.engine.preload"])
     forkserver.ensure_running()
@@ -67,7 +67,7 @@ def fetched_by_many(
         NamedMaskError: a process was lost.
     """
     begin_server(config)
-    count, left = count_of(config), iter(waves)
+    count, left = process_count(config), iter(waves)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
         coming: set[Future[T]] = set()

@@ -42,40 +42,41 @@ OF_IMAGES = {"f_measure": imagenet_s.f_measure, "image_accuracy": imagenet_s.ima
 """ImageNet-S's scores whose mean is over images."""
 
 
-def evaluate(
-    model: nn.Module,
+def score_benchmark(
+    parts_of: Callable[[Sequence[range]], Iterable[Part]],
     names: Sequence[str],
     benchmark: Benchmark,
     config: EvaluateConfig,
     *,
     out: Place | None = None,
-    on_scene: Callable[[int], None] | None = None,
+    on_scenes: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the segmenter's scores on the benchmark as plain values; None stands for no number.
+    """Return the scores on a benchmark as plain values; None stands for a number that there is not.
 
     `miou` and `pixel_accuracy` over the split; `iou` by label name, `background` among them;
-    `scenes`: one {name, index, miou} a sample, its mean over the labels in truth or prediction.
+    `scenes`: one {name, index, miou} per sample, its mean over the labels in truth or prediction.
     ImageNet-S adds `miou_s`, `miou_ms`, `miou_ml`, `miou_l`, `boundary_miou`, and the means over
     scenes `f_measure` and `image_accuracy`.
 
     Args:
-        model: (B, 3, H, W) normalised images to (B, K, H, W) logits; is put into eval mode.
-        names: label names without background; logit i + 1 stands for names[i].
+        parts_of: ranges of scenes → what a `Scorer` makes of each, in any order: a plain `map`, or
+            processes on a cluster.
+        names: label names without background; label id i + 1 stands for names[i].
+        benchmark: what to score on.
+        config: the section `evaluate`.
         out: folder for predicted label maps (PNG, 16 bit, label ids of `names`) of the best and the
             worst scenes; `scenes` then says `prediction` = file name below it.
-        on_scene: called with the number of scenes done.
+        on_scenes: called with the number of scenes that were just scored.
 
     Raises:
-        InputError: the benchmark has labels that the segmenter does not know; a broken sample; or
-            the device is not there.
+        InputError: the benchmark has labels that the segmenter does not know; a broken sample.
     """
-    scorer = Scorer(predictor_of(model, config), names, benchmark, config)
 
     def parts() -> Iterator[Part]:
-        for scenes in scene_ranges(len(benchmark)):
-            yield scorer(scenes)
-            if on_scene:
-                on_scene(scenes.stop)
+        for part in parts_of(scene_ranges(len(benchmark))):
+            if on_scenes:
+                on_scenes(len(part.scenes))
+            yield part
 
     return sum_up(parts(), names, benchmark, config, out)
 
@@ -113,7 +114,7 @@ class Scorer:
         )
 
     def __call__(self, indices: Iterable[int]) -> Part:
-        """Return what these scenes came to; see `evaluate`."""
+        """Return what these scenes came to."""
         total, scenes, predictions = ConfusionMatrix(self._num_labels), [], {}
         overlaps = _no_overlaps(self._num_labels)
         for index in indices:
@@ -166,7 +167,7 @@ def sum_up(
     config: EvaluateConfig,
     out: Place | None,
 ) -> dict[str, Any]:
-    """Return what all scenes together came to, as `evaluate` does; of `parts` one is held."""
+    """Return the scores of all scenes together; one of `parts` is in memory at a time."""
     total, overlaps = ConfusionMatrix(len(names) + 1), _no_overlaps(len(names) + 1)
     scenes: list[dict[str, Any]] = []
     predictions: dict[int, bytes] = {}

@@ -24,13 +24,13 @@ from namedmask import images, schema
 from namedmask.archive.store import Archive, ArchivedCategory, stem
 from namedmask.categories import templates_of
 from namedmask.config import Config, settings_of
-from namedmask.embed.text import AskSide, Wording
+from namedmask.embed.text import Prompts, QueryEncoder
 from namedmask.errors import ConfigError
 from namedmask.experts.clusters import balanced_clusters
 from namedmask.experts.expert import redraw, train_expert, train_shared_expert
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.layout import EXPERTS, REFINED, SHARED_EXPERT
 from namedmask.run.ledger import Commit, write_unit
 from namedmask.segmenter.checkpoint import load_checkpoint, save_checkpoint
@@ -86,17 +86,17 @@ class Work:
     start: Place | None  # where the shared expert lies, or will; None: experts start without it
 
 
-def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
+def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
     """Return the names of each cluster of a run; [] where every category has its own expert.
 
     Raises:
         ConfigError: more clusters than categories.
     """
-    config, path = job.config, job.ledger.folder / layout.CLUSTERS
+    config, path = run.config, run.ledger.folder / layout.CLUSTERS
     count = config.experts.clusters
     if not count:
         return []
-    categories = Archive.open(job.ledger.folder / layout.ARCHIVE).categories
+    categories = Archive.open(run.ledger.folder / layout.ARCHIVE).categories
     if count > len(categories):
         raise ConfigError(
             f"experts.clusters is {count}, and there are {len(categories)} categories. Lower it, "
@@ -109,8 +109,9 @@ def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
     if path.exists() and (found := read_json(path))["follows_from"] == follows_from:
         clusters: list[list[str]] = found["clusters"]
         return clusters
-    wordings = [Wording([query for _, query in asked], templates)]
-    (vectors,) = next(iter(executor.map(job, "embed", partial(AskSide, config.embed), [wordings])))
+    prompts = {"categories": Prompts([query for _, query in asked], templates)}
+    encode = partial(QueryEncoder, config.embed)
+    vectors = executor.call(run, "embed", encode, prompts)["categories"]
     clusters = [
         [categories[row].name for row in rows]
         for rows in balanced_clusters(vectors, count, config.run.seed)
@@ -119,12 +120,12 @@ def find_clusters(executor: Executor, job: Job) -> list[list[str]]:
     return clusters
 
 
-def open_work(job: Job, clusters: Sequence[Sequence[str]] = ()) -> Work:
+def open_work(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> Work:
     """Return what is done and what is left, once the leftovers of a killed run are gone."""
-    archive = Archive.open(job.ledger.folder / layout.ARCHIVE)
+    archive = Archive.open(run.ledger.folder / layout.ARCHIVE)
     listed = [[archive.category(name) for name in names] for names in clusters]
     wanted = [Cluster(tuple(one)) for one in listed or [[one] for one in archive.categories]]
-    committed = job.ledger.commits(REFINED)
+    committed = run.ledger.commits(REFINED)
     done, left = [], []
     for cluster in wanted:
         commit = committed.get(cluster.unit)
@@ -135,13 +136,13 @@ def open_work(job: Job, clusters: Sequence[Sequence[str]] = ()) -> Work:
     current = {file for cluster in wanted for file in cluster.files}
     for commit in committed.values():  # of other archives or members; the sweep takes its files
         if commit not in done and current & commit.files.keys():
-            (job.ledger.folder / REFINED / layout.commit_file(commit.unit)).unlink()
-    job.ledger.sweep(REFINED, EXPERTS)
-    shared = bool(left) and job.config.experts.shared_iterations > 0
+            (run.ledger.folder / REFINED / layout.commit_file(commit.unit)).unlink()
+    run.ledger.sweep(REFINED, EXPERTS)
+    shared = bool(left) and run.config.experts.shared_iterations > 0
     return Work(
         wanted, done, left,
-        needs_shared=shared and SHARED_EXPERT not in job.ledger.commits(EXPERTS),
-        start=job.ledger.folder / SHARED_FILE if shared else None,
+        needs_shared=shared and SHARED_EXPERT not in run.ledger.commits(EXPERTS),
+        start=run.ledger.folder / SHARED_FILE if shared else None,
     )  # fmt: skip
 
 
@@ -169,31 +170,31 @@ def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
     return {"categories": categories, "masks": dict(counts)}
 
 
-def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     """Return how many masks were redrawn and kept; archives refined before are left as they are.
 
     `clusters` are the names of each, see `find_clusters`; without any, every category is one.
     """
-    config, folder = job.config, job.ledger.folder
-    work = open_work(job, clusters)
+    config, folder = run.config, run.ledger.folder
+    work = open_work(run, clusters)
     commits = list(work.done)
-    with job.progress.step("experts", total_steps(work, config)) as step:
+    with run.progress.step("experts", total_steps(work, config)) as step:
         step.advance(steps_done(work, config))
 
         def on_step(done: int, loss: float) -> None:
             step.advance()
 
         if work.needs_shared:
-            with job.clock("shared expert"):
+            with run.clock("shared expert"):
                 shared = shared_expert(config, folder, on_step)
-            job.start("refine")
+            run.start("refine")
             commit_shared(config, folder, shared)
         for cluster in work.left:
-            with job.clock("experts"):
+            with run.clock("experts"):
                 expert = cluster_expert(config, folder, cluster, work.start, on_step)
-            with job.clock("refine"):
+            with run.clock("refine"):
                 redrawn = redraw_cluster(config, folder, cluster, expert)
-            job.start("refine")
+            run.start("refine")
             commits.append(commit_cluster(config, folder, cluster, expert, redrawn))
     return sum_up(commits)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from namedmask.fetch.ttl_cache import Remembered
+from namedmask.fetch.ttl_cache import TtlCache
 
 MAX_THREADS = 1024
 """That wait for name servers. A name whose own server is silent takes one for up to half a minute:
@@ -101,12 +101,8 @@ class Address(NamedTuple):
     host: str
 
 
-_answers: Remembered[tuple[Address, ...] | OSError] = Remembered(100_000)
-
-
-def forget_names() -> None:
-    """Ask every name anew."""
-    _answers.clear()
+resolved: TtlCache[tuple[Address, ...] | OSError] = TtlCache(100_000)
+"""The addresses of the names asked lately, or why there are none."""
 
 
 class Resolver(AbstractResolver):
@@ -121,7 +117,7 @@ class Resolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of `host`; OSError when it has none."""
-        found = _answers.get(host)
+        found = resolved.get(host)
         if found is None:
             found = await self._ask(host, family)
         if isinstance(found, OSError):
@@ -174,10 +170,10 @@ def addresses_of(host: str, family: int = socket.AF_UNSPEC) -> tuple[Address, ..
     try:
         found = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)
     except OSError as error:
-        _answers.put(host, copy_of(error), FAILED_S if is_failure(error) else NAME_S)
+        resolved.put(host, copy_of(error), FAILED_S if is_failure(error) else NAME_S)
         raise
     answer = _few(Address(kind, protocol, str(place[0])) for kind, _, protocol, _, place in found)
-    _answers.put(host, answer, NAME_S)
+    resolved.put(host, answer, NAME_S)
     return answer
 
 

@@ -26,7 +26,7 @@ from namedmask.errors import ConfigError
 from namedmask.fetch import addresses
 from namedmask.fetch.addresses import BlockedAddressError
 from namedmask.fetch.politeness import ROBOTS_BYTES, Host, may_fetch, opted_out, retry_after
-from namedmask.fetch.ttl_cache import Remembered
+from namedmask.fetch.ttl_cache import TtlCache
 from namedmask.schema.status import (
     BAD_RESPONSE,
     BAD_TLS,
@@ -58,7 +58,7 @@ T = TypeVar("T")
 Use = Callable[[bytes], Awaitable[T]]
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 
-robots_texts: Remembered[bytes] = Remembered(8 * 2**20)
+robots_texts: TtlCache[bytes] = TtlCache(8 * 2**20)
 """robots.txt by site, for all batches of this process."""
 
 

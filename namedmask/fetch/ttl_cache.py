@@ -15,7 +15,7 @@ class _Kept(NamedTuple, Generic[V]):
     weight: int
 
 
-class Remembered(Generic[V]):
+class TtlCache(Generic[V]):
     """Values by key; the oldest go when the weights are above `room`. Safe between threads."""
 
     def __init__(self, room: int) -> None:

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from namedmask.config import MetadataConfig
 from namedmask.errors import SchemaError
-from namedmask.metadata.seen_urls import Repeats
+from namedmask.metadata.seen_urls import SeenUrls
 from namedmask.metadata.sources import places_of, read_place, read_rows
 from namedmask.metadata.urls import normalize_url, url_digest
 from namedmask.schema.columns import METADATA
@@ -129,7 +129,7 @@ def _limited(tables: Iterator[pa.Table], max_rows: int) -> Iterator[pa.Table]:
 
 
 def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
-    with Repeats() as repeats:
+    with SeenUrls() as repeats:
         for place in places:
             for table in clean_place(place, config):
                 rows, digests = url_digests(table)

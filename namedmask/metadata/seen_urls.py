@@ -20,7 +20,7 @@ from namedmask.errors import InputError
 CACHE_MB = 32
 
 
-class Repeats:
+class SeenUrls:
     """The digests seen so far; a context manager that forgets them at its end."""
 
     def __enter__(self) -> Self:

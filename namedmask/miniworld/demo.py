@@ -16,7 +16,7 @@ from namedmask.evaluate.benchmarks import folder as open_folder
 from namedmask.images.codec import encode_png, resize
 from namedmask.images.overlay import overlay
 from namedmask.miniworld.server import reserve_port, serve
-from namedmask.miniworld.truth import judge
+from namedmask.miniworld.truth import score_demo
 from namedmask.miniworld.web import build_world
 from namedmask.report import write_report
 from namedmask.run import layout
@@ -58,7 +58,7 @@ def run_demo(
         if all(result.get("skipped") for result in results) and done.exists():
             return json.loads(done.read_text()) | {"skipped": True}
         with progress.step("judge by the truth"):
-            summary = {"seed": seed, "full": full} | judge(config, world, base)
+            summary = {"seed": seed, "full": full} | score_demo(config, world, base)
     summary["seconds"] = json.loads((out / layout.TIMINGS).read_text())
     summary["peak_rss_mb"] = peak_rss_mb()
     write_json(done, summary)

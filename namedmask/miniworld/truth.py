@@ -56,7 +56,7 @@ class Truth:
         return part
 
 
-def judge(config: Config, world: Path, base: str) -> dict[str, Any]:
+def score_demo(config: Config, world: Path, base: str) -> dict[str, Any]:
     """Return the summary of a finished demo run: plain values, as listed in docs/guide.md."""
     run, truth = Path(str(config.run.out)), Truth.load(world, base)
     funnels = json.loads((run / layout.FUNNELS).read_text())

@@ -59,7 +59,7 @@ def _int_mm_is_exact(width: int) -> bool:
     return torch.equal(torch._int_mm(ends, ends.T), expected)  # torch 2.14 fails at width 1
 
 
-class FloatScreen:
+class FloatBounds:
     """Bounds by the float32 product P: no dot product is above P + |q|·|x|·_rounding."""
 
     def __init__(self, queries: np.ndarray, norms: np.ndarray) -> None:
@@ -79,7 +79,7 @@ class FloatScreen:
         return np.flatnonzero(block @ self._queries.T > lower)
 
 
-class Int8Screen:
+class Int8Bounds:
     """Bounds by a product of whole numbers.
 
     With a center m, q = q' + e and x − m = y = y' + r, where q' and y' are whole numbers in

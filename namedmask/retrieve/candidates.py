@@ -1,8 +1,9 @@
-"""Categories → what each may choose from: its best-ranked images, kept in the run folder.
+"""Category queries → the ranked candidates of each, kept in the run folder.
 
-An offer is a unit of the store `offers`, named by a digest of all that it follows from. So a
-category is looked for once, however often the list around it changes, and a renamed one not at all.
-What close neighbors a candidate has is found here, from vectors that are then let go.
+A *candidate list* is a unit of the store `offers`, named by a digest of everything that it follows
+from. So a category is searched for once, however often the list around it changes, and a renamed
+category not at all. The near duplicates of each candidate are found here, from vectors that are
+then let go.
 
 Memory: the vectors of the candidates of `GROUP` categories, a few numbers for each of the others.
 """
@@ -20,52 +21,62 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import CategoryConfig, RetrieveConfig
-from namedmask.embed.text import AskSide, Wording
+from namedmask.embed.text import Prompts, QueryEncoder
 from namedmask.metadata.urls import normalize_url
 from namedmask.retrieve.faiss_index import scan_of
 from namedmask.retrieve.pick import near_neighbors, pick_archive
 from namedmask.retrieve.published import PublishedStore
-from namedmask.retrieve.queries import Ask
-from namedmask.retrieve.safety import Test, load_tests
+from namedmask.retrieve.queries import CategoryQuery
+from namedmask.retrieve.safety import Filter, load_filters
 from namedmask.retrieve.top_k import merge_top_k
 from namedmask.retrieve.vectors import VectorStore
+from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.label_ids import Label
 from namedmask.run.layout import CANDIDATE_LISTS
 from namedmask.run.ledger import write_unit
-from namedmask.schema.status import BLOCKED, NEGATIVE, PENDING, VETOED, VIOLENT
+from namedmask.schema.status import BLOCKED, NEGATIVE, OK, PENDING, VETOED, VIOLENT
 from namedmask.storage import Place
 from namedmask.storage.files import read_parquet
 
-NONE: Mapping[str, int] = MappingProxyType({})
+NO_HASHES: Mapping[str, int] = MappingProxyType({})
 
 GROUP = 64
-"""Categories whose candidates' vectors are in memory together."""
+"""Number of categories whose candidates' vectors are in memory together."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What one category may choose from, best-ranked first."""
+class CandidateList:
+    """The candidates of one category, best-ranked first."""
 
     label: Label
     sample_ids: list[str]
     urls: list[str]
     scores: np.ndarray  # (k,) float32, descending
-    neighbors: list[list[int]]  # of each the better ranks that it nearly equals, ascending
-    own: dict[str, str] = field(default_factory=dict)  # verdicts that hold for this category alone
-
-    blocked: tuple[int, ...] = ()  # hashes of images that the category must not get
+    neighbors: list[list[int]]  # per candidate: the better ranks that it nearly equals, ascending
+    own_statuses: dict[str, str] = field(default_factory=dict)  # by sample id, of this category
+    blocked_hashes: tuple[int, ...] = ()  # of pictures that the category must not get
+    unit: str = ""  # where it lies in the run folder
 
     def pick(
-        self, verdicts: Mapping[str, str], config: RetrieveConfig, hashes: Mapping[str, int] = NONE
+        self,
+        checked: Mapping[str, str],
+        config: RetrieveConfig,
+        hashes: Mapping[str, int] = NO_HASHES,
     ) -> list[tuple[str, str | None]]:
-        """Return (status, duplicate_of) of each candidate; see retrieve.pick_archive."""
-        own = self.own | self._blocked_by_hash(verdicts, hashes, config.hash_distance)
+        """Return (status, duplicate_of) of each candidate; see pick.pick_archive.
+
+        Args:
+            checked: status of each checked image, by sample id.
+            config: the section `retrieve`.
+            hashes: perceptual hash of each good image, by sample id.
+        """
+        own = self.own_statuses | self._blocked_by_hash(checked, hashes, config.hash_distance)
         return pick_archive(
             self.sample_ids,
             self.neighbors,
-            {**verdicts, **own} if own else verdicts,
+            {**checked, **own} if own else checked,
             config.archive_size,
             chained=config.near_duplicates == "components",
             replenish_faces=config.replenish_faces,
@@ -74,69 +85,131 @@ class Offer:
         )
 
     def _blocked_by_hash(
-        self, verdicts: Mapping[str, str], hashes: Mapping[str, int], distance: int
+        self, checked: Mapping[str, str], hashes: Mapping[str, int], distance: int
     ) -> dict[str, str]:
         return {
-            one: BLOCKED
-            for one in (self.sample_ids if self.blocked else ())
-            if verdicts.get(one) == schema.OK
-            and one in hashes
-            and any((hashes[one] ^ bits).bit_count() <= distance for bits in self.blocked)
+            sample_id: BLOCKED
+            for sample_id in (self.sample_ids if self.blocked_hashes else ())
+            if checked.get(sample_id) == OK
+            and sample_id in hashes
+            and any((hashes[sample_id] ^ h).bit_count() <= distance for h in self.blocked_hashes)
         }
 
 
-def write_offers(
+def find_candidates(
+    executor: Executor, run: VerbRun, store: VectorStore, queries: Sequence[CategoryQuery]
+) -> list[CandidateList]:
+    """Return the candidate list of each category; those not yet in the run folder are found now.
+
+    Raises:
+        ConfigError: `retrieve.backend` is faiss and no index is named.
+        InputError: a vector cannot be used.
+    """
+    folder, known = run.ledger.folder, run.ledger.commits(CANDIDATE_LISTS)
+    run.ledger.sweep(CANDIDATE_LISTS)
+    new = list({query.unit: query for query in queries if query.unit not in known}.values())
+    with run.clock("retrieve"), run.progress.step("retrieve", len(queries)) as step:
+        step.advance(len(queries) - len(new))
+        if new:
+            for _ in _search(executor, run, store, new):
+                step.advance()
+    return [read_candidate_list(folder, query) for query in queries]
+
+
+def _search(
+    executor: Executor, run: VerbRun, store: VectorStore, queries: Sequence[CategoryQuery]
+) -> Iterator[str]:
+    """Find and commit the candidates of these categories; yield each unit once it is there."""
+    config, retrieve = run.config, run.config.retrieve
+    prompts = {query.unit: query.prompts for query in queries}
+    violence = Prompts([retrieve.violence_text] if retrieve.violence_text else [], ("{}",))
+    encode = partial(QueryEncoder, config.embed)
+    encoded = executor.call(run, "embed", encode, prompts | {VIOLENT: violence})
+    vectors = [query.vectors(encoded[query.unit]) for query in queries]
+    wanted = np.stack([wanted for wanted, _ in vectors])
+    if isinstance(store, PublishedStore):
+        store.require_width(wanted.shape[1], config.embed.model)
+    filters = load_filters(retrieve, wanted.shape[1])
+    filters.append((VIOLENT, partial(is_close, encoded[VIOLENT], retrieve.violence_cosine)))
+    scan, parts = scan_of(retrieve, store, wanted, executor.parts)
+    best = merge_top_k(executor.map(run, "retrieve", scan, parts), retrieve.candidates)
+    units = list(prompts)
+    yield from write_candidate_lists(
+        run.ledger.folder, store, units, vectors, best, retrieve, filters
+    )
+
+
+def write_candidate_lists(
     folder: Place,
     store: VectorStore,
-    asks: Sequence[tuple[Ask, np.ndarray, np.ndarray]],
-    found: tuple[np.ndarray, np.ndarray],
+    units: Sequence[str],
+    vectors: Sequence[tuple[np.ndarray, np.ndarray]],
+    best: tuple[np.ndarray, np.ndarray],
     config: RetrieveConfig,
-    tests: Sequence[tuple[str, Test]],
-) -> Iterator[Ask]:
-    """Commit an offer for each category asked for, and yield it when it is there.
+    filters: Sequence[tuple[str, Filter]],
+) -> Iterator[str]:
+    """Commit the candidate list of each category, and yield its unit when it is there.
 
     Args:
-        asks: each with its vectors; see `Ask.vectors`.
-        found: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
-        tests: what vectors may tell against an image, each with the status it gives.
+        folder: the run folder.
+        store: the vectors that were searched.
+        units: of the categories.
+        vectors: per category its query (D,) and its negative queries (N, D), float32, unit L2 norm.
+        best: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
+        config: the section `retrieve`.
+        filters: what vectors may tell against an image, each with the status it gives.
 
     Raises:
         InputError: a vector cannot be used.
     """
-    scores, rows = found
-    for start in range(0, len(asks), GROUP):
+    scores, rows = best
+    for start in range(0, len(units), GROUP):
         part = slice(start, start + GROUP)
         unique, places = np.unique(rows[part], return_inverse=True)
         places = places.reshape(rows[part].shape)
-        sample_ids, urls, vectors = store.take(unique)
-        for (ask, query, negatives), score, place in zip(
-            asks[part], scores[part], places, strict=True
+        sample_ids, urls, found = store.take(unique)
+        for unit, (query, negatives), score, place in zip(
+            units[part], vectors[part], scores[part], places, strict=True
         ):
-            offered = [sample_ids[one] for one in place], [urls[one] for one in place]
-            mine: list[tuple[str, Test]] = [*tests]
-            mine.append((NEGATIVE, partial(is_nearer, query, negatives)))
-            statuses = statuses_of(vectors[place], mine)
-            against = _against(store, offered[0], unique[place])
-            statuses = [against.get(one, status)
-                        for one, status in zip(offered[0], statuses, strict=True)]  # fmt: skip
-            expected = vectors[place] if isinstance(store, PublishedStore) else None
-            table = _offer_table(*offered, score, statuses, vectors[place], expected, config)
-            files = {f"{CANDIDATE_LISTS}/{ask.unit}.parquet": table}
-            counts = schema.counts_by_status(table["status"].to_pylist())
-            write_unit(folder, CANDIDATE_LISTS, ask.unit, files, rows=table.num_rows, counts=counts)
-            yield ask
+            ids = [sample_ids[row] for row in place]
+            own: list[tuple[str, Filter]] = [*filters]
+            own.append((NEGATIVE, partial(is_nearer, query, negatives)))
+            by_metadata = _statuses_by_metadata(store, ids, unique[place])
+            statuses = [
+                by_metadata.get(sample_id, status)
+                for sample_id, status in zip(ids, statuses_of(found[place], own), strict=True)
+            ]
+            expected = found[place] if isinstance(store, PublishedStore) else None
+            table = _table_of(
+                ids, [urls[row] for row in place], score, statuses, found[place], expected, config
+            )
+            counts = schema.counts_by_status(statuses)
+            files = {layout.candidate_list_file(unit): table}
+            write_unit(folder, CANDIDATE_LISTS, unit, files, rows=table.num_rows, counts=counts)
+            yield unit
 
 
-def _against(store: VectorStore, sample_ids: list[str], rows: np.ndarray) -> dict[str, str]:
-    """Return what the store says against a category's images: of two rows of one, one is enough."""
+def _statuses_by_metadata(
+    store: VectorStore, sample_ids: list[str], rows: np.ndarray
+) -> dict[str, str]:
+    """Return the statuses that the metadata gives to a category's images, by sample id.
+
+    Of two rows with one image, one bad row is enough.
+    """
     pairs = zip(sample_ids, rows.tolist(), strict=True)
-    return {one: store.verdicts[row] for one, row in pairs if row in store.verdicts}
+    bad = store.row_statuses
+    return {sample_id: bad[row] for sample_id, row in pairs if row in bad}
 
 
-def statuses_of(vectors: np.ndarray, tests: Sequence[tuple[str, Test]]) -> list[str]:
-    """Return of each vector (N, D) the status of the first test that it fails, or pending."""
+def statuses_of(vectors: np.ndarray, filters: Sequence[tuple[str, Filter]]) -> list[str]:
+    """Return per vector, (N, D) float32, the status of the first filter that drops it, or pending.
+
+    Args:
+        vectors: unit L2 norm.
+        filters: each with the status it gives, the one that counts first.
+    """
     statuses = np.full(len(vectors), PENDING, object)
-    for status, is_bad in reversed(tests) if len(vectors) else ():
+    for status, is_bad in reversed(filters) if len(vectors) else ():
         statuses[is_bad(vectors)] = status
     return list(statuses)
 
@@ -155,30 +228,31 @@ def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarr
     return close
 
 
-def read_offer(folder: Place, ask: Ask) -> Offer:
-    """Return the committed offer of a category, with what its rules say of it today."""
+def read_candidate_list(folder: Place, query: CategoryQuery) -> CandidateList:
+    """Return the committed candidate list of a category, under the rules that it has today."""
     names = [name for name in schema.OFFERS.names if name != "expected"]
-    table = read_parquet(folder / CANDIDATE_LISTS / f"{ask.unit}.parquet", names)
+    table = read_parquet(folder / layout.candidate_list_file(query.unit), names)
     sample_ids, urls = table["sample_id"].to_pylist(), table["url"].to_pylist()
-    own = dict(zip(sample_ids, table["status"].to_pylist(), strict=True))
-    own = {one: status for one, status in own.items() if status != PENDING}
-    own |= dict(_unwanted(sample_ids, urls, ask.rules))
-    neighbors = table["neighbors"].to_pylist()
-    blocked = tuple(int(text, 16) for text in ask.rules.blocked_hashes)
-    return Offer(ask.label, sample_ids, urls, table["score"].to_numpy(), neighbors, own, blocked)
+    statuses = zip(sample_ids, table["status"].to_pylist(), strict=True)
+    own = {sample_id: status for sample_id, status in statuses if status != PENDING}
+    own |= dict(_unwanted(sample_ids, urls, query.rules))
+    return CandidateList(
+        query.label, sample_ids, urls, table["score"].to_numpy(), table["neighbors"].to_pylist(),
+        own, tuple(int(digits, 16) for digits in query.rules.blocked_hashes), query.unit,
+    )  # fmt: skip
 
 
-def expected_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
-    """Return the published vectors (D,) float16 of a committed offer, by sample id.
+def published_vectors_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
+    """Return the published vectors (D,) float16 of a committed candidate list, by sample id.
 
-    Of an image that is there twice the better-ranked.
+    Of an image that is there twice, the better-ranked row counts.
     """
-    table = read_parquet(folder / CANDIDATE_LISTS / f"{unit}.parquet", ["sample_id", "expected"])
+    table = read_parquet(folder / layout.candidate_list_file(unit), ["sample_id", "expected"])
     pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
     return dict(reversed(list(pairs)))
 
 
-def _offer_table(
+def _table_of(
     sample_ids: list[str],
     urls: list[str],
     scores: np.ndarray,
@@ -187,6 +261,7 @@ def _offer_table(
     expected: np.ndarray | None,
     config: RetrieveConfig,
 ) -> pa.Table:
+    """Return a candidate list as schema.OFFERS."""
     count, chained = len(sample_ids), config.near_duplicates == "components"
     neighbors = near_neighbors(vectors, config.near_duplicate_cosine, chained=chained)
     kept = [None] * count if expected is None else list(expected.astype(np.float16))
@@ -200,49 +275,22 @@ def _offer_table(
 def _unwanted(
     sample_ids: Sequence[str], urls: Sequence[str], rules: CategoryConfig
 ) -> Iterator[tuple[str, str]]:
-    """Yield the candidates that the category's rules speak against, each with its status."""
+    """Yield the candidates that the category's rules exclude, each with its status."""
     vetoed, blocked = set(rules.vetoed), {normalize_url(url) or url for url in rules.blocked_urls}
     hosts = tuple(_host_of(f"http://{host}/") or host for host in rules.blocked_hosts)
-    for one, url in zip(sample_ids, urls, strict=True):
-        if one in vetoed:
-            yield one, VETOED
+    for sample_id, url in zip(sample_ids, urls, strict=True):
+        if sample_id in vetoed:
+            yield sample_id, VETOED
         elif (blocked and (normalize_url(url) or url) in blocked) or _is_below(url, hosts):
-            yield one, BLOCKED
+            yield sample_id, BLOCKED
 
 
 def _is_below(url: str, hosts: Sequence[str]) -> bool:
     """Return whether the host of a url is one of `hosts` or a name below one."""
     host = _host_of(url) if hosts else ""
-    return any(host == one or host.endswith(f".{one}") for one in hosts)
+    return any(host == blocked or host.endswith(f".{blocked}") for blocked in hosts)
 
 
 def _host_of(url: str) -> str:
     """Return the host of a url, lower case and ASCII; empty where it has none."""
     return urlsplit(normalize_url(url)).hostname or ""
-
-
-def _look_for(executor: Executor, job: Job, vectors: VectorStore, asks: Sequence[Ask]) -> None:
-    """Commit the offers of those categories that were not asked for before in the same way."""
-    config, folder = job.config, job.ledger.folder
-    retrieve = config.retrieve
-    there = job.ledger.commits(CANDIDATE_LISTS)
-    job.ledger.sweep(CANDIDATE_LISTS)
-    new = list({ask.unit: ask for ask in asks if ask.unit not in there}.values())
-    with job.clock("retrieve"), job.progress.step("retrieve", len(asks)) as step:
-        step.advance(len(asks) - len(new))
-        if not new:
-            return
-        text = [retrieve.violence_text] if retrieve.violence_text else []
-        wordings = [*(ask.wording for ask in new), Wording(text, ("{}",))]
-        sides = executor.map(job, "embed", partial(AskSide, config.embed), [wordings])
-        *found, violence = next(iter(sides))
-        asked = [(ask, *ask.vectors(one)) for ask, one in zip(new, found, strict=True)]
-        queries = np.stack([query for _, query, _ in asked])
-        if isinstance(vectors, PublishedStore):
-            vectors.require_width(queries.shape[1], config.embed.model)
-        tests = load_tests(retrieve, queries.shape[1])
-        tests.append((VIOLENT, partial(is_close, violence, retrieve.violence_cosine)))
-        scan, parts = scan_of(retrieve, vectors, queries, executor.parts)
-        best = merge_top_k(executor.map(job, "retrieve", scan, parts), retrieve.candidates)
-        for _ in write_offers(folder, vectors, asked, best, retrieve, tests):
-            step.advance()

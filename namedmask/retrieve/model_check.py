@@ -3,7 +3,7 @@
 ViT-L/14 at 224 and at 336 pixels both make vectors 768 wide; a search with the wrong one runs
 through and finds nonsense. Before a build spends more, the images of its best candidates are
 fetched, embedded by the declared model, and compared with the vectors that were published of them.
-The outcome stays in the run folder as `proof.json`, so that a build which goes on does not ask
+The outcome stays in the run folder as `proof.json`, so that a build which goes on does not query
 again. No pixel of these images is kept.
 
 Cost: twice `vectors.proof_images` requests, for about half of the web's old links are dead.
@@ -21,11 +21,10 @@ import pyarrow as pa
 from namedmask import schema
 from namedmask.config import Config, settings_of
 from namedmask.errors import InputError
-from namedmask.retrieve.candidates import Offer, expected_of
-from namedmask.retrieve.queries import Ask
+from namedmask.retrieve.candidates import CandidateList, published_vectors_of
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.stages import load_stage
 from namedmask.storage.files import read_json, write_json
 
@@ -49,21 +48,21 @@ class Reembed:
         return rows.select(["sample_id", "status", "embedding"])
 
 
-def prove_model(executor: Executor, job: Job, asks: Sequence[Ask], offers: Sequence[Offer]) -> None:
+def check_model(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
     """Return when the embedder of the config made the vectors of these candidates.
 
-    Candidates that are ruled out already are not fetched. `asks` are those of the offers.
+    Candidates that are ruled out already are not fetched.
 
     Raises:
         InputError: it did not, or too few of their images came to tell.
     """
-    config = job.config
-    path = job.ledger.folder / layout.MODEL_CHECK
+    config = run.config
+    path = run.ledger.folder / layout.MODEL_CHECK
     asked = settings_of(config, ("vectors.source", "embed.model", "embed.weights"))
     found = read_json(path) if path.exists() else {}
     if found.get("settings") != asked:
-        with job.clock("proof"), job.progress.step("proof", 1) as step:
-            found = {"settings": asked} | _measure(executor, job, asks, offers)
+        with run.clock("proof"), run.progress.step("proof", 1) as step:
+            found = {"settings": asked} | _measure(executor, run, lists)
             step.advance(1)
         write_json(path, found)
     if found["median_cosine"] < config.vectors.proof_cosine:
@@ -76,12 +75,10 @@ def prove_model(executor: Executor, job: Job, asks: Sequence[Ask], offers: Seque
         )
 
 
-def _measure(
-    executor: Executor, job: Job, asks: Sequence[Ask], offers: Sequence[Offer]
-) -> dict[str, Any]:
+def _measure(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> dict[str, Any]:
     """Return how many images were `tried`, `by_status`, `compared`, and their `median_cosine`."""
-    rows = _best(offers, TRIES * job.config.vectors.proof_images)
-    (made,) = executor.map(job, "embed", partial(Reembed, job.config), [rows])
+    rows = _best(lists, TRIES * run.config.vectors.proof_images)
+    made = executor.call(run, "embed", partial(Reembed, run.config), rows)
     came = schema.alive(made)
     statuses = schema.counts_by_status(made["status"].to_pylist())
     if len(came) < max(1, min(FEWEST, rows.num_rows // TRIES)):
@@ -94,8 +91,8 @@ def _measure(
     again = np.array(made["embedding"].take(came).to_pylist(), np.float32)
     ids = made["sample_id"].take(came).to_pylist()
     published: dict[str, np.ndarray] = {}
-    for ask in asks:
-        found = expected_of(job.ledger.folder, ask.unit)
+    for candidates in lists:
+        found = published_vectors_of(run.ledger.folder, candidates.unit)
         published |= {one: found[one] for one in ids if one in found}
     expected = np.stack([published[one] for one in ids])
     cosines = np.einsum("nd,nd->n", again, expected.astype(np.float32))
@@ -107,13 +104,13 @@ def _measure(
     }
 
 
-def _best(offers: Sequence[Offer], count: int) -> pa.Table:
+def _best(lists: Sequence[CandidateList], count: int) -> pa.Table:
     """Return the best-ranked candidates over all categories, each image once."""
     chosen: dict[str, str] = {}
-    for rank in range(max((len(offer.sample_ids) for offer in offers), default=0)):
-        for offer in offers:
-            if rank < len(offer.sample_ids) and offer.sample_ids[rank] not in offer.own:
-                chosen.setdefault(offer.sample_ids[rank], offer.urls[rank])
+    for rank in range(max((len(one.sample_ids) for one in lists), default=0)):
+        for one in lists:
+            if rank < len(one.sample_ids) and one.sample_ids[rank] not in one.own_statuses:
+                chosen.setdefault(one.sample_ids[rank], one.urls[rank])
         if len(chosen) >= count:
             break
     best = list(chosen.items())[:count]

@@ -45,7 +45,7 @@ def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False)
 def pick_archive(
     sample_ids: Sequence[str],
     neighbors: Sequence[Sequence[int]],
-    verdicts: Mapping[str, str],
+    checked: Mapping[str, str],
     size: int,
     *,
     chained: bool = False,
@@ -62,7 +62,7 @@ def pick_archive(
     Args:
         sample_ids: the candidates in the order of their ranks.
         neighbors: of each candidate, as `near_neighbors` returns them.
-        verdicts: what fetching and checking found: `ok` or the reason against; absent where
+        checked: what fetching and checking found: `ok` or the reason against; absent where
             nobody looked yet.
         size: images wanted.
         chained: a candidate with a neighbor is a near duplicate whatever became of that one, as in
@@ -83,7 +83,7 @@ def pick_archive(
     places = 0
     seen: set[str] = set()
     if hash_distance:
-        good = {one: bits for one, bits in hashes.items() if verdicts.get(one) == schema.OK}
+        good = {one: bits for one, bits in hashes.items() if checked.get(one) == schema.OK}
         alike = np.tril(_alike(sample_ids, good, hash_distance), -1)
         pairs = zip(neighbors, alike, strict=True)
         neighbors = [sorted({*near, *np.flatnonzero(row).tolist()}) for near, row in pairs]
@@ -92,7 +92,7 @@ def pick_archive(
             answers.append((schema.DUPLICATE_URL, None))
             continue
         seen.add(sample_id)
-        verdict = verdicts.get(sample_id, PENDING)
+        verdict = checked.get(sample_id, PENDING)
         near = neighbors[rank] if chained else [one for one in neighbors[rank] if is_accepted[one]]
         leaves_gap = verdict == HAS_FACE and not replenish_faces
         if near and (leaves_gap or verdict in (schema.OK, PENDING)):

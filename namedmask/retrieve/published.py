@@ -136,7 +136,9 @@ class PublishedStore:
         _refuse_widths(self._opened)
         self.width = self._opened[0].width
         self.count = sum(file.rows for file in self._opened)
-        self.verdicts: dict[int, str] = {}  # what the metadata says against the rows taken so far
+        self.row_statuses: dict[
+            int, str
+        ] = {}  # what the metadata says against the rows taken so far
 
     def digest(self) -> str:
         """Return one sha256, hex, over the names, sizes and kinds of all files, and the filters."""
@@ -177,7 +179,7 @@ class PublishedStore:
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending.
 
-        What the filters of `metadata` say against one of them is in `verdicts` afterwards.
+        What the filters of `metadata` say against one of them is in `row_statuses` afterwards.
 
         Raises:
             InputError: a file cannot be read, or a vector is not of about unit length.
@@ -194,7 +196,7 @@ class PublishedStore:
         table = pa.concat_tables([table for table, _ in parts])
         ids: list[str] = table["sample_id"].to_pylist()
         statuses = zip(rows.tolist(), table["status"].to_pylist(), strict=True)
-        self.verdicts.update((row, status) for row, status in statuses if status != schema.OK)
+        self.row_statuses.update((row, status) for row, status in statuses if status != schema.OK)
         return ids, table["url"].to_pylist(), np.concatenate([vectors for _, vectors in parts])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from namedmask.categories import templates_of
 from namedmask.config import CategoryConfig, Config, settings_of
-from namedmask.embed.text import Wording
+from namedmask.embed.text import Prompts
 from namedmask.errors import InputError
 from namedmask.images.codec import BadImage, decode
 from namedmask.run.label_ids import Label
@@ -25,22 +25,22 @@ FOLLOWS_FROM = (
     "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
     "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
 )  # fmt: skip
-"""Settings that shape an offer, beside how its category is asked for."""
+"""Settings that shape a candidate list, beside the query itself."""
 
 
 @dataclass(frozen=True)
-class Ask:
-    """How one category is asked for, and the unit that its offer is or will be."""
+class CategoryQuery:
+    """What is searched for one category, and the unit that its candidate list is or will be."""
 
     label: Label
     rules: CategoryConfig
-    wording: Wording  # the query, more queries, negative ones; the examples
+    prompts: Prompts  # the query, more queries, negative queries; the examples
     unit: str
 
     def vectors(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the query's vector (D,) and the negative ones (N, D), all of unit length.
 
-        `found`: (M, D) float32, of the wording's texts and images. Texts and examples weigh the
+        `found`: (M, D) float32, of the texts and images of `prompts`. Texts and examples weigh the
         same.
         """
         first = 1 + len(self.rules.queries)
@@ -49,15 +49,15 @@ class Ask:
         return mean / np.linalg.norm(mean), found[first:last]
 
 
-def asks_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[Ask]:
-    """Return how each category is asked for, of the vectors that have this digest.
+def queries_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[CategoryQuery]:
+    """Return the query of each category, for vectors that have this digest.
 
     Raises:
         InputError: an example is missing or no image.
     """
     settings = settings_of(config, FOLLOWS_FROM) | {"vectors": vectors_digest}
     templates = templates_of(config.categories)
-    asks = []
+    queries = []
     for label in labels:
         rules = config.categories.each.get(label.name, CategoryConfig())
         texts = (label.query, *rules.queries, *rules.negatives)
@@ -65,8 +65,8 @@ def asks_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> lis
         hashes = [hashlib.sha256(data).hexdigest() for data in examples]
         follows_from = [texts, len(rules.negatives), templates, hashes, settings]
         unit = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:20]
-        asks.append(Ask(label, rules, Wording(texts, templates, examples), unit))
-    return asks
+        queries.append(CategoryQuery(label, rules, Prompts(texts, templates, examples), unit))
+    return queries
 
 
 def _example(name: str, path: str) -> bytes:

@@ -37,7 +37,7 @@ from namedmask.storage import place_of
 from namedmask.storage.place import fetched
 from namedmask.weights.catalogue import place_named
 
-Test = Callable[[np.ndarray], np.ndarray]
+Filter = Callable[[np.ndarray], np.ndarray]
 """Vectors (N, D) float32 of unit length → (N,) bool: those to be dropped."""
 
 _BATCH_ROWS = 1024
@@ -85,13 +85,13 @@ class SafetyHead:
         return np.exp(-np.logaddexp(0, -x)) if self.sigmoid else x
 
 
-def load_tests(config: RetrieveConfig, width: int) -> list[tuple[str, Test]]:
+def load_filters(config: RetrieveConfig, width: int) -> list[tuple[str, Filter]]:
     """Return the tests that the config asks for, each with the status it gives.
 
     Raises:
         CheckpointError: a file is missing or broken, or made for vectors of another width.
     """
-    tests: list[tuple[str, Test]] = []
+    tests: list[tuple[str, Filter]] = []
     if file := config.safety_head:
         head = load_safety_head(file)
         _require_width(f"retrieve.safety_head '{file}'", len(head.mean), width)

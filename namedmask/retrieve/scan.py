@@ -17,7 +17,7 @@ import torch
 
 from namedmask.config.registry import torch_device
 from namedmask.errors import InputError
-from namedmask.retrieve.bounds import FloatScreen, Int8Screen, int8_is_fast
+from namedmask.retrieve.bounds import FloatBounds, Int8Bounds, int8_is_fast
 
 _BLOCK_PAIRS = 1 << 22
 """Pairs of a row and a query looked at together: what they need stays near the processor."""
@@ -135,9 +135,9 @@ class CpuScan:
         self._queries = torch.from_numpy(queries)
         self._best = Best(count, k, self.block_rows)
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-        self._float = FloatScreen(queries, norms)
+        self._float = FloatBounds(queries, norms)
         fast = count >= _ENOUGH_QUERIES and int8_is_fast(width)
-        self._int8 = Int8Screen(queries, norms, self.block_rows) if fast else None
+        self._int8 = Int8Bounds(queries, norms, self.block_rows) if fast else None
         self._rest = 0
 
     def add(self, block: np.ndarray, longest: float, first: int) -> None:

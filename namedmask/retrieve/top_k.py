@@ -4,7 +4,7 @@ Three pure steps, each told what the others found:
 
 1. `exact_top_k` scans vectors that never have to be in memory together.
 2. `next_to_try` names the candidates of a category to fetch and judge in this round.
-3. `pick_archive` walks the ranks over the verdicts so far and gives every candidate its status.
+3. `pick_archive` walks the ranks over the statuses so far and gives every candidate its status.
 
 Steps 2 and 3 repeat until the archive is full or there is nothing left to try; then the archive is
 the best-ranked candidates that pass every check, however many rounds it took.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
 from namedmask.run.waves import Wave, Written
 
@@ -23,18 +23,23 @@ class Executor(Protocol):
     parts: int
     """Parts a long list is worth being cut into: more than there are hands."""
 
-    def metadata(self, job: Job) -> Iterable[Wave]:
+    def metadata(self, run: VerbRun) -> Iterable[Wave]:
         """Return the waves of the metadata, the same rows in each wherever they are read."""
         ...
 
     def run(
-        self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
+        self,
+        run: VerbRun,
+        waves: Iterable[Wave],
+        stages: Sequence[str],
+        store_name: str,
+        step: Step,
     ) -> Iterator[Written]:
-        """Yield what became of each wave, in any order, once it is committed to `store`."""
+        """Yield what became of each wave, in any order, once it is committed to a store."""
         ...
 
     def map(
-        self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
+        self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
         """Yield the items in order as the function returned by `make` maps them.
 
@@ -42,10 +47,14 @@ class Executor(Protocol):
         """
         ...
 
-    def refine(self, job: Job, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
+    def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
+        """Return what `map` would yield for one item."""
+        ...
+
+    def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Train the experts and redraw the masks; see refine.refine_archive."""
         ...
 
-    def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
+    def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter and leave it at `segmenter.CHECKPOINT`."""
         ...

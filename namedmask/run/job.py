@@ -32,7 +32,7 @@ from namedmask.storage.files import digest, read_json, write_file, write_json
 
 
 @dataclass
-class Job:
+class VerbRun:
     """One verb under way: what it was asked, where it writes, what it has spent."""
 
     config: Config
@@ -101,7 +101,7 @@ def run_verb(
     verb: str,
     config: Config,
     progress: Progress,
-    work: Callable[[Job], dict[str, Any]],
+    work: Callable[[VerbRun], dict[str, Any]],
     store: str = "",
     again: bool = False,
 ) -> dict[str, Any]:
@@ -115,28 +115,28 @@ def run_verb(
         InputError: a verb that this one builds on is not finished.
     """
     with open_run(config.run.out) as ledger:
-        job = Job(config, ledger, progress)
+        run = VerbRun(config, ledger, progress)
         for needed in verbs_before(verb, config):
-            require_finished(job, needed, verb)
-        done = job.finished(verb)
+            require_finished(run, needed, verb)
+        done = run.finished(verb)
         if done is not None and not again:
             return {"skipped": True, **done}
         write_file(ledger.folder / layout.SAVED_CONFIG, to_toml(config).encode())
         try:
-            result = work(job)
+            result = work(run)
         finally:
-            _add_timings(job)
-        job.start(verb)
+            _add_timings(run)
+        run.start(verb)
         made = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
         ledger.finish(verb, result, store, made)
-    return result | {"seconds": dict(job.seconds), "peak_rss_mb": peak_rss_mb()}
+    return result | {"seconds": dict(run.seconds), "peak_rss_mb": peak_rss_mb()}
 
 
-def require_finished(job: Job, needed: str, verb: str) -> None:
+def require_finished(run: VerbRun, needed: str, verb: str) -> None:
     """Raise InputError when `needed`, which `verb` builds on, is not finished."""
-    if job.finished(needed) is None:
+    if run.finished(needed) is None:
         raise InputError(
-            f"run folder {job.ledger.folder} has no finished '{needed}', which '{verb}' builds "
+            f"run folder {run.ledger.folder} has no finished '{needed}', which '{verb}' builds "
             f"on. Run 'namedmask {needed}' with this run file first."
         )
 
@@ -168,10 +168,10 @@ class Failures:
             )
 
 
-def _add_timings(job: Job) -> None:
-    path = job.ledger.folder / layout.TIMINGS
+def _add_timings(run: VerbRun) -> None:
+    path = run.ledger.folder / layout.TIMINGS
     total = read_json(path) if path.exists() else {}
-    for stage, seconds in job.seconds.items():
+    for stage, seconds in run.seconds.items():
         total[stage] = round(total.get(stage, 0.0) + seconds, 3)
     write_json(path, total)
 

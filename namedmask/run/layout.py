@@ -140,6 +140,11 @@ def wave_files() -> str:
     return "wave-*.parquet"
 
 
+def candidate_list_file(unit: str) -> str:
+    """Return the name, below the run folder, of the candidate list of a category."""
+    return f"{CANDIDATE_LISTS}/{unit}.parquet"
+
+
 def expert_file(unit: str) -> str:
     """Return the name, below the run folder, of the checkpoint of an expert."""
     return f"{EXPERTS}/{unit}.pt"

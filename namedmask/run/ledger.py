@@ -126,13 +126,13 @@ class Ledger:
         """Return the digest that a verb was last finished with; empty: none is known."""
         return str(self._verbs.get(name, {}).get("made", ""))
 
-    def commits(self, store: str) -> dict[str, Commit]:
+    def commits(self, store_name: str) -> dict[str, Commit]:
         """Return the committed units of a store, by name in ascending order.
 
         Raises:
             InputError: a record is unreadable or newer, or a file it names is gone or cut short.
         """
-        return read_commits(self.folder, store)
+        return read_commits(self.folder, store_name)
 
     def sweep(self, *stores: str) -> list[str]:
         """Remove the leftovers of killed runs from these stores; return their names.
@@ -184,7 +184,7 @@ class Ledger:
 
 def write_unit(
     folder: Place,
-    store: str,
+    store_name: str,
     unit: str,
     files: Mapping[str, Content],
     *,
@@ -199,9 +199,9 @@ def write_unit(
     record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
     With `over`, the record there, it is made anew of other files; a sweep takes the old ones.
     """
-    path = folder / store / layout.commit_file(unit)
+    path = folder / store_name / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
-        done = read_commit(folder, store, unit)
+        done = read_commit(folder, store_name, unit)
         if done.input_digest == input_digest:
             return done
     written = {name: write_file(folder / name, what) for name, what in files.items()}
@@ -232,10 +232,10 @@ def open_run(folder: Place) -> Iterator[Ledger]:
         yield Ledger(folder)
 
 
-def read_commits(folder: Place, store: str) -> dict[str, Commit]:
+def read_commits(folder: Place, store_name: str) -> dict[str, Commit]:
     """Return the committed units of a store of a run folder, as `Ledger.commits` does."""
     sizes = cache(lambda store: storage.sizes_in(folder / store))
-    paths = _records(folder / store)
+    paths = _records(folder / store_name)
     commits = {}
     for path, data in zip(paths, storage.read_many(paths), strict=True):
         commit = _commit_of(_parsed(data, path), path)
@@ -252,9 +252,9 @@ def read_commits(folder: Place, store: str) -> dict[str, Commit]:
     return commits
 
 
-def read_commit(folder: Place, store: str, unit: str) -> Commit:
+def read_commit(folder: Place, store_name: str, unit: str) -> Commit:
     """Return one committed unit; raises as `Ledger.commits`, but looks at no other file."""
-    path = folder / store / layout.commit_file(unit)
+    path = folder / store_name / layout.commit_file(unit)
     return _commit_of(read_json(path), path)
 
 

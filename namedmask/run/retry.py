@@ -23,7 +23,7 @@ from namedmask.storage import Place
 from namedmask.storage.files import digest, read_parquet, row_hashes
 
 
-def refuse_unknown(failure_classes: Iterable[str]) -> None:
+def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
     """Raise ConfigError for a class of failures that there is not."""
     for failure_class in failure_classes:
         if failure_class not in FAILURE_CLASSES:
@@ -33,7 +33,7 @@ def refuse_unknown(failure_classes: Iterable[str]) -> None:
             )
 
 
-def count_of(counts: Mapping[str, int], failure_classes: Collection[str]) -> int:
+def count_in_classes(counts: Mapping[str, int], failure_classes: Collection[str]) -> int:
     """Return how many rows have a status of one of these classes."""
     return sum(
         count for status, count in counts.items() if failure_class_of(status) in failure_classes
@@ -63,7 +63,7 @@ def rows_again(
     return schema.update(table, rows, {"status": now})
 
 
-def rewrite_wave(folder: Place, store: str, unit: str, table: pa.Table) -> Commit:
+def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> Commit:
     """Commit the rows that `rows_again` returned once more, the kept as they are in the store.
 
     A wave written twice, as when a process was thought lost, ends as one written once.
@@ -71,12 +71,12 @@ def rewrite_wave(folder: Place, store: str, unit: str, table: pa.Table) -> Commi
     Raises:
         InputError: a file is unreadable, or another process writes to the folder.
     """
-    commit = read_commit(folder, store, unit)
+    commit = read_commit(folder, store_name, unit)
     path = folder / file_of(commit, "wave")
     is_good = pc.is_in(table["status"], pa.array([schema.OK, KEPT]))
     dead = table.filter(pc.invert(is_good))
     new = table.filter(pc.equal(table["status"], schema.OK))
-    good = pa.concat_tables([read_parquet(path), schema.conform(new, GOOD[store], store)])
+    good = pa.concat_tables([read_parquet(path), schema.conform(new, GOOD[store_name], store_name)])
     places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
     if places.null_count:
         raise InputError(
@@ -85,10 +85,10 @@ def rewrite_wave(folder: Place, store: str, unit: str, table: pa.Table) -> Commi
         )
     counts = schema.counts_by_status([schema.OK] * len(places) + dead["status"].to_pylist())
     edition = digest(row_hashes(dead, ("sample_id", "status")))[:8]
-    files = files_of_wave(store, f"{unit}.{edition}", good.take(places), dead)
+    files = files_of_wave(store_name, f"{unit}.{edition}", good.take(places), dead)
     if files.keys() == commit.files.keys():
         return commit
     return write_unit(
-        folder, store, unit, files, rows=commit.rows, counts=counts,
+        folder, store_name, unit, files, rows=commit.rows, counts=counts,
         input_digest=commit.input_digest, over=commit,
     )  # fmt: skip

@@ -33,23 +33,35 @@ OPEN_UNITS = 4
 GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 
 
-def write_wave(folder: Place, store: str, unit: str, table: pa.Table, input_digest: str) -> Commit:
+def write_wave(
+    folder: Place, store_name: str, unit: str, table: pa.Table, input_digest: str
+) -> Commit:
     """Commit a wave in a run folder, its good rows and its tombstones; return the record."""
     is_ok = pc.equal(table["status"], schema.OK)
     dead = table.filter(pc.invert(is_ok))
-    files = files_of_wave(store, unit, table.filter(is_ok), dead)
+    files = files_of_wave(store_name, unit, table.filter(is_ok), dead)
     counts = schema.counts_by_status(table["status"].to_pylist())
     return write_unit(
-        folder, store, unit, files, rows=table.num_rows, counts=counts, input_digest=input_digest
+        folder,
+        store_name,
+        unit,
+        files,
+        rows=table.num_rows,
+        counts=counts,
+        input_digest=input_digest,
     )
 
 
-def files_of_wave(store: str, name: str, good: pa.Table, dead: pa.Table) -> dict[str, pa.Table]:
+def files_of_wave(
+    store_name: str, name: str, good: pa.Table, dead: pa.Table
+) -> dict[str, pa.Table]:
     """Return the files of a wave by their names below the run folder."""
     return {
-        layout.wave_file(store, "wave", name): schema.conform(good, GOOD[store], store),
-        layout.wave_file(store, "tombstones", name): schema.conform(
-            dead, schema.ROW_TOMBSTONES, store
+        layout.wave_file(store_name, "wave", name): schema.conform(
+            good, GOOD[store_name], store_name
+        ),
+        layout.wave_file(store_name, "tombstones", name): schema.conform(
+            dead, schema.ROW_TOMBSTONES, store_name
         ),
     }
 
@@ -62,7 +74,7 @@ def file_of(commit: Commit, kind: str) -> str:
 class EmbeddingStore:
     """The vectors of a run, wave by wave."""
 
-    verdicts: Mapping[int, str] = MappingProxyType({})
+    row_statuses: Mapping[int, str] = MappingProxyType({})
     """What speaks against a row before it is tried: nothing, or it would have no vector."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -125,7 +137,7 @@ class ImageStore:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._units: dict[str, str] = {}  # sample_id of a good image → its unit
-        self.verdicts: dict[str, str] = {}
+        self.statuses: dict[str, str] = {}
         self.hashes: dict[str, int] = {}  # of the good images
         units = list(ledger.commits(IMAGES))
         self._next = int(units[-1]) + 1 if units else 0
@@ -133,7 +145,7 @@ class ImageStore:
             for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
                 path = ledger.folder / layout.wave_file(IMAGES, kind, unit)
                 table = read_parquet(path, ["sample_id", "status", *columns])
-                self.remember(unit, verdicts_of(table), hashes_of(table))
+                self.remember(unit, statuses_by_id(table), hashes_by_id(table))
         self._open = lru_cache(OPEN_UNITS)(self._read)
 
     def new_unit(self) -> str:
@@ -141,11 +153,11 @@ class ImageStore:
         self._next += 1
         return f"{self._next - 1:05d}"
 
-    def remember(self, unit: str, verdicts: Mapping[str, str], hashes: Mapping[str, int]) -> None:
+    def remember(self, unit: str, statuses: Mapping[str, str], hashes: Mapping[str, int]) -> None:
         """Take note of a committed unit: verdict and hash of each of its images, by sample id."""
-        self.verdicts.update(verdicts)
+        self.statuses.update(statuses)
         self.hashes.update(hashes)
-        self._units.update((one, unit) for one, status in verdicts.items() if status == schema.OK)
+        self._units.update((one, unit) for one, status in statuses.items() if status == schema.OK)
 
     def entries(self, candidates: pa.Table) -> pa.Table:
         """Return the archive entries (schema.ARCHIVE) of one category's accepted candidates."""
@@ -166,12 +178,12 @@ class ImageStore:
         return read_parquet(self._ledger.folder / layout.wave_file(IMAGES, "wave", unit))
 
 
-def verdicts_of(table: pa.Table) -> dict[str, str]:
+def statuses_by_id(table: pa.Table) -> dict[str, str]:
     """Return the status of each image of a table by its sample id."""
     return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
-def hashes_of(table: pa.Table) -> dict[str, int]:
+def hashes_by_id(table: pa.Table) -> dict[str, int]:
     """Return the perceptual hash of each image of a table that has one, by its sample id."""
     if "hash" not in table.column_names:
         return {}

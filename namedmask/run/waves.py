@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from namedmask import schema
 from namedmask.run.layout import IMAGES
 from namedmask.run.retry import rewrite_wave
-from namedmask.run.stores import hashes_of, verdicts_of, with_hashes, write_wave
+from namedmask.run.stores import hashes_by_id, statuses_by_id, with_hashes, write_wave
 from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from namedmask.run.stages import Stage
 
 
@@ -39,14 +38,29 @@ class Wave:
 
 
 @dataclass(frozen=True)
+class WaveHeader:
+    """What belongs to a whole wave while its rows pass the stages."""
+
+    unit: str
+    again: bool
+    input_digest: str  # over the rows as they were read
+    tried: int  # rows that were ok when they were read
+
+
+def header_of(wave: Wave, rows: pa.Table) -> WaveHeader:
+    """Return the header of a wave, of the rows that its `read` returned."""
+    return WaveHeader(wave.unit, wave.again, input_digest(rows), int(schema.alive(rows).size))
+
+
+@dataclass(frozen=True)
 class Written:
     """What became of a wave: its unit, how many rows it tried, how often each status occurs."""
 
     unit: str
     tried: int
     counts: Mapping[str, int]
-    verdicts: Mapping[str, str] = field(default_factory=dict)  # on its images, by sample id
-    hashes: Mapping[str, int] = field(default_factory=dict)  # of its good images, likewise
+    statuses: Mapping[str, str] = field(default_factory=dict)  # of its images, by sample id
+    hashes: Mapping[str, int] = field(default_factory=dict)  # of its good images, by sample id
 
 
 def input_digest(table: pa.Table) -> str:
@@ -66,36 +80,32 @@ def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
         yield table.slice(start, rows)
 
 
-def write(
-    folder: Place, store: str, unit: str, table: pa.Table, tried: int, digested: str, again: bool
-) -> Written:
-    """Commit a wave that has passed all stages; return what became of it."""
-    if again:
-        return Written(unit, tried, rewrite_wave(folder, store, unit, table).counts)
-    if store != IMAGES:
-        return Written(unit, tried, write_wave(folder, store, unit, table, digested).counts)
+def write(folder: Place, store_name: str, header: WaveHeader, table: pa.Table) -> Written:
+    """Commit a wave that has passed all stages to a run folder; return what became of it."""
+    unit, tried = header.unit, header.tried
+    if header.again:
+        return Written(unit, tried, rewrite_wave(folder, store_name, unit, table).counts)
+    if store_name != IMAGES:
+        commit = write_wave(folder, store_name, unit, table, header.input_digest)
+        return Written(unit, tried, commit.counts)
     table = with_hashes(table)
-    commit = write_wave(folder, store, unit, table, digested)
-    return Written(unit, tried, commit.counts, verdicts_of(table), hashes_of(table))
+    commit = write_wave(folder, store_name, unit, table, header.input_digest)
+    return Written(unit, tried, commit.counts, statuses_by_id(table), hashes_by_id(table))
 
 
 @dataclass(frozen=True)
 class FetchedWave:
-    """A wave, the digest of its rows as read, how many are tried, and the rows fetched."""
+    """A wave whose rows were read and fetched, and the seconds that the fetch took."""
 
-    wave: Wave
-    digest: str
-    tried: int
+    header: WaveHeader
     table: pa.Table
     seconds: float
 
 
 def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
     """Return a wave once it is read and fetched."""
-    from namedmask import schema
-
     table = wave.read()
+    header = header_of(wave, table)
     began = time.perf_counter()
     fetched = fetch(table)
-    seconds = time.perf_counter() - began
-    return FetchedWave(wave, input_digest(table), schema.alive(table).size, fetched, seconds)
+    return FetchedWave(header, fetched, time.perf_counter() - began)

@@ -159,7 +159,7 @@ def finish(draft: Draft, device: torch.device | str = "cpu") -> tuple[Tensor, Te
         for row in range(first + 1, first + size):
             paste = draft.pastes[row]
             if paste is not None:
-                _put(images[first], labels[first], images[row], labels[row], paste)
+                paste_object(images[first], labels[first], images[row], labels[row], paste)
         first += size
     return images[canvases], labels[canvases]
 
@@ -209,16 +209,8 @@ def _window(length: int, side: int, rng: np.random.Generator) -> tuple[slice, sl
     return slice(side), slice(start, start + side)
 
 
-def photometric(images: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Return (N, 3, S, S) float32 in [0, 1] with color jitter, grayscale and blur on some of them.
-
-    `images`: the same shape and range, RGB. Method: step 6.
-    """
-    return recolor(images, draw_colors(len(images), config, rng))
-
-
 def draw_colors(count: int, config: AugmentConfig, rng: np.random.Generator) -> Colors:
-    """Return what happens to the colors of `count` pictures."""
+    """Return the changes of color drawn for `count` pictures. Method: step 6."""
     jittered = rng.random(count) < config.jitter
     grayed = rng.random(count) < config.grayscale
     blurred = rng.random(count) < config.blur
@@ -234,7 +226,10 @@ def draw_colors(count: int, config: AugmentConfig, rng: np.random.Generator) -> 
 
 
 def recolor(images: Tensor, colors: Colors) -> Tensor:
-    """Return (N, 3, S, S) float32 in [0, 1], of the same, with the colors as was drawn."""
+    """Return (N, 3, S, S) float32 in [0, 1]: jittered, grayed and blurred as was drawn.
+
+    `images`: the same shape and range, RGB; they stay as they are.
+    """
     images = images.clone()
     for place in range(len(JITTER)):
         for number, (change, _, _) in enumerate(JITTER):
@@ -322,23 +317,12 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
 
 
-def copy_paste(
-    image: Tensor, label: Tensor, other_image: Tensor, other_label: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return `image` (3, S, S) and `label` (S, S) with the other picture's object put on them.
+def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste | None:
+    """Return where the object of a label map (S, S) goes in a picture; None without an object.
 
     The object is every pixel with a label id; its tight box lands anywhere in the picture, all
-    places equally likely. No blending. Method: step 8.
+    places equally likely. Method: step 8.
     """
-    paste = draw_paste(other_label.numpy(), image.shape[1], rng)
-    if paste is not None:
-        image, label = image.clone(), label.clone()
-        _put(image, label, other_image, other_label, paste)
-    return image, label
-
-
-def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste | None:
-    """Return where the object of a label map (S, S) goes in a picture; None without an object."""
     thing = (label != BACKGROUND) & (label != IGNORE)
     if not thing.any():
         return None
@@ -348,7 +332,7 @@ def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste 
     return Paste(rows, columns, y, x)
 
 
-def _put(
+def paste_object(
     image: Tensor, label: Tensor, other_image: Tensor, other_label: Tensor, paste: Paste
 ) -> None:
     """Write an object onto `image` and `label`, which are the caller's own."""

@@ -22,14 +22,14 @@ from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError, unknown_name
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job, require_finished
+from namedmask.run.job import VerbRun, require_finished
 from namedmask.run.layout import REFINED
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import Progress
 from namedmask.run.verb_table import verbs_before
 from namedmask.storage.files import digest, read_json, write_file, write_json
-from namedmask.verbs.evaluate import judged
-from namedmask.verbs.train import trained
+from namedmask.verbs.evaluate import score
+from namedmask.verbs.train import train_segmenter
 
 SELECT = "select"
 """The mini world's split to choose by."""
@@ -106,7 +106,7 @@ def ablate(
         raise ConfigError(f"the seeds of an ablation must be given, and differ; got {list(seeds)}.")
     splits = list(dict.fromkeys((_choosing(config, choose_on), config.evaluate.split)))
     with open_run(config.run.out) as ledger:
-        base = Job(config, ledger, progress)
+        base = VerbRun(config, ledger, progress)
         for variant in variants:
             _require(base, variant)
         with progress.step(f"ablate {study}", len(variants) * len(seeds)) as step:
@@ -166,7 +166,7 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
     return config.model_copy(update=sections)
 
 
-def _require(base: Job, variant: Variant) -> None:
+def _require(base: VerbRun, variant: Variant) -> None:
     """Raise InputError when the run lacks what a variant is trained on."""
     enabled = variant.changes.get("experts", {}).get("enabled", base.config.experts.enabled)
     if enabled and not base.config.experts.enabled:
@@ -180,7 +180,12 @@ def _require(base: Job, variant: Variant) -> None:
 
 
 def _trial(
-    base: Job, study: str, variant: Variant, seed: int, splits: Sequence[str], executor: Executor
+    base: VerbRun,
+    study: str,
+    variant: Variant,
+    seed: int,
+    splits: Sequence[str],
+    executor: Executor,
 ) -> dict[str, float]:
     """Return the mIoU by split of one training, done now or before."""
     config = _changed(base.config, {**variant.changes, "run": {"seed": seed}})
@@ -189,17 +194,17 @@ def _trial(
     folder = source / layout.ABLATIONS / study / variant.name / name
     config = _changed(config, {"run": {"seed": seed, "out": folder}})
     with open_run(folder) as ledger:
-        job = Job(config, ledger, base.progress, archives=source)
-        if job.finished("train") is None:
-            result = trained(executor, job)
+        run = VerbRun(config, ledger, base.progress, archives=source)
+        if run.finished("train") is None:
+            result = train_segmenter(executor, run)
             ledger.finish("train", result)
-        return {split: _score(executor, job, split) for split in splits}
+        return {split: _score(executor, run, split) for split in splits}
 
 
-def _follows_from(config: Config, base: Job) -> str:
+def _follows_from(config: Config, base: VerbRun) -> str:
     """Return a digest of all that the weights of a trial follow from."""
     archive = Archive.open(base.ledger.folder / layout.ARCHIVE)
-    content: list[Any] = [Job(config, base.ledger, base.progress).settings("train")]
+    content: list[Any] = [VerbRun(config, base.ledger, base.progress).settings("train")]
     content.append([[one.name, one.label_id, one.sha256] for one in archive.categories])
     if config.experts.enabled:
         masks = [commit.files for commit in base.ledger.commits(REFINED).values()]
@@ -207,15 +212,15 @@ def _follows_from(config: Config, base: Job) -> str:
     return digest([json.dumps(content, sort_keys=True)])
 
 
-def _score(executor: Executor, trial: Job, split: str) -> float:
+def _score(executor: Executor, trial: VerbRun, split: str) -> float:
     """Return the mIoU of a trial on a split, from `scores-SPLIT.json` where that is there."""
     config = _changed(trial.config, {"evaluate": {"split": split, "export": ""}})
-    job = Job(config, trial.ledger, trial.progress)
-    asked = job.settings("evaluate")
-    path = job.ledger.folder / layout.scores_file(split)
+    run = VerbRun(config, trial.ledger, trial.progress)
+    asked = run.settings("evaluate")
+    path = run.ledger.folder / layout.scores_file(split)
     found = read_json(path) if path.exists() else {}
     if found.get("asked") != asked:
-        found = {"asked": asked} | judged(executor, job, None)
+        found = {"asked": asked} | score(executor, run, None)
         write_json(path, {key: found[key] for key in ("asked", "miou", "pixel_accuracy", "iou")})
     if found["miou"] is None:
         raise InputError(

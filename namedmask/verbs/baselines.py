@@ -9,10 +9,10 @@ the benchmark. To add one: a line in `BASELINES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,7 @@ from namedmask.errors import InputError, unknown_name
 from namedmask.evaluate import maskclip, reco
 from namedmask.evaluate.benchmarks import open_benchmark
 from namedmask.evaluate.label_maps import Benchmark
-from namedmask.evaluate.scorer import Part, Scorer, scene_ranges, sum_up
+from namedmask.evaluate.scorer import Scorer, scene_ranges, score_benchmark
 from namedmask.evaluate.thresholds import (
     Tally,
     best_of,
@@ -36,13 +36,15 @@ from namedmask.evaluate.thresholds import (
 from namedmask.report.curves import sweep_chart
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.layout import MANIFEST
 from namedmask.run.ledger import open_run
-from namedmask.run.progress import Progress
+from namedmask.run.progress import Progress, Step
 from namedmask.schema.columns import IGNORE, LABEL_DTYPE
 from namedmask.storage import Place
 from namedmask.storage.files import digest, write_file, write_json
+
+T = TypeVar("T")
 
 Probabilities: TypeAlias = Callable[[np.ndarray], Tensor]
 """Image (H, W, 3) uint8 RGB → probabilities of each category, (C, H, W) float32."""
@@ -108,15 +110,19 @@ def evaluate_baseline(
     benchmark = open_benchmark(config.evaluate)
     categories = categories_of(benchmark, config)
     with open_run(config.run.out) as ledger, progress.step(name, len(benchmark)) as step:
-        job = Job(config, ledger, progress)
-        vectors = _class_vectors(name, executor, job, categories)
+        run = VerbRun(config, ledger, progress)
+        vectors = _class_vectors(name, executor, run, categories)
         make = partial(_open, name, config, [query for _, query in categories], vectors)
-        run = partial(_run, executor, job, len(benchmark), step.advance)
+        map_scenes = partial(executor.map, run, "evaluate")
         if sweep:
-            found = _sweep(run(partial(Sweeper, make, config)), benchmark, config)
+            parts = map_scenes(partial(Sweeper, make, config), scene_ranges(len(benchmark)))
+            found = _sweep(_counted(parts, step), benchmark, config)
         else:
             scorer = partial(_open_scorer, make, chosen["threshold"], config)
-            found = sum_up(run(scorer), benchmark.names, benchmark, config.evaluate, None) | chosen
+            found = chosen | score_benchmark(
+                partial(map_scenes, scorer), benchmark.names, benchmark, config.evaluate,
+                on_scenes=step.advance,
+            )  # fmt: skip
         here = {key: found[key] for key in PAPERS_SPLIT}
         found |= {"baseline": name, "settings": settings, "chosen_here": found["chosen_on"] == here}
         return _write(ledger.folder / layout.BASELINES, found)
@@ -158,11 +164,11 @@ def categories_of(benchmark: Benchmark, config: Config) -> list[tuple[str, str]]
 
 
 def _class_vectors(
-    name: str, executor: Executor, job: Job, categories: Sequence[tuple[str, str]]
+    name: str, executor: Executor, run: VerbRun, categories: Sequence[tuple[str, str]]
 ) -> np.ndarray | None:
     if not BASELINES[name].needs_archive:
         return None
-    folder = job.ledger.folder / layout.ARCHIVE
+    folder = run.ledger.folder / layout.ARCHIVE
     if not (folder / MANIFEST).exists():
         raise InputError(
             f"{name} looks at the images of a run's archives, and {folder} has none. Run 'build' "
@@ -171,7 +177,7 @@ def _class_vectors(
     archive = Archive.open(folder)
     for one, _ in categories:
         archive.category(one)
-    config = job.config
+    config = run.config
     make = partial(
         reco.ClassVectors,
         archive,
@@ -180,8 +186,8 @@ def _class_vectors(
         templates_of(config.categories),
     )
     vectors = []
-    with job.progress.step("co-segment", len(categories)) as step:
-        for vector in executor.map(job, "evaluate", make, categories):
+    with run.progress.step("co-segment", len(categories)) as step:
+        for vector in executor.map(run, "evaluate", make, categories):
             vectors.append(vector)
             step.advance()
     return np.stack(vectors)
@@ -227,12 +233,10 @@ class Sweeper:
         return tallies
 
 
-def _run(
-    executor: Executor, job: Job, count: int, on_scenes: Callable[[int], None],
-    make: Callable[[], Callable[[range], Any]],
-) -> Iterator[Any]:  # fmt: skip
-    for part in executor.map(job, "evaluate", make, scene_ranges(count)):
-        on_scenes(len(part.scenes) if isinstance(part, Part) else len(part))
+def _counted(parts: Iterable[list[T]], step: Step) -> Iterator[list[T]]:
+    """Yield the parts, and let the progress know of their scenes."""
+    for part in parts:
+        step.advance(len(part))
         yield part
 
 

@@ -1,19 +1,13 @@
-"""The verbs of the road after embed (see collect.py): build, refine, train, evaluate; curate.
+"""The verbs `build` and `curate`: each category's archive, filled from the stored vectors.
 
-Each takes a config and a place to show progress, works in the folder `run.out`, and returns what it
-ended with as plain values. It commits as it goes: killed anywhere and run again, it goes on and
-ends with the same rows; run again when finished, it does nothing and says `skipped`.
+Like every verb, each takes a config, a `Progress` and an `Executor`, works in the folder `run.out`,
+and returns what it ended with as plain values. It commits as it goes: killed anywhere and run
+again, it goes on and ends with the same rows; run again when finished, it does nothing and says
+`skipped`. A verb says what is to be done; the executor does it. run/layout.py lists the files of
+the run folder.
 
-A verb says what is to be done; an executor does it (executor.py).
-
-The run folder: `embeddings` and `images` (see stores.py), `offers` (what each category may choose
-from), `labels.json` (label ids), `proof.json` (see proof.py), `candidates.parquet` and
-`funnels.json` (what became of everything), `archive`, `refined` and `experts`,
-`segmenter/checkpoint.pt`, `evaluation.json` (with label maps in `evaluation`), and beside them
-`run.toml` (the config), `run.json` (what is finished) and `timings.json` (seconds by stage).
-
-Memory: some numbers a candidate, the vectors of a group of categories (offers.GROUP), and what the
-executor needs.
+Memory: some numbers per candidate, the vectors of a group of categories (candidates.GROUP), and
+what the executor needs.
 """
 
 from __future__ import annotations
@@ -24,23 +18,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from namedmask.archive.checks import Judge
+from namedmask.archive.checks import ImageChecks
 from namedmask.archive.fill import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.archive.store import write_archive
 from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
-from namedmask.retrieve.candidates import (
-    _look_for,
-    read_offer,
-)
-from namedmask.retrieve.model_check import prove_model
+from namedmask.retrieve.candidates import find_candidates
+from namedmask.retrieve.model_check import check_model
 from namedmask.retrieve.published import PublishedStore
-from namedmask.retrieve.queries import asks_of
+from namedmask.retrieve.queries import queries_of
 from namedmask.retrieve.vectors import VectorStore, open_vectors
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job, run_verb
+from namedmask.run.job import VerbRun, run_verb
 from namedmask.run.label_ids import assign_labels, read_labels, write_labels
 from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.progress import Progress
@@ -70,32 +61,29 @@ def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
     return run_verb("build", config, progress, partial(_build, executor))
 
 
-def _build(executor: Executor, job: Job) -> dict[str, Any]:
-    config, folder = job.config, job.ledger.folder
+def _build(executor: Executor, run: VerbRun) -> dict[str, Any]:
+    config, folder = run.config, run.ledger.folder
     if warning := face_warning(config.categories, config.faces.enabled):
         _log.warning(warning)
     known = read_labels(folder)
     labels = assign_labels(known, category_set_of(config.categories))
-    vectors = open_vectors(config, job.ledger)
-    asks = asks_of(labels, config, vectors.digest())
-    _look_for(executor, job, vectors, asks)
-    offers = [read_offer(folder, ask) for ask in asks]
+    vectors = open_vectors(config, run.ledger)
+    queries = queries_of(labels, config, vectors.digest())
+    lists = find_candidates(executor, run, vectors, queries)
     if config.vectors.source:
-        prove_model(executor, job, asks, offers)
-    judge = Judge(executor, job, asks, offers)
-    hashes = judge.store.hashes
-    verdicts = fill_archives(offers, config.retrieve, judge, hashes)
-    job.start("build")
-    with job.clock("archive"):
-        settled = {
-            offer.label: settle(offer, verdicts, config.retrieve, hashes) for offer in offers
-        }
+        check_model(executor, run, lists)
+    checks = ImageChecks(executor, run, lists)
+    hashes = checks.store.hashes
+    checked = fill_archives(lists, config.retrieve, checks, hashes)
+    run.start("build")
+    with run.clock("archive"):
+        settled = {one.label: settle(one, checked, config.retrieve, hashes) for one in lists}
         funnel = candidate_funnel({label.name: table for label, table in settled.items()})
         write_file(folder / layout.CANDIDATES, pa.concat_tables(settled.values()))
-        write_json(folder / layout.FUNNELS, _row_funnel(job, vectors) | funnel)
+        write_json(folder / layout.FUNNELS, _row_funnel(run, vectors) | funnel)
         refuse_empty_archives(funnel["by_category"])
         write_labels(folder, known, labels)
-        chosen = (judge.accepted(label, table) for label, table in settled.items())
+        chosen = (checks.accepted(label, table) for label, table in settled.items())
         archive = write_archive(folder / layout.ARCHIVE, chosen, config.retrieve.archive_size)
     kept = {category.name: category.count for category in archive.categories}
     short = {name: count for name, count in kept.items() if count < config.retrieve.archive_size}
@@ -107,7 +95,7 @@ def _build(executor: Executor, job: Job) -> dict[str, Any]:
     }
 
 
-def _row_funnel(job: Job, vectors: VectorStore) -> dict[str, Any]:
+def _row_funnel(run: VerbRun, vectors: VectorStore) -> dict[str, Any]:
     if isinstance(vectors, PublishedStore):
         return {"vectors_in": vectors.count}
-    return row_funnel(job, EMBEDDINGS)
+    return row_funnel(run, EMBEDDINGS)

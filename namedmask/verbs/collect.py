@@ -18,11 +18,11 @@ from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import InputError
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Failures, Job, run_verb
+from namedmask.run.job import Failures, VerbRun, run_verb
 from namedmask.run.layout import EMBEDDINGS, FETCHED
 from namedmask.run.ledger import Commit
 from namedmask.run.progress import Progress, Step
-from namedmask.run.retry import count_of, refuse_unknown, rows_again
+from namedmask.run.retry import count_in_classes, refuse_unknown_classes, rows_again
 from namedmask.run.waves import Wave, digest_of
 from namedmask.storage.files import read_json, write_json
 
@@ -72,7 +72,7 @@ def embed(
     Raises:
         ConfigError, InputError, TooManyFailuresError: as `fetch`.
     """
-    refuse_unknown(retry)
+    refuse_unknown_classes(retry)
     if config.vectors.source:
         return {"skipped": True, "reason": "vectors.source has the vectors"}
     return _collect(EMBED, config, progress, executor, retry)
@@ -81,53 +81,53 @@ def embed(
 def _collect(
     kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
-    refuse_unknown(retry)
+    refuse_unknown_classes(retry)
     more: dict[str, Any] = {}
 
-    def work(job: Job) -> dict[str, Any]:
-        before = row_funnel(job, kind.store)["rows_by_status"]
-        done = job.finished(kind.verb)
-        has_work = done is None or count_of(before, retry) > 0
-        tried_again = _pass_rows(kind, job, executor, retry) if has_work else 0
+    def work(run: VerbRun) -> dict[str, Any]:
+        before = row_funnel(run, kind.store)["rows_by_status"]
+        done = run.finished(kind.verb)
+        has_work = done is None or count_in_classes(before, retry) > 0
+        tried_again = _pass_rows(kind, run, executor, retry) if has_work else 0
         if retry:
             more.update(rows_by_status_before=before, rows_tried_again=tried_again)
         if done is not None and not has_work:
             return done
-        funnel = row_funnel(job, kind.store)
+        funnel = row_funnel(run, kind.store)
         if kind is EMBED:
-            _note_funnel(job, funnel)
+            _note_funnel(run, funnel)
         return funnel
 
     summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
     return summary | more
 
 
-def _note_funnel(job: Job, funnel: dict[str, Any]) -> None:
+def _note_funnel(run: VerbRun, funnel: dict[str, Any]) -> None:
     # rows tried again leave the archive, and what is told of it, as they are
-    path = job.ledger.folder / layout.FUNNELS
+    path = run.ledger.folder / layout.FUNNELS
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
 
 
-def _pass_rows(kind: Kind, job: Job, executor: Executor, retry: Collection[str]) -> int:
+def _pass_rows(kind: Kind, run: VerbRun, executor: Executor, retry: Collection[str]) -> int:
     """Pass all rows that are still to pass; return how many were tried again."""
-    committed = job.ledger.commits(kind.store)
-    job.ledger.sweep(kind.store)
-    failures, tried_again = Failures(job.config.run.max_failure_share), 0
-    with job.progress.step(kind.verb) as step:
-        waves = _to_do(kind, job, executor.metadata(job), committed, retry, step)
-        job.start(kind.verb)
-        for written in executor.run(job, waves, kind.stages, kind.store, step):
+    committed = run.ledger.commits(kind.store)
+    run.ledger.sweep(kind.store)
+    failures, tried_again = Failures(run.config.run.max_failure_share), 0
+    with run.progress.step(kind.verb) as step:
+        waves = _to_do(kind, run, executor.metadata(run), committed, retry, step)
+        run.start(kind.verb)
+        for written in executor.run(run, waves, kind.stages, kind.store, step):
             if written.unit in committed:
                 tried_again += written.tried
             else:
                 failures.add(written.tried, written.counts)
-    job.ledger.sweep(kind.store)  # of what was written anew
+    run.ledger.sweep(kind.store)  # of what was written anew
     return tried_again
 
 
 def _to_do(
     kind: Kind,
-    job: Job,
+    run: VerbRun,
     waves: Iterable[Wave],
     committed: Mapping[str, Commit],
     retry: Collection[str],
@@ -145,27 +145,27 @@ def _to_do(
             yield wave
             continue
         if digest_of(wave) != commit.input_digest:
-            raise _changed_metadata(job, wave.unit)
-        if count_of(commit.counts, retry):
-            job.ledger.unfinish(kind.verb)
-            read = partial(rows_again, wave.read, job.ledger.folder.absolute(), commit, retry)
+            raise _changed_metadata(run, wave.unit)
+        if count_in_classes(commit.counts, retry):
+            run.ledger.unfinish(kind.verb)
+            read = partial(rows_again, wave.read, run.ledger.folder.absolute(), commit, retry)
             yield Wave(wave.unit, read, again=True)
         else:
             step.advance(commit.rows, commit.counts)
     if left:
-        raise _changed_metadata(job, min(left))
+        raise _changed_metadata(run, min(left))
 
 
-def _changed_metadata(job: Job, unit: str) -> InputError:
+def _changed_metadata(run: VerbRun, unit: str) -> InputError:
     return InputError(
         f"metadata.source gives other rows for wave {unit} than when run folder "
-        f"{job.ledger.folder} was begun. Restore the source, or give another run.out."
+        f"{run.ledger.folder} was begun. Restore the source, or give another run.out."
     )
 
 
-def row_funnel(job: Job, store: str) -> dict[str, Any]:
+def row_funnel(run: VerbRun, store: str) -> dict[str, Any]:
     """Return how many rows are committed to a store, and how many ended with each status."""
     counts: Counter[str] = Counter()
-    for commit in job.ledger.commits(store).values():
+    for commit in run.ledger.commits(store).values():
         counts.update(commit.counts)
     return {"rows_in": counts.total(), "rows_by_status": dict(counts.most_common())}

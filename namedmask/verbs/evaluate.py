@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from namedmask.categories import names_told
+from namedmask.categories import configured_names
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.evaluate.benchmarks import open_benchmark
-from namedmask.evaluate.scorer import Part, Scorer, open_scorer, predictor_of, scene_ranges, sum_up
+from namedmask.evaluate.scorer import Scorer, open_scorer, predictor_of, score_benchmark
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job, run_verb
+from namedmask.run.job import VerbRun, run_verb
 from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import Progress
 from namedmask.segmenter.checkpoint import load_checkpoint
@@ -22,7 +21,7 @@ from namedmask.storage.files import write_json
 
 
 def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
-    """Return the scores of a segmenter that has no run, without its scenes; see `evaluate`.
+    """Return the scores of a segmenter that has no run, without its scenes; see score_benchmark.
 
     Labels of bare weights are those of the `categories` section, else the benchmark's.
 
@@ -32,17 +31,13 @@ def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -
         InputError: as `evaluate`, or the benchmark's files are not as published.
     """
     benchmark = open_benchmark(config.evaluate)
-    told = names_told(config.categories) or benchmark.names
-    model, names = load_checkpoint(checkpoint, config.segmenter, told)
+    bare = configured_names(config.categories) or benchmark.names
+    model, names = load_checkpoint(checkpoint, config.segmenter, bare)
     scorer = Scorer(predictor_of(model, config.evaluate), names, benchmark, config.evaluate)
     with progress.step("evaluate", len(benchmark)) as step:
-
-        def parts() -> Iterator[Part]:
-            for scenes in scene_ranges(len(benchmark)):
-                yield scorer(scenes)
-                step.advance(len(scenes))
-
-        found = sum_up(parts(), names, benchmark, config.evaluate, None)
+        found = score_benchmark(
+            partial(map, scorer), names, benchmark, config.evaluate, on_scenes=step.advance
+        )
     return {key: value for key, value in found.items() if key != "scenes"}
 
 
@@ -56,25 +51,22 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
     return run_verb("evaluate", config, progress, partial(_evaluate, executor))
 
 
-def _evaluate(executor: Executor, job: Job) -> dict[str, Any]:
-    folder = job.ledger.folder
-    found = judged(executor, job, folder / layout.LABEL_MAPS)
+def _evaluate(executor: Executor, run: VerbRun) -> dict[str, Any]:
+    folder = run.ledger.folder
+    found = score(executor, run, folder / layout.LABEL_MAPS)
     write_json(folder / layout.EVALUATION, found)
     return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
 
 
-def judged(executor: Executor, job: Job, out: Place | None) -> dict[str, Any]:
-    """Return the scores of a run's segmenter on its benchmark; see evaluate.evaluate."""
-    config, checkpoint = job.config, job.ledger.folder / CHECKPOINT
+def score(executor: Executor, run: VerbRun, out: Place | None) -> dict[str, Any]:
+    """Return the scores of a run's segmenter on its benchmark; see scorer.score_benchmark."""
+    config, checkpoint = run.config, run.ledger.folder / CHECKPOINT
     benchmark = open_benchmark(config.evaluate)
     names = load_checkpoint(checkpoint, config.segmenter)[1]
     make = partial(open_scorer, checkpoint, config)
-    job.start("evaluate")
-    with job.clock("evaluate"), job.progress.step("evaluate", len(benchmark)) as step:
-
-        def parts() -> Iterator[Part]:
-            for part in executor.map(job, "evaluate", make, scene_ranges(len(benchmark))):
-                step.advance(len(part.scenes))
-                yield part
-
-        return sum_up(parts(), names, benchmark, config.evaluate, out)
+    run.start("evaluate")
+    with run.clock("evaluate"), run.progress.step("evaluate", len(benchmark)) as step:
+        return score_benchmark(
+            partial(executor.map, run, "evaluate", make), names, benchmark, config.evaluate,
+            out=out, on_scenes=step.advance,
+        )  # fmt: skip

@@ -25,7 +25,7 @@ from namedmask.config import Config
 from namedmask.config.presets import departures
 from namedmask.config.registry import resolve
 from namedmask.retrieve.published import PublishedStore
-from namedmask.retrieve.queries import asks_of
+from namedmask.retrieve.queries import queries_of
 from namedmask.retrieve.vectors import open_vectors
 from namedmask.run.label_ids import assign_labels, read_labels
 from namedmask.run.layout import CANDIDATE_LISTS, RUN_RECORD
@@ -98,10 +98,10 @@ def changes_of(config: Config) -> dict[str, Any]:
         return {}
     labels = assign_labels(known, category_set_of(config.categories))
     there = read_commits(folder, CANDIDATE_LISTS)
-    asks = asks_of(labels, config, store.digest())
+    queries = queries_of(labels, config, store.digest())
     now = {label.label_id: label.name for label in labels}
     return {
-        "new": [ask.label.name for ask in asks if ask.unit not in there],
+        "new": [query.label.name for query in queries if query.unit not in there],
         "removed": [label.name for label in known if label.label_id not in now],
         "renamed": [
             f"{label.name} → {now[label.label_id]}"

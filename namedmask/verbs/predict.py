@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from namedmask import images
-from namedmask.categories import names_told
+from namedmask.categories import configured_names
 from namedmask.config import Config
 from namedmask.errors import InputError
 from namedmask.images.overlay import overlay
@@ -40,7 +40,7 @@ def predict_files(
     _refuse_clashes(paths, out)
     for path in paths:
         _read_picture(path)
-    told = (config.segmenter, names_told(config.categories)) if config else ()
+    told = (config.segmenter, configured_names(config.categories)) if config else ()
     model, names = load_checkpoint(checkpoint, *told)
     model = model.to(torch_device(device, "predict"))
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.experts.refine import find_clusters
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job, run_verb
+from namedmask.run.job import VerbRun, run_verb
 from namedmask.run.layout import REFINED
 from namedmask.run.progress import Progress
 
@@ -21,5 +21,5 @@ def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
     return run_verb("refine", config, progress, partial(_refine, executor), REFINED)
 
 
-def _refine(executor: Executor, job: Job) -> dict[str, Any]:
-    return executor.refine(job, find_clusters(executor, job))
+def _refine(executor: Executor, run: VerbRun) -> dict[str, Any]:
+    return executor.refine(run, find_clusters(executor, run))

@@ -21,7 +21,7 @@ from namedmask.embed.open_clip import EMBEDDERS, Embedder
 from namedmask.embed.text import text_features
 from namedmask.errors import InputError
 from namedmask.retrieve.vectors import open_vectors
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.layout import RUN_RECORD
 from namedmask.run.ledger import Ledger
 from namedmask.run.progress import Progress
@@ -54,7 +54,7 @@ def search(
         raise no_vectors(config.run.out)
     ledger = Ledger(config.run.out)  # without the run's lock: it may go on meanwhile
     if not config.vectors.source:
-        Job(config, ledger, progress).finished("embed")  # refuses other settings
+        VerbRun(config, ledger, progress).finished("embed")  # refuses other settings
     clock = _Clock()
     text_side = _TextSide(config.embed)
     index, manifest, made = open_index(

@@ -10,26 +10,26 @@ from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.run.executor import Executor
-from namedmask.run.job import Job, run_verb
+from namedmask.run.job import VerbRun, run_verb
 from namedmask.run.layout import TRAINING
 from namedmask.run.progress import Progress
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
     """Train the segmenter on all archives, from its last checkpoint on; return the last loss."""
-    return run_verb("train", config, progress, partial(trained, executor))
+    return run_verb("train", config, progress, partial(train_segmenter, executor))
 
 
-def trained(executor: Executor, job: Job) -> dict[str, Any]:
+def train_segmenter(executor: Executor, run: VerbRun) -> dict[str, Any]:
     """Return what the training of a run ended with, its segmenter at `CHECKPOINT`."""
-    archive = Archive.open(job.archive)
-    steps = job.config.train.iterations
+    archive = Archive.open(run.archive)
+    steps = run.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
-    if not job.is_begun("train"):  # what is left of another training is none of this
-        (job.ledger.folder / TRAINING).unlink(missing_ok=True)
-        job.ledger.unfinish("evaluate")
-    job.start("train")
-    with job.clock("train"), job.progress.step("train", steps) as step:
+    if not run.is_begun("train"):  # what is left of another training is none of this
+        (run.ledger.folder / TRAINING).unlink(missing_ok=True)
+        run.ledger.unfinish("evaluate")
+    run.start("train")
+    with run.clock("train"), run.progress.step("train", steps) as step:
         done = 0
 
         def on_step(now: int, loss: float) -> None:
@@ -38,7 +38,7 @@ def trained(executor: Executor, job: Job) -> dict[str, Any]:
             losses.append(loss)
             done = now
 
-        executor.train(job, on_step)
+        executor.train(run, on_step)
     images = sum(category.count for category in archive.categories)
     loss = sum(losses) / len(losses) if losses else None
     return {"images": images, "labels": archive.num_labels, "steps": steps, "loss": loss}

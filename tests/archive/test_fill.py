@@ -15,7 +15,7 @@ from namedmask import schema
 from namedmask.archive.fill import candidate_funnel, fill_archives, refuse_empty_archives, settle
 from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
-from namedmask.retrieve.candidates import Offer
+from namedmask.retrieve.candidates import CandidateList
 from namedmask.retrieve.pick import near_neighbors
 from namedmask.run.label_ids import Label
 from namedmask.schema.status import UNTRIED
@@ -24,7 +24,7 @@ COUNT = 24
 PAIR = (Label(1, "cat", "cat"), Label(2, "dog", "dog"))
 
 
-def offers_of(same_as: list[int], order: list[int], chained: bool = False) -> list[Offer]:
+def offers_of(same_as: list[int], order: list[int], chained: bool = False) -> list[CandidateList]:
     """Return two categories over COUNT images; image i looks exactly like `same_as[i]`.
 
     The first ranks them 0, 1, 2…, the second in `order`.
@@ -32,7 +32,7 @@ def offers_of(same_as: list[int], order: list[int], chained: bool = False) -> li
     vectors = np.eye(COUNT, dtype=np.float32)[same_as]
     scores = np.linspace(1, 0, COUNT, dtype=np.float32)
     return [
-        Offer(
+        CandidateList(
             label,
             [f"{number:020x}" for number in ranks],
             [f"http://a.example/{number}" for number in ranks],
@@ -92,10 +92,10 @@ def test_rounds_enough_of_them_keep_exactly_the_best_that_pass(
         archive_size=size, overfetch=overfetch, top_up_rounds=COUNT, hash_distance=1
     )
     offers = offers_of(same_as, order)
-    verdicts = fill_archives(offers, config, look, hashes)
+    checked = fill_archives(offers, config, look, hashes)
     assert len(asked) == len(set(asked)), "an image was tried twice"
     for offer in offers:
-        table = settle(offer, verdicts, config, hashes)
+        table = settle(offer, checked, config, hashes)
         assert kept_of(table) == greedy(offer.sample_ids, same_as, prints, truth, size)
         statuses = table["status"].to_pylist()
         assert "pending" not in statuses
@@ -106,14 +106,14 @@ def test_rounds_enough_of_them_keep_exactly_the_best_that_pass(
 def test_rounds_that_end_too_early_fill_with_what_was_tried() -> None:
     config = RetrieveConfig(archive_size=4, overfetch=1.0, top_up_rounds=0)
     offers = offers_of(list(range(COUNT)), list(range(COUNT)))
-    verdicts = fill_archives(
+    checked = fill_archives(
         offers,
         config,
         lambda ids: {one: "http_404" if i < 2 else "ok" for i, one in enumerate(ids)},
     )
-    assert len(verdicts) == 4
+    assert len(checked) == 4
     funnel = candidate_funnel(
-        {offer.label.name: settle(offer, verdicts, config) for offer in offers}
+        {offer.label.name: settle(offer, checked, config) for offer in offers}
     )
     assert funnel["by_category"]["cat"] == {"ok": 2, UNTRIED: COUNT - 4, "http_404": 2}
     assert funnel["candidates_in"] == sum(funnel["candidates_by_status"].values()) == 2 * COUNT
@@ -123,9 +123,9 @@ def test_rounds_copy_of_a_kept_image_is_never_tried_and_names_it() -> None:
     same_as = [0, 0, 2, *range(3, COUNT)]
     config = RetrieveConfig(archive_size=3)
     offers = offers_of(same_as, list(range(COUNT)))
-    verdicts = fill_archives(offers, config, lambda ids: dict.fromkeys(ids, "ok"))
-    assert f"{1:020x}" not in verdicts
-    row = settle(offers[0], verdicts, config).slice(1, 1).to_pylist()[0]
+    checked = fill_archives(offers, config, lambda ids: dict.fromkeys(ids, "ok"))
+    assert f"{1:020x}" not in checked
+    row = settle(offers[0], checked, config).slice(1, 1).to_pylist()[0]
     assert (row["status"], row["duplicate_of"]) == ("near_duplicate", f"{0:020x}")
 
 
@@ -140,13 +140,13 @@ def test_rounds_what_a_category_must_not_have_is_not_tried_for_it() -> None:
         return dict.fromkeys(ids, "ok")
 
     config = RetrieveConfig(archive_size=3, overfetch=1.0)
-    verdicts = fill_archives([cats], config, look)
+    checked = fill_archives([cats], config, look)
     assert unwanted not in asked
-    statuses = settle(cats, verdicts, config)["status"].to_pylist()
+    statuses = settle(cats, checked, config)["status"].to_pylist()
     assert statuses[:4] == ["ok", "vetoed", "ok", "ok"]
-    verdicts = fill_archives([cats, dogs], config, look)
-    assert settle(dogs, verdicts, config)["status"].to_pylist()[:3] == ["ok"] * 3
-    assert settle(cats, verdicts, config)["status"].to_pylist()[:4] == statuses[:4]
+    checked = fill_archives([cats, dogs], config, look)
+    assert settle(dogs, checked, config)["status"].to_pylist()[:3] == ["ok"] * 3
+    assert settle(cats, checked, config)["status"].to_pylist()[:4] == statuses[:4]
 
 
 def test_rounds_in_chains_a_copy_of_a_rejected_image_is_dropped_too() -> None:
@@ -154,10 +154,10 @@ def test_rounds_in_chains_a_copy_of_a_rejected_image_is_dropped_too() -> None:
     config = RetrieveConfig(archive_size=2, near_duplicates="components")
     offer = offers_of(same_as, list(range(COUNT)), chained=True)[0]
     first = f"{0:020x}"
-    verdicts = fill_archives(
+    checked = fill_archives(
         [offer], config, lambda ids: {one: "http_404" if one == first else "ok" for one in ids}
     )
-    assert kept_of(settle(offer, verdicts, config)) == [f"{2:020x}", f"{3:020x}"]
+    assert kept_of(settle(offer, checked, config)) == [f"{2:020x}", f"{3:020x}"]
 
 
 @given(faces=st.sets(st.integers(0, COUNT - 1)), size=st.integers(1, 12))
@@ -165,9 +165,9 @@ def test_rounds_faces_not_replenished_leave_gaps_among_the_best(faces: set[int],
     config = RetrieveConfig(archive_size=size, replenish_faces=False, top_up_rounds=COUNT)
     offer = offers_of(list(range(COUNT)), list(range(COUNT)))[0]
     truth = {f"{n:020x}": "has_face" if n in faces else schema.OK for n in range(COUNT)}
-    verdicts = fill_archives([offer], config, lambda ids: {one: truth[one] for one in ids})
+    checked = fill_archives([offer], config, lambda ids: {one: truth[one] for one in ids})
     expected = [f"{n:020x}" for n in range(size) if n not in faces]
-    assert kept_of(settle(offer, verdicts, config)) == expected
+    assert kept_of(settle(offer, checked, config)) == expected
 
 
 def test_rounds_copy_of_a_rejected_image_gets_its_chance() -> None:
@@ -175,14 +175,14 @@ def test_rounds_copy_of_a_rejected_image_gets_its_chance() -> None:
     config = RetrieveConfig(archive_size=1, overfetch=1.0)
     offers = offers_of(same_as, list(range(COUNT)))
     first = f"{0:020x}"
-    verdicts = fill_archives(
+    checked = fill_archives(
         offers, config, lambda ids: {one: "has_face" if one == first else "ok" for one in ids}
     )
-    assert kept_of(settle(offers[0], verdicts, config)) == [f"{1:020x}"]
+    assert kept_of(settle(offers[0], checked, config)) == [f"{1:020x}"]
 
 
 def test_rounds_no_vectors_at_all_are_told_as_empty_archives() -> None:
-    offers = [Offer(label, [], [], np.empty(0, np.float32), []) for label in PAIR]
+    offers = [CandidateList(label, [], [], np.empty(0, np.float32), []) for label in PAIR]
     config = RetrieveConfig()
     assert fill_archives(offers, config, lambda ids: pytest.fail("nothing to look at")) == {}
     funnel = candidate_funnel({one.label.name: settle(one, {}, config) for one in offers})

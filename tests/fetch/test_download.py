@@ -24,7 +24,7 @@ OK = answer(PHOTO)
 def fresh(monkeypatch):
     monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
     yield
-    addresses.forget_names()
+    addresses.resolved.clear()
     download.robots_texts.clear()
 
 

@@ -136,7 +136,7 @@ HOSTILE = {
 def fresh(monkeypatch):
     monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
     yield
-    addresses.forget_names()
+    addresses.resolved.clear()
     download.robots_texts.clear()
 
 

@@ -196,9 +196,9 @@ def short_backoff_and_no_name_server(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", ask)
     monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
-    addresses.forget_names()
+    addresses.resolved.clear()
     yield
-    addresses.forget_names()
+    addresses.resolved.clear()
 
 
 def table_of(urls, statuses=None):

@@ -3,13 +3,13 @@
 import threading
 
 from namedmask.fetch import ttl_cache as remembered
-from namedmask.fetch.ttl_cache import Remembered
+from namedmask.fetch.ttl_cache import TtlCache
 
 
 def test_remembered_value_is_gone_after_its_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(remembered.time, "monotonic", lambda: now[0])
-    kept = Remembered[str](10)
+    kept = TtlCache[str](10)
     kept.put("a", "x", seconds=5)
     now[0] = 104.9
     assert kept.get("a") == "x"
@@ -19,7 +19,7 @@ def test_remembered_value_is_gone_after_its_time(monkeypatch):
 
 
 def test_remembered_oldest_go_when_the_room_is_full():
-    kept = Remembered[int](3)
+    kept = TtlCache[int](3)
     for number, key in enumerate("abca"):
         kept.put(key, number, 60)
     kept.put("d", 4, 60)
@@ -34,7 +34,7 @@ def test_remembered_oldest_go_when_the_room_is_full():
 
 
 def test_remembered_filled_by_many_threads_stays_within_its_room():
-    kept = Remembered[int](50)
+    kept = TtlCache[int](50)
 
     def fill(start):
         for number in range(2000):

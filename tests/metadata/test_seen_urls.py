@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namedmask.errors import InputError
-from namedmask.metadata.seen_urls import Repeats
+from namedmask.metadata.seen_urls import SeenUrls
 
 PEAK = """
 import json, sys
@@ -38,7 +38,7 @@ print(json.dumps({"repeated": repeated, "peaks": peaks}))
 @given(st.lists(st.lists(st.binary(min_size=1, max_size=2), max_size=9), max_size=6))
 def test_repeats_any_batches_name_all_but_the_first_of_each(batches):
     seen, found, expected = set(), [], []
-    with Repeats() as repeats:
+    with SeenUrls() as repeats:
         for batch in batches:
             digests = np.array([one.rjust(10, b"x") for one in batch], "S10")
             found.append(repeats.of(digests).tolist())
@@ -53,7 +53,7 @@ def test_repeats_any_batches_name_all_but_the_first_of_each(batches):
 
 def test_repeats_asked_from_many_threads_in_turn_answer_as_from_one():
     answers = []
-    with Repeats() as repeats:
+    with SeenUrls() as repeats:
         for _ in range(3):
             ask = threading.Thread(
                 target=lambda: answers.append(repeats.of(np.array([b"a" * 10], "S10")).tolist())
@@ -65,7 +65,7 @@ def test_repeats_asked_from_many_threads_in_turn_answer_as_from_one():
 
 def test_repeats_on_a_full_disk_name_the_folder_to_change(monkeypatch):
     monkeypatch.setattr("namedmask.metadata.seen_urls.CACHE_MB", 0)
-    with Repeats() as repeats, pytest.raises(InputError, match="TMPDIR"):
+    with SeenUrls() as repeats, pytest.raises(InputError, match="TMPDIR"):
         repeats._seen.execute("PRAGMA max_page_count = 8")
         for number in range(50):
             repeats.of(np.frombuffer(np.random.default_rng(number).bytes(10_000), "S10"))

@@ -15,13 +15,13 @@ from namedmask.archive.store import Accepted, Archive, write_archive
 from namedmask.categories import CategorySet
 from namedmask.config import EvaluateConfig
 from namedmask.errors import InputError
-from namedmask.evaluate.scorer import evaluate
 from namedmask.report import write_report
 from namedmask.report.page import Html, bar_chart, element, stacked_bar
 from namedmask.run.label_ids import Label
 from namedmask.segmenter.deeplab import deeplabv3plus_tiny
 from namedmask.storage.files import write_json, write_parquet
 from tests.html_page import Page
+from tests.scores import evaluate
 
 CATEGORIES = CategorySet("zoo", ("zebra", "crane <b>", "mug"), ("zebra", "crane bird", "mug"))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from namedmask.retrieve import bounds as screens
-from namedmask.retrieve.bounds import FloatScreen, Int8Screen, int8_is_fast, int8_product
+from namedmask.retrieve.bounds import FloatBounds, Int8Bounds, int8_is_fast, int8_product
 
 
 @settings(max_examples=150, deadline=None)
@@ -33,7 +33,7 @@ def test_screen_of_any_vectors_leaves_out_no_pair_above_the_floor(
     exact = block.astype(np.float64) @ queries.astype(np.float64).T
     floors = np.sort(exact, axis=0)[-6].astype(np.float32)
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-    screen = Int8Screen(queries, norms, 80) if int8 else FloatScreen(queries, norms)
+    screen = Int8Bounds(queries, norms, 80) if int8 else FloatBounds(queries, norms)
     longest = float(np.linalg.norm(block, axis=1).max())
     for part in (block, block[:31]):
         pairs = set(screen.pairs(part, longest, floors).tolist())

@@ -12,14 +12,14 @@ import pytest
 from namedmask import schema
 from namedmask.config import CategoryConfig, Config
 from namedmask.retrieve.candidates import (
-    Offer,
+    CandidateList,
     is_close,
     is_nearer,
-    read_offer,
+    read_candidate_list,
     statuses_of,
-    write_offers,
+    write_candidate_lists,
 )
-from namedmask.retrieve.queries import asks_of
+from namedmask.retrieve.queries import queries_of
 from namedmask.run.label_ids import Label
 from namedmask.run.stores import EmbeddingStore
 from namedmask.storage.files import read_parquet, write_parquet
@@ -33,7 +33,7 @@ def config_of(**sections: object) -> Config:
 
 
 def units(config: Config, *labels: Label, vectors: str = "v") -> list[str]:
-    return [ask.unit for ask in asks_of(labels, config, vectors)]
+    return [ask.unit for ask in queries_of(labels, config, vectors)]
 
 
 def test_offers_unit_follows_from_the_question_and_the_vectors_alone() -> None:
@@ -55,7 +55,7 @@ def test_offers_unit_follows_from_the_question_and_the_vectors_alone() -> None:
 
 def test_offers_query_is_the_mean_of_texts_and_examples_and_negatives_stand_apart() -> None:
     each = {"cat": {"queries": ["a lion"], "negatives": ["a dog", "a wolf"]}}
-    (ask,) = asks_of([CAT], config_of(categories={"names": ["cat"], "each": each}), "v")
+    (ask,) = queries_of([CAT], config_of(categories={"names": ["cat"], "each": each}), "v")
     assert ask.wording.texts == ("cat", "a lion", "a dog", "a wolf")
     found = np.eye(5, dtype=np.float32)  # the fifth as of an example
     query, negatives = ask.vectors(found)
@@ -77,24 +77,26 @@ class Vectors:
     """Two images as a store of vectors gives them; the first again under another rank."""
 
     def __init__(self) -> None:
-        self.verdicts = {9: "unsafe"}
+        self.row_statuses = {9: "unsafe"}
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         urls = ["http://a.example/1.jpg", "http://sub.b.example/2.jpg"]
         return ["a", "b"], urls, np.eye(2, dtype=np.float32)
 
 
-def written(folder: Path, rules: CategoryConfig) -> Offer:
+def written(folder: Path, rules: CategoryConfig) -> CandidateList:
     tree = {"names": ["cat"], "each": {"cat": rules.model_dump()}}
     config = config_of(categories=tree)
-    (ask,) = asks_of([CAT], config, "v")
+    (ask,) = queries_of([CAT], config, "v")
     found = np.array([[0.9, 0.1]], np.float32), np.array([[4, 9]])
     asked = [(ask, np.array([1, 0], np.float32), np.empty((0, 2), np.float32))]
     store: EmbeddingStore = Vectors()  # type: ignore[assignment]
-    assert [one.unit for one in write_offers(folder, store, asked, found, config.retrieve, [])]
+    assert [
+        one.unit for one in write_candidate_lists(folder, store, asked, found, config.retrieve, [])
+    ]
     table = read_parquet(folder / "offers" / f"{ask.unit}.parquet")
     assert table.schema == schema.OFFERS
-    return read_offer(folder, ask)
+    return read_candidate_list(folder, ask)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,6 @@ def test_offers_url_that_is_none_has_no_host_to_be_blocked(tmp_path: Path) -> No
     urls = pa.array(["http://[bad/1.jpg", "no url"])
     write_parquet(table.set_column(place, "url", urls), next((tmp_path / "offers").glob("*.parq*")))
     rules = CategoryConfig(blocked_hosts=("bad", "example"), blocked_urls=("no url",))
-    (ask,) = asks_of([CAT], config_of(categories={"names": ["cat"]}), "v")
-    assert read_offer(tmp_path, replace(ask, rules=rules)).own == {"b": "blocked"}
+    (ask,) = queries_of([CAT], config_of(categories={"names": ["cat"]}), "v")
+    assert read_candidate_list(tmp_path, replace(ask, rules=rules)).own == {"b": "blocked"}
     assert offer.own == {"b": "unsafe"}

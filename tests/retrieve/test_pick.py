@@ -1,4 +1,4 @@
-"""Exact top-k against a full sort; archives against a slow greedy pick over all verdicts."""
+"""Exact top-k against a full sort; archives against a slow greedy pick over all checked."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def unit_vectors(angles: list[float]) -> np.ndarray:
 def test_pick_archive_gives_each_candidate_its_reason() -> None:
     ids = ["a", "b", "c", "d", "e", "f"]
     embeddings = unit_vectors([0.0, 1.0, 1.01, 0.01, 2.0, 3.0])
-    verdicts = {"a": "http_404", "b": "ok", "c": "ok", "d": "ok", "e": "ok", "f": "ok"}
-    assert pick_archive(ids, near_neighbors(embeddings, 0.99), verdicts, size=2) == [
+    checked = {"a": "http_404", "b": "ok", "c": "ok", "d": "ok", "e": "ok", "f": "ok"}
+    assert pick_archive(ids, near_neighbors(embeddings, 0.99), checked, size=2) == [
         ("http_404", None),  # and so no reason to drop its duplicate d
         ("ok", None),
         ("near_duplicate", "b"),
@@ -148,11 +148,11 @@ def test_pick_archive_lets_an_unjudged_candidate_hold_its_place() -> None:
 def test_pick_archive_drops_what_looks_alike_by_its_hash() -> None:
     ids = ["a", "b", "c", "d", "e"]
     alone: list[list[int]] = [[]] * 5
-    verdicts = dict.fromkeys("abde", "ok")
+    checked = dict.fromkeys("abde", "ok")
     hashes = {"a": 0b0000, "b": 0b0011, "d": 0b0111, "e": 2**64 - 1}
-    none = pick_archive(ids, alone, verdicts, size=5, hashes=hashes)
+    none = pick_archive(ids, alone, checked, size=5, hashes=hashes)
     assert [status for status, _ in none] == ["ok", "ok", "pending", "ok", "ok"]
-    found = pick_archive(ids, alone, verdicts, size=5, hashes=hashes, hash_distance=2)
+    found = pick_archive(ids, alone, checked, size=5, hashes=hashes, hash_distance=2)
     assert found == [
         ("ok", None),
         ("near_duplicate", "a"),
@@ -180,12 +180,12 @@ def test_near_neighbors_in_chains_are_the_best_of_all_that_hang_together() -> No
 
 
 def greedy(
-    ids: list[str], embeddings: np.ndarray, verdicts: dict[str, str], size: int, cosine: float
+    ids: list[str], embeddings: np.ndarray, checked: dict[str, str], size: int, cosine: float
 ) -> list[str]:
     accepted: list[int] = []
     for rank, sample_id in enumerate(ids):
         near = any(float(embeddings[rank] @ embeddings[other]) >= cosine for other in accepted)
-        if verdicts[sample_id] == "ok" and not near:
+        if checked[sample_id] == "ok" and not near:
             accepted.append(rank)
     return [ids[rank] for rank in accepted[:size]]
 
@@ -208,14 +208,14 @@ def test_archive_over_rounds_is_the_best_ranked_that_pass(
     embeddings = unit_vectors(rng.integers(0, 60, count) * spread)  # no angle at the threshold
     truth = {i: str(rng.choice(["ok", "has_face"], p=[good, 1 - good])) for i in ids}
     cosine = float(np.cos(0.5 * spread))
-    verdicts: dict[str, str] = {}
+    checked: dict[str, str] = {}
     while True:
-        picked = pick_archive(ids, near_neighbors(embeddings, cosine), verdicts, size)
+        picked = pick_archive(ids, near_neighbors(embeddings, cosine), checked, size)
         tries = next_to_try([status for status, _ in picked], size, pass_rate, overfetch)
         if not tries:
             break
-        assert not verdicts.keys() & {ids[rank] for rank in tries}
-        verdicts |= {ids[rank]: truth[ids[rank]] for rank in tries}
+        assert not checked.keys() & {ids[rank] for rank in tries}
+        checked |= {ids[rank]: truth[ids[rank]] for rank in tries}
     archive = [i for i, (status, _) in zip(ids, picked, strict=True) if status == "ok"]
     assert archive == greedy(ids, embeddings, truth, size, cosine)
     for (status, better), sample_id in zip(picked, ids, strict=True):

@@ -91,7 +91,7 @@ def test_published_folder_of_clip_retrieval_itself_is_read_as_it_is() -> None:
     ids, urls, vectors = store.take(np.array([1, 3, 4, 5, 9]))
     assert urls == [f"http://images.example/{n}.jpg" for n in (1, 3, 4, 5, 9)]
     assert ids == [sample_id(url) for url in urls]
-    assert store.verdicts == {3: "unsafe"}
+    assert store.row_statuses == {3: "unsafe"}
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(vectors, known[[1, 3, 4, 5, 9]].astype(np.float32), atol=1e-3)
 
@@ -212,11 +212,11 @@ def test_published_metadata_rules_judge_the_rows_taken(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "v", random_vectors(6, 8), rows=rows)
     store = PublishedStore(folder, MetadataConfig(min_side=50, max_aspect=4))
     ids, _, _ = store.take(np.arange(5))
-    found = [store.verdicts.get(row, "ok") for row in range(5)]
+    found = [store.row_statuses.get(row, "ok") for row in range(5)]
     assert found == ["ok", "unsafe", "too_small", "bad_aspect", "bad_url"]
     again, _, _ = store.take(np.array([0, 5]))
     assert again == [ids[0]] * 2
-    assert (store.verdicts.get(0), store.verdicts[5]) == (None, "unsafe")
+    assert (store.row_statuses.get(0), store.row_statuses[5]) == (None, "unsafe")
     looser = PublishedStore(folder, MetadataConfig(min_side=50, max_aspect=4, max_punsafe=0.95))
     assert looser.digest() != store.digest(), "a search would find what is ruled out now"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from namedmask.config import RetrieveConfig
 from namedmask.errors import CheckpointError
-from namedmask.retrieve.safety import load_prompts, load_safety_head, load_tests
+from namedmask.retrieve.safety import load_filters, load_prompts, load_safety_head
 
 
 def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -89,17 +89,17 @@ def test_heads_tests_by_hand(tmp_path: Path) -> None:
         safety_head=str(tmp_path / "head.npz"), violence_prompts=str(tmp_path / "prompts.npy")
     )
     vectors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0.6, 0.8], [0, 0.8, 0.6]], np.float32)
-    found = {status: test(vectors).tolist() for status, test in load_tests(config, 3)}
+    found = {status: test(vectors).tolist() for status, test in load_filters(config, 3)}
     assert found == {
         "unsafe": [False, True, False, False, False],
         "violent": [False, True, False, False, True],
     }
-    (_, strict), _ = load_tests(config.model_copy(update={"safety_score": 0.4}), 3)
+    (_, strict), _ = load_filters(config.model_copy(update={"safety_score": 0.4}), 3)
     assert strict(vectors).tolist() == [False, True, False, True, True]
 
 
 def test_heads_of_a_config_without_any_are_none() -> None:
-    assert load_tests(RetrieveConfig(), 768) == []
+    assert load_filters(RetrieveConfig(), 768) == []
 
 
 def test_heads_for_another_width_are_refused(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_heads_for_another_width_are_refused(tmp_path: Path) -> None:
     for key in ("safety_head", "violence_prompts"):
         file = tmp_path / ("head.npz" if key == "safety_head" else "prompts.npy")
         with pytest.raises(CheckpointError, match=rf"retrieve\.{key} .* 512 wide; .* 768 wide"):
-            load_tests(RetrieveConfig(**{key: str(file)}), 768)
+            load_filters(RetrieveConfig(**{key: str(file)}), 768)
 
 
 @pytest.mark.parametrize(

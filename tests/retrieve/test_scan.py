@@ -158,12 +158,12 @@ def test_scan_leaves_few_pairs_and_the_same_answer_with_and_without_int8(
     unused = mock.Mock(side_effect=AssertionError("the other screen should have served"))
     with (
         mock.patch.object(top_k, "int8_is_fast", return_value=False),
-        mock.patch.object(top_k.Int8Screen, "pairs", unused),
+        mock.patch.object(top_k.Int8Bounds, "pairs", unused),
     ):
         by_float = scan_all(vectors, queries, 20)
     with (
         mock.patch.object(top_k, "int8_is_fast", return_value=True),
-        mock.patch.object(top_k.FloatScreen, "pairs", unused),
+        mock.patch.object(top_k.FloatBounds, "pairs", unused),
     ):
         by_int8 = scan_all(vectors, queries, 20)
     assert by_float.scored < 0.15 * by_float.screened  # the first block is 4,096 of 30,000
@@ -176,11 +176,11 @@ def test_scan_whose_rows_change_character_stays_exact_and_fits_its_screen_again(
     rng = np.random.default_rng(1)
     near, far = clusters(rng, 3000, 64), noise(rng, 9000, 64)
     vectors, queries = np.concatenate([0.01 * near, far]), noise(rng, 300, 64)
-    forget = mock.Mock(side_effect=top_k.Int8Screen.forget)
+    forget = mock.Mock(side_effect=top_k.Int8Bounds.forget)
     with (
         mock.patch.multiple(top_k, _BLOCK_ROWS=(256, 256)),
         mock.patch.object(top_k, "int8_is_fast", return_value=True),
-        mock.patch.object(top_k.Int8Screen, "forget", lambda screen: forget(screen)),
+        mock.patch.object(top_k.Int8Bounds, "forget", lambda screen: forget(screen)),
     ):
         scores, rows = exact_top_k([vectors], queries, 20)
     assert forget.called

@@ -17,9 +17,9 @@ from namedmask.cli.app import main
 from namedmask.config.run_file import Config, to_toml
 from namedmask.errors import ConfigError, InputError
 from namedmask.run import ledger
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.progress import SilentProgress
-from namedmask.run.retry import count_of, rewrite_wave, rows_again
+from namedmask.run.retry import count_in_classes, rewrite_wave, rows_again
 from namedmask.run.stages import load_stage
 from namedmask.run.stores import EmbeddingStore, file_of
 from namedmask.storage import files as file_store
@@ -254,7 +254,7 @@ def test_retry_wave_written_twice_ends_as_written_once(
     collect.embed(config, SILENT)
     unit, old = next(iter(ledger.read_commits(tmp_path, "embeddings").items()))
     with ledger.open_run(tmp_path) as run:
-        wave = next(iter(engine.PLAIN_LOOP.metadata(Job(config, run, SILENT))))
+        wave = next(iter(engine.PLAIN_LOOP.metadata(VerbRun(config, run, SILENT))))
     table = rows_again(wave.read, tmp_path, old, ("transient", "forbidden"))
     web.trouble = {}
     for name in ("fetch", "embed"):
@@ -352,7 +352,7 @@ def test_retry_from_the_command_line_shows_counts_before_and_after(
     assert main([*command, "--retry", "forbidden"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["rows_by_status_before"] == first["rows_by_status"]
-    assert not count_of(again["rows_by_status"], ("transient", "forbidden"))
+    assert not count_in_classes(again["rows_by_status"], ("transient", "forbidden"))
     assert again["rows_by_status"]["ok"] > first["rows_by_status"]["ok"]
     assert again["rows_in"] == first["rows_in"]
     assert main([*command, "--retry", "bad luck"]) == 2

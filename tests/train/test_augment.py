@@ -13,19 +13,42 @@ from namedmask import schema
 from namedmask.config import AugmentConfig
 from namedmask.train import augment
 from namedmask.train.augment import (
-    copy_paste,
     draft_batch,
+    draw_colors,
+    draw_paste,
     finish,
     make_batch,
-    photometric,
+    paste_object,
     random_crop,
     random_view,
+    recolor,
 )
 
 PLAIN = AugmentConfig(
     crop=16, scale=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, n_max=1
 )
 IGNORE = schema.IGNORE
+
+
+def photometric(
+    images: torch.Tensor, config: AugmentConfig, rng: np.random.Generator
+) -> torch.Tensor:
+    return recolor(images, draw_colors(len(images), config, rng))
+
+
+def copy_paste(
+    image: torch.Tensor,
+    label: torch.Tensor,
+    other_image: torch.Tensor,
+    other_label: torch.Tensor,
+    rng: np.random.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return copies of a picture and its labels with another picture's object put on them."""
+    place = draw_paste(other_label.numpy(), image.shape[1], rng)
+    if place is not None:
+        image, label = image.clone(), label.clone()
+        paste_object(image, label, other_image, other_label, place)
+    return image, label
 
 
 def with_options(**options: object) -> AugmentConfig:

@@ -120,7 +120,7 @@ def test_sweep_equals_twenty_evaluations(name: str, own: Path) -> None:
     found = judge(name, config, sweep=True)
     assert len(found["curve"]) == 20
     vectors = baselines._class_vectors(
-        name, PlainLoop(), baselines.Job(config, ledger.Ledger(own / "run"), SilentProgress()),
+        name, PlainLoop(), baselines.VerbRun(config, ledger.Ledger(own / "run"), SilentProgress()),
         [(one, one) for one in NAMES],
     )  # fmt: skip
     probabilities = baselines.BASELINES[name].open(config, NAMES, vectors)
@@ -206,9 +206,9 @@ def test_context_is_what_another_archive_has(own: Path) -> None:
     context = own / "context"
     write_archive(context, [Accepted(Label(1, "car", "car"), "c", partial(entries, 1))], KEPT)
     plain, turned = config_of(own), config_of(own, f'baselines.context="{context}"')
-    job = baselines.Job(plain, ledger.Ledger(own / "run"), SilentProgress())
+    job = baselines.VerbRun(plain, ledger.Ledger(own / "run"), SilentProgress())
     before = baselines._class_vectors("reco", PlainLoop(), job, [("fish", "fish"), ("car", "car")])
-    job = baselines.Job(turned, job.ledger, SilentProgress())
+    job = baselines.VerbRun(turned, job.ledger, SilentProgress())
     after = baselines._class_vectors("reco", PlainLoop(), job, [("fish", "fish"), ("car", "car")])
     assert before is not None and after is not None
     np.testing.assert_allclose(np.linalg.norm(after, axis=1), 1, atol=1e-5)

@@ -14,7 +14,7 @@ import torch
 from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.errors import ConfigError, InputError
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.segmenter.checkpoint import load_checkpoint
@@ -285,11 +285,11 @@ def test_more_categories_evaluation_of_another_training_does_not_hold(
             verb(config, SILENT)
         if config is one:
             with open_run(tmp_path) as ledger:
-                job = Job(one, ledger, SILENT)
+                job = VerbRun(one, ledger, SILENT)
                 job.start("evaluate")
                 ledger.finish("evaluate", {"miou": 0.5})
                 assert job.finished("evaluate") == {"miou": 0.5}
     for verb in (verbs.curate, refine.refine, train.train):
         verb(one, SILENT)
     with open_run(tmp_path) as ledger:
-        assert Job(one, ledger, SILENT).finished("evaluate") is None
+        assert VerbRun(one, ledger, SILENT).finished("evaluate") is None

@@ -15,6 +15,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -22,16 +23,16 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from namedmask import schema
 from namedmask.config import Config
-from namedmask.engine.on_ray.isolated import carefully, limit_memory
+from namedmask.engine.on_ray.isolated import limit_memory, run_isolated
 from namedmask.errors import NamedMaskError
 from namedmask.run.machine import use_threads
 from namedmask.run.stages import batch_size_of, load_stage, stage_class
-from namedmask.run.waves import Wave, input_digest, write
+from namedmask.run.waves import Wave, WaveHeader, header_of, write
 from namedmask.storage import Place
 
-NOTE = "_wave"
+HEADER = "_wave"
+"""The column that carries the header of a wave and the seconds of its stages, as JSON."""
 
 MAP = "map"
 
@@ -39,7 +40,7 @@ TRIES = 2
 """Processes that a part of a list may take with it."""
 
 
-class Clerk:
+class WorkRegistry:
     """Has the list of what is to be done, and knows who has begun what; one a graph."""
 
     def __init__(self, items: Sequence[Any]) -> None:
@@ -66,7 +67,7 @@ class Clerk:
 
 
 class Read:
-    """Number of a wave → its rows, with the note that travels with them."""
+    """Number of a wave → its rows, with the header that travels with them."""
 
     def __init__(self, clerk: Any) -> None:
         self._clerk = clerk
@@ -75,14 +76,7 @@ class Read:
         """Return the wave whose number is in `id`."""
         wave: Wave = ray.get(self._clerk.item.remote(table["id"][0].as_py()))
         rows = wave.read()
-        note = {
-            "unit": wave.unit,
-            "again": wave.again,
-            "digest": input_digest(rows),
-            "tried": int(schema.alive(rows).size),
-            "seconds": {},
-        }
-        return with_note(rows, note)
+        return with_header(rows, header_of(wave, rows), {})
 
 
 class StageWorker:
@@ -106,13 +100,13 @@ class StageWorker:
         """Return the wave with what the stage adds."""
         if self._broken:
             raise self._broken
-        note, rows = note_of(table), table.drop_columns(NOTE)
-        earlier = ray.get(self._clerk.begin.remote(self._name, note["unit"]))
+        header, seconds, rows = without_header(table)
+        earlier = ray.get(self._clerk.begin.remote(self._name, header.unit))
         began = time.perf_counter()
         rows = self._carefully(rows) if earlier else self._plainly(rows)
-        note["seconds"][self._name] = time.perf_counter() - began
-        self._clerk.end.remote(self._name, note["unit"])
-        return with_note(rows, note)
+        seconds[self._name] = time.perf_counter() - began
+        self._clerk.end.remote(self._name, header.unit)
+        return with_header(rows, header, seconds)
 
     def _plainly(self, rows: pa.Table) -> pa.Table:
         try:
@@ -122,30 +116,29 @@ class StageWorker:
 
     def _carefully(self, rows: pa.Table) -> pa.Table:
         make = pickle.dumps(self._make)
-        return carefully(make, rows, self._adds, self._batch_size, self._memory_bytes)
+        return run_isolated(make, rows, self._adds, self._batch_size, self._memory_bytes)
 
 
 class Sink:
     """A wave that has passed all stages → what became of it, once it is committed."""
 
-    def __init__(self, folder: Place, store: str) -> None:
-        self._folder, self._store = folder, store
+    def __init__(self, folder: Place, store_name: str) -> None:
+        self._folder, self._store_name = folder, store_name
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return one row: the pickled (Written, seconds by stage)."""
-        note, rows = note_of(table), table.drop_columns(NOTE)
-        written = write(
-            self._folder, self._store, note["unit"], rows, note["tried"], note["digest"],
-            note["again"],
-        )  # fmt: skip
-        return pickled((written, note["seconds"]))
+        header, seconds, rows = without_header(table)
+        written = write(self._folder, self._store_name, header, rows)
+        return pickled((written, seconds))
 
 
 class StageAndSink:
     """A stage that is its graph's only one and the sink, in one process: no image travels."""
 
-    def __init__(self, name: str, config: Config, clerk: Any, *, folder: Place, store: str) -> None:
-        self._stage, self._sink = StageWorker(name, config, clerk), Sink(folder, store)
+    def __init__(
+        self, name: str, config: Config, clerk: Any, *, folder: Place, store_name: str
+    ) -> None:
+        self._stage, self._sink = StageWorker(name, config, clerk), Sink(folder, store_name)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return one row, as the sink."""
@@ -200,7 +193,7 @@ def run_alone(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
     """Return the wave as the stages leave it, passed through one child of this process."""
     adds = [column for name in names for column in stage_class(name).adds]
     make = pickle.dumps(partial(Chain, names, config))
-    return carefully(make, rows, adds, batch_size_of(names, config), memory_limit(config))
+    return run_isolated(make, rows, adds, batch_size_of(names, config), memory_limit(config))
 
 
 def load_stage_here(name: str, config: Config) -> Any:
@@ -217,17 +210,17 @@ def memory_limit(config: Config) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 6 // 10
 
 
-def with_note(rows: pa.Table, note: dict[str, Any]) -> pa.Table:
-    """Return the rows with the note beside each."""
-    text = pa.array([json.dumps(note)])
+def with_header(rows: pa.Table, header: WaveHeader, seconds: dict[str, float]) -> pa.Table:
+    """Return the rows with the header of their wave, the same in every row."""
+    text = pa.array([json.dumps({"header": asdict(header), "seconds": seconds})])
     column = pa.DictionaryArray.from_arrays(np.zeros(rows.num_rows, np.int32), text)
-    return rows.append_column(NOTE, column)
+    return rows.append_column(HEADER, column)
 
 
-def note_of(table: pa.Table) -> dict[str, Any]:
-    """Return the note of a wave."""
-    note: dict[str, Any] = json.loads(table[NOTE][0].as_py())
-    return note
+def without_header(table: pa.Table) -> tuple[WaveHeader, dict[str, float], pa.Table]:
+    """Return the header of a wave, the seconds by stage so far, and the rows alone."""
+    carried = json.loads(table[HEADER][0].as_py())
+    return WaveHeader(**carried["header"]), carried["seconds"], table.drop_columns(HEADER)
 
 
 def pickled(value: object) -> pa.Table:

@@ -28,7 +28,7 @@ from namedmask.experts.refine import (
     sum_up,
     total_steps,
 )
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.ledger import Commit
 from namedmask.storage import Place
 
@@ -36,7 +36,7 @@ TRIES = 2
 """A process that dies is given one more; an error of the work itself is not tried again."""
 
 
-def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
+def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
     """Return how many masks were redrawn and kept; archives refined before are left as they are.
 
     `clusters` as in refine.refine_archive.
@@ -45,13 +45,13 @@ def refine_archive(job: Job, clusters: Sequence[Sequence[str]] = ()) -> dict[str
         ClusterTooSmallError: an expert needs more than this Ray has, which would wait for ever.
         NamedMaskError: experts failed, each with its reason; all others are done and kept.
     """
-    config, folder = with_absolute_paths(job.config), job.ledger.folder.resolve()
-    work = open_work(job, clusters)
+    config, folder = with_absolute_paths(run.config), run.ledger.folder.resolve()
+    work = open_work(run, clusters)
     commits, failed = list(work.done), {}
     if work.left:
         refuse_to_stall("an expert", _resources(config), "Lower experts.num_cpus or num_gpus")
-        job.start("refine")
-    with job.clock("experts"), job.progress.step("experts", total_steps(work, config)) as step:
+        run.start("refine")
+    with run.clock("experts"), run.progress.step("experts", total_steps(work, config)) as step:
         step.advance(steps_done(work, config))
         if work.needs_shared:
             _train_shared(config, folder)

@@ -22,7 +22,7 @@ from ray.data._internal.execution import backpressure_policy
 
 from namedmask.config import RayConfig
 from namedmask.engine.on_ray.session import Pool
-from namedmask.engine.on_ray.watch import Seen, stage_of, watch_of
+from namedmask.engine.on_ray.watch import GraphState, stage_of, watch_of
 from namedmask.errors import NamedMaskError
 
 IN_FLIGHT = 2
@@ -34,7 +34,7 @@ def stream(
     reader: Pool | None,
     pools: list[Pool],
     config: RayConfig,
-    seen: Seen | None = None,
+    seen: GraphState | None = None,
 ) -> Iterator[Any]:
     """Yield what comes out for each of the numbers below `count`, unpickled, in any order.
 
@@ -48,7 +48,7 @@ def stream(
         return
     problem = None
     try:
-        dataset = _dataset(count, reader, pools, _context(pools, config, seen or Seen()))
+        dataset = _dataset(count, reader, pools, _context(pools, config, seen or GraphState()))
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for value in batch["value"].to_pylist():
@@ -85,7 +85,7 @@ def _named(pool: Pool) -> type:
     return type(pool.name.capitalize(), (pool.worker,), {})
 
 
-def _context(pools: list[Pool], config: RayConfig, seen: Seen) -> ray.data.DataContext:
+def _context(pools: list[Pool], config: RayConfig, seen: GraphState) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False

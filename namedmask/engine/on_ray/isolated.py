@@ -35,7 +35,7 @@ class _Lost(Exception):
     """The child died, or was out of memory."""
 
 
-def carefully(
+def run_isolated(
     make: bytes, table: pa.Table, adds: Sequence[str], batch_size: int, memory_bytes: int
 ) -> pa.Table:
     """Return `table` as the stage leaves it, rows that kill its process `crashed`.

@@ -25,13 +25,13 @@ import ray
 
 from namedmask import schema
 from namedmask.config import MetadataConfig
-from namedmask.engine.on_ray.actors import Clerk
+from namedmask.engine.on_ray.actors import WorkRegistry
 from namedmask.engine.on_ray.graphs import own_error
 from namedmask.engine.on_ray.watch import gather
 from namedmask.metadata import clean as metadata
 from namedmask.metadata import sources
 from namedmask.run import layout
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.waves import Wave
 from namedmask.storage import Place
 from namedmask.storage.place import readable, remove_tree, replaced
@@ -48,21 +48,21 @@ class Piece:
     stop: int
 
 
-def scanned_waves(job: Job) -> list[Wave]:
+def scanned_waves(run: VerbRun) -> list[Wave]:
     """Return the waves of all metadata, the same rows in each as `metadata.waves` has.
 
     Raises:
         ConfigError, SchemaError, InputError: as `metadata.read_metadata`.
     """
-    config = job.config.metadata
-    folder = job.ledger.folder.absolute() / layout.CLEAN_METADATA
+    config = run.config.metadata
+    folder = run.ledger.folder.absolute() / layout.CLEAN_METADATA
     remove_tree(folder)
     places = sources.places_of(config.source)
     hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
     scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=hands + 1)(_scan)
     counted, dealt = [], []
-    clerk = ray.remote(num_cpus=0)(Clerk).remote(places)
+    clerk = ray.remote(num_cpus=0)(WorkRegistry).remote(places)
     for place, path in zip(places, paths, strict=True):
         count, *digests = scan.remote(place, path, config, hands, clerk)
         counted.append(count)
@@ -70,16 +70,16 @@ def scanned_waves(job: Job) -> list[Wave]:
     find: Any = ray.remote(num_cpus=config.num_cpus)(_repeated)
     found = [find.remote(*of_one_hand) for of_one_hand in zip(*dealt, strict=True)]
     try:
-        counts: list[int] = gather(counted, clerk, "reading the metadata", job.config.ray)
+        counts: list[int] = gather(counted, clerk, "reading the metadata", run.config.ray)
         repeated = np.concatenate(ray.get(found))
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from error
-    return _cut(paths, counts, repeated, job.config.run.wave_rows, config.max_rows)
+    return _cut(paths, counts, repeated, run.config.run.wave_rows, config.max_rows)
 
 
-def discard_scan(job: Job) -> None:
+def discard_scan(run: VerbRun) -> None:
     """Remove the clean rows, once every wave is committed."""
-    remove_tree(job.ledger.folder / layout.CLEAN_METADATA)
+    remove_tree(run.ledger.folder / layout.CLEAN_METADATA)
 
 
 def _scan(

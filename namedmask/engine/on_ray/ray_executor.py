@@ -8,25 +8,24 @@ from typing import Any, TypeVar
 
 import ray
 
-from namedmask import schema
 from namedmask.config import Config
 from namedmask.engine.local import PlainLoop
 from namedmask.engine.on_ray.actors import (
-    Clerk,
     Mapper,
     Read,
     Sink,
     StageAndSink,
     StageWorker,
+    WorkRegistry,
     run_alone,
 )
 from namedmask.engine.on_ray.graphs import stream
 from namedmask.engine.on_ray.metadata_scan import discard_scan, scanned_waves
 from namedmask.engine.on_ray.session import Pool, refuse_too_small, session
-from namedmask.engine.on_ray.watch import Seen
-from namedmask.run.job import Job
+from namedmask.engine.on_ray.watch import GraphState
+from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
-from namedmask.run.waves import Wave, Written, input_digest, write
+from namedmask.run.waves import Wave, Written, header_of, write
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,13 +59,18 @@ class RayExecutor:
         if not ray.is_initialized():
             self._stack.enter_context(session(self._config))
 
-    def metadata(self, job: Job) -> Iterator[Wave]:
+    def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata, once many tasks have read and deduplicated it."""
         self._connect()
-        yield from scanned_waves(job)
+        yield from scanned_waves(run)
 
     def run(
-        self, job: Job, waves: Iterable[Wave], stages: Sequence[str], store: str, step: Step
+        self,
+        run: VerbRun,
+        waves: Iterable[Wave],
+        stages: Sequence[str],
+        store_name: str,
+        step: Step,
     ) -> Iterator[Written]:
         """Yield what became of each wave, in any order, once its sink has committed it.
 
@@ -74,18 +78,18 @@ class RayExecutor:
         """
         if not waves:
             return
-        config = job.config
+        config = run.config
         self._connect()
         cpus = config.metadata.num_cpus
         refuse_too_small([_pool(config, name, StageWorker) for name in stages], cpus)
         listed = list(waves)
         if len(listed) < 2 and all(_is_alone(config, name) for name in stages):
             for wave in listed:
-                yield self._alone(job, wave, stages, store, step)
-            discard_scan(job)
+                yield self._alone(run, wave, stages, store_name, step)
+            discard_scan(run)
             return
-        clerk = ray.remote(num_cpus=0)(Clerk).remote(listed)
-        into = {"folder": job.ledger.folder.absolute(), "store": store}
+        clerk = ray.remote(num_cpus=0)(WorkRegistry).remote(listed)
+        into = {"folder": run.ledger.folder.absolute(), "store_name": store_name}
         if len(stages) == 1:
             name = stages[0]
             pools = [_pool(config, name, StageAndSink, name=name, clerk=clerk, **into)]
@@ -93,39 +97,37 @@ class RayExecutor:
             pools = [_pool(config, name, StageWorker, name=name, clerk=clerk) for name in stages]
             pools.append(Pool("sink", Sink, into))
         reader = Pool("read", Read, {"clerk": clerk}, num_cpus=cpus)
-        seen = Seen()
+        seen = GraphState()
         for written, seconds in stream(len(listed), reader, pools, config.ray, seen):
             for name, spent in seconds.items():
-                job.seconds[name] += spent
+                run.seconds[name] += spent
             step.advance(sum(written.counts.values()), written.counts, seen.slowest)
             yield written
-        discard_scan(job)
+        discard_scan(run)
 
     def _alone(
-        self, job: Job, wave: Wave, stages: Sequence[str], store: str, step: Step
+        self, run: VerbRun, wave: Wave, stages: Sequence[str], store_name: str, step: Step
     ) -> Written:
         rows = wave.read()
-        with job.clock("+".join(stages)):
-            passed = run_alone(stages, job.config, rows)
-        tried, digested = int(schema.alive(rows).size), input_digest(rows)
-        folder = job.ledger.folder
-        written = write(folder, store, wave.unit, passed, tried, digested, wave.again)
+        with run.clock("+".join(stages)):
+            passed = run_alone(stages, run.config, rows)
+        written = write(run.ledger.folder, store_name, header_of(wave, rows), passed)
         step.advance(passed.num_rows, written.counts)
         return written
 
     def map(
-        self, job: Job, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
+        self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
         """Yield what the function that `make` returns makes of each item, in order.
 
         A pool of one actor on a CPU is no pool, and its work is done here.
         """
-        config = job.config
+        config = run.config
         if _is_alone(config, section):
-            yield from PlainLoop().map(job, section, make, items)
+            yield from PlainLoop().map(run, section, make, items)
             return
         self._connect()
-        clerk = ray.remote(num_cpus=0)(Clerk).remote(list(items))
+        clerk = ray.remote(num_cpus=0)(WorkRegistry).remote(list(items))
         pool = _pool(config, section, Mapper, make=make, clerk=clerk)
         refuse_too_small([pool], 1.0)
         early: dict[int, R] = {}
@@ -136,19 +138,23 @@ class RayExecutor:
                 yield early.pop(following)
                 following += 1
 
-    def refine(self, job: Job, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
+    def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
+        """Return what the function that `make` returns makes of one item."""
+        return next(iter(self.map(run, section, make, [item])))
+
+    def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Train the experts, many at once; see refine.refine_archive."""
         from namedmask.engine.on_ray.experts import refine_archive
 
         self._connect()
-        return refine_archive(job, clusters)
+        return refine_archive(run, clusters)
 
-    def train(self, job: Job, on_step: Callable[[int, float], None]) -> None:
+    def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
         """Train the segmenter on `train.processes` processes."""
         from namedmask.engine.on_ray.training import train_on_ray
 
         self._connect()
-        train_on_ray(job.config, job.ledger.folder, on_step, job.archive)
+        train_on_ray(run.config, run.ledger.folder, on_step, run.archive)
 
 
 def _is_alone(config: Config, section: str) -> bool:

@@ -33,7 +33,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from namedmask.config import Config
-from namedmask.errors import InputError, JobError, NamedMaskError, unknown_name
+from namedmask.errors import InputError, NamedMaskError, RayJobError, unknown_name
 from namedmask.run.verb_table import VERBS, road_of
 
 CHATTY = (
@@ -234,22 +234,22 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
             while not (info := client.get_job_info(job)).status.is_terminal():
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
-        raise JobError(
+        raise RayJobError(
             f"followed no longer; job {job} goes on. Follow it again with 'ray job logs --address "
             f"{address} --follow {job}', end it with 'ray job stop --address {address} {job}'.",
             130,
         ) from None
     if info.status == JobStatus.STOPPED:
-        raise JobError(f"job {job} was stopped; what is finished is kept in run.out.", 130)
+        raise RayJobError(f"job {job} was stopped; what is finished is kept in run.out.", 130)
     if info.status == JobStatus.FAILED:
         raise _failure(job, info.driver_exit_code, info.message or "")
 
 
-def _failure(job: str, code: int | None, message: str) -> JobError:
+def _failure(job: str, code: int | None, message: str) -> RayJobError:
     """Return the error for a failed job; `code` is None where it failed before its command ran."""
     if not code:
-        return JobError(f"job {job} failed: {message}", 1)
-    return JobError(
+        return RayJobError(f"job {job} failed: {message}", 1)
+    return RayJobError(
         f"job {job} ended with exit code {code}; its own words are above. What is finished is kept "
         "in run.out: submit the same again once the cause is mended.",
         code if code > 0 else 128 - code,  # killed by a signal, as a shell tells it

@@ -76,7 +76,7 @@ def train_on_ray(
         "the training", _resources(config), "Lower train.processes or train.sample_processes"
     )
     here = ray.get_runtime_context().get_node_id()
-    actor: Any = ray.remote(Inbox)
+    actor: Any = ray.remote(TrainingReports)
     inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
     scratch = folder / layout.RAY_TRAIN
     remove_tree(scratch)  # of a run that was killed
@@ -146,7 +146,7 @@ def _hand_on(inbox: Any, highest: int, on_step: Callable[[int, float], None]) ->
     return highest
 
 
-class Inbox:
+class TrainingReports:
     """An actor: what the processes have to say to the driver, and whether they should go on."""
 
     def __init__(self) -> None:

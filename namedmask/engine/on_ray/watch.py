@@ -25,7 +25,7 @@ LOOK_EVERY_S = 1.0
 
 
 @dataclass
-class Seen:
+class GraphState:
     """What a watch saw last: the pool with the longest queue, where there is one."""
 
     slowest: str = ""
@@ -35,7 +35,7 @@ class Watch(ExecutionCallback):
     """Looks at a graph once a second."""
 
     pools: ClassVar[dict[str, Pool]]
-    seen: ClassVar[Seen]
+    seen: ClassVar[GraphState]
     config: ClassVar[RayConfig]
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ def _stalled(quiet: float, said: str) -> NamedMaskError:
     )
 
 
-def watch_of(pools: Sequence[Pool], config: RayConfig, seen: Seen) -> type[Watch]:
+def watch_of(pools: Sequence[Pool], config: RayConfig, seen: GraphState) -> type[Watch]:
     """Return the class that watches a graph of these pools; Ray makes the instance."""
     by_name = {pool.name: pool for pool in pools}
     return type("Watch", (Watch,), {"pools": by_name, "config": config, "seen": seen})

@@ -24,7 +24,7 @@ from namedmask.engine.on_ray import connect
 from namedmask.errors import NamedMaskError
 from namedmask.retrieve.top_k import merge_top_k
 from namedmask.retrieve.vectors import TopK, file_parts
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stores import EmbeddingStore
@@ -214,7 +214,7 @@ def test_on_ray_killed_scoring_actor_changes_no_bit_and_a_deadly_part_ends_the_r
     assert len(parts) > 3
     config = config_of(source, tmp_path / "run", *ON_RAY, "retrieve.actors=[2, 2]")
     with open_run(tmp_path / "run") as ledger, connect(config) as executor:
-        job = Job(config, ledger, SILENT)
+        job = VerbRun(config, ledger, SILENT)
         times.write_text("1")
         scores, rows = merge_top_k(
             executor.map(job, "retrieve", partial(Dying, make, times), parts), 30

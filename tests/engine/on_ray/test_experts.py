@@ -12,7 +12,7 @@ import ray
 from namedmask.engine.local import PlainLoop
 from namedmask.engine.on_ray.experts import refine_archive
 from namedmask.errors import ClusterTooSmallError, NamedMaskError
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
 from tests import toy_runs
@@ -52,7 +52,7 @@ def refine(
 ) -> dict[str, Any]:
     with open_run(folder) as ledger:
         config = toy_runs.config_of(folder, *overrides)
-        return refine_archive(Job(config, ledger, progress or SilentProgress()), clusters)
+        return refine_archive(VerbRun(config, ledger, progress or SilentProgress()), clusters)
 
 
 def refined(folder: Path) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def test_experts_on_ray_equal_the_plain_loop_to_the_byte(
 ) -> None:
     plain = toy_runs.copy(curated, tmp_path / "plain")
     with open_run(plain) as ledger:
-        job = Job(toy_runs.config_of(plain), ledger, SilentProgress())
+        job = VerbRun(toy_runs.config_of(plain), ledger, SilentProgress())
         expected = PlainLoop().refine(job, clusters)
     progress = Steps()
     folder = toy_runs.copy(curated, tmp_path / "ray")

@@ -21,7 +21,7 @@ from namedmask.engine.on_ray.metadata_scan import scanned_waves
 from namedmask.engine.on_ray.ray_executor import RayExecutor, _pool
 from namedmask.errors import ClusterTooSmallError, ConfigError, NamedMaskError, SchemaError
 from namedmask.metadata import clean as metadata
-from namedmask.run.job import Job
+from namedmask.run.job import VerbRun
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.verbs import build as verbs
@@ -98,7 +98,7 @@ def test_on_ray_scan_finds_the_rows_of_the_plain_loop_over_many_files(
         config = Config.of(tree)
         expected = list(metadata.waves(metadata.read_metadata(config.metadata), 64))
         with open_run(config.run.out) as ledger:
-            found = [wave.read() for wave in scanned_waves(Job(config, ledger, SILENT))]
+            found = [wave.read() for wave in scanned_waves(VerbRun(config, ledger, SILENT))]
         assert len(found) == len(expected) == (6 if max_rows else 11)
         for one, other in zip(found, expected, strict=True):
             assert one.equals(other)
@@ -167,7 +167,7 @@ def test_on_ray_map_keeps_the_order_and_tells_errors(
 ) -> None:
     config = config_of(source, tmp_path, "evaluate.actors=[2, 2]")
     with open_run(tmp_path) as ledger:
-        job = Job(config, ledger, SILENT)
+        job = VerbRun(config, ledger, SILENT)
         found = list(executor.map(job, "evaluate", partial(partial, square, 3), range(9)))
         assert found == [3 * number * number for number in range(9)]
         with pytest.raises(ConfigError, match="broken on purpose"):

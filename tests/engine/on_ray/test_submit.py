@@ -17,7 +17,7 @@ import pytest
 from cluster.local import Head, Shape, cluster
 from namedmask.config.run_file import to_toml
 from namedmask.engine.on_ray import submit
-from namedmask.errors import ConfigError, InputError, JobError
+from namedmask.errors import ConfigError, InputError, RayJobError
 from namedmask.run.progress import SilentProgress
 from namedmask.verbs import build as verbs
 from tests import toys
@@ -117,13 +117,13 @@ def test_submit_job_that_fails_hands_its_exit_code_through(
 
 FOLLOW = """
 import sys
-from namedmask.errors import JobError
+from namedmask.errors import RayJobError
 from namedmask.engine.on_ray.submit import connect, follow
 client = connect(sys.argv[1])
 {before}
 try:
     follow(client, "sleeper", lambda line: print(line, flush=True))
-except JobError as error:
+except RayJobError as error:
     print(error)
     sys.exit(error.exit_code)
 """
@@ -300,7 +300,7 @@ def test_submit_ctrl_c_that_looks_like_a_broken_connection_is_none() -> None:
         def get_address(self) -> str:
             return "http://head:8265"
 
-    with pytest.raises(JobError, match="job sleeper goes on") as caught:
+    with pytest.raises(RayJobError, match="job sleeper goes on") as caught:
         submit.follow(Breaking(), "sleeper", str)
     assert caught.value.exit_code == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
