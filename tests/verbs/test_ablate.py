@@ -15,7 +15,6 @@ from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import ConfigError, InputError
 from namedmask.evaluate.benchmarks import open_benchmark
-from namedmask.evaluate.scorer import evaluate
 from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import SilentProgress
 from namedmask.segmenter.checkpoint import load_checkpoint
@@ -23,6 +22,7 @@ from namedmask.verbs import refine
 from namedmask.verbs.ablate import STUDIES, ablate, table_of
 from tests import toy_runs
 from tests.road import judged_on_disks
+from tests.scores import evaluate
 
 SILENT = SilentProgress()
 SHORT = ("train.iterations=2", "train.checkpoint_every=1")
