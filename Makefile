@@ -10,7 +10,7 @@ ONNXRUNTIME_GPU := 1.31.1
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: install demo demo-full test test-slow check bench models clean help
+.PHONY: install demo demo-full test test-slow test-long test-capped check bench models clean help
 
 help:  ## these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -36,16 +36,27 @@ demo: install  ## the whole road on the drawn world, with numbers and report.htm
 demo-full: install  ## the same with more images and longer training
 	$(BIN)/namedmask demo --full $(ARGS)
 
-test: check  ## checks and quick tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: check  ## checks, quick tests, and the numerical ones with fewer instructions
+	$(BIN)/python -m pytest -m "not slow and not long" $(ARGS)
+	$(MAKE) test-capped
+
+# A processor without AVX-512 and VNNI, as far as torch and oneDNN can be told to be one; then no int8.
+test-capped: install
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NAMEDMASK_INT8=off \
+		$(BIN)/python -m pytest -m "numerical and not slow and not long" $(ARGS)
 
 test-slow: install  ## the tests that take longer than a few seconds
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not long" $(ARGS)
 
-check: install  ## format, lint, types
+test-long: install  ## the tests that take longer than a few minutes
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+check: install  ## format, lint, spelling, types, layers, sizes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_house.py
 
 bench: install  ## side-by-side measurements, one line each
 	@set -e; for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

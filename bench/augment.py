@@ -1,9 +1,10 @@
-"""Samples a second: made whole where they are drawn, drawn only, and finished by whole batches.
+"""Measure how many augmented training samples are made per second, in three ways.
 
     python bench/augment.py [photo side] [crop] [device]
 
-Drawing is what remains for the loader's processes with `augment.on_device`; finishing is what the
-training device then does.
+"made by sample" makes each sample completely in the loader. "drawn only" is the part that remains
+for the loader's processes with `augment.on_device`, and "finished by batch" is the part that the
+training device does then. The output is JSON.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from namedmask.config import AugmentConfig
 from namedmask.train.augment import draft_batch, finish, make_batch
 
 BATCH, ROUNDS = 16, 6
+"""Number of samples per batch, and of timed batches per way."""
 
 
 class Photos:
-    """Smooth noise with an object in it."""
+    """A data set of 16 photos of smooth noise, each with one labeled square."""
 
     def __init__(self, side: int) -> None:
         rng = np.random.default_rng(0)
@@ -38,36 +40,36 @@ class Photos:
         return len(self._photos)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image (H, W, 3) uint8 RGB and its labels (H, W) uint16."""
+        """Return an image (H, W, 3) uint8 RGB and its label map (H, W) uint16."""
         return self._photos[index], self._label
 
 
 def rate(work: Callable[[int], Any]) -> float:
-    """Return the samples a second of work on a batch, the fastest round of six."""
+    """Return the samples per second that `work` makes of a batch, in the fastest of six rounds."""
     work(0)
     seconds = []
     for step in range(1, ROUNDS + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work(step)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return round(BATCH / min(seconds), 1)
 
 
 def main() -> None:
-    """Measure, and write one JSON document."""
+    """Measure the three ways and write one JSON document."""
     side, crop = (int(value) for value in (*sys.argv[1:3], *("500", "384")[len(sys.argv) - 1 :]))
     device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
     torch.set_num_threads(1)
-    asked = Photos(side), range(BATCH), AugmentConfig(crop=crop), 0
-    drafts = [draft_batch(*asked, step) for step in range(ROUNDS + 1)]
-    found = {
-        "made by sample": rate(lambda step: make_batch(*asked, step)),
-        "drawn only": rate(lambda step: draft_batch(*asked, step)),
+    request = Photos(side), range(BATCH), AugmentConfig(crop=crop), 0
+    drafts = [draft_batch(*request, step) for step in range(ROUNDS + 1)]
+    rates = {
+        "made by sample": rate(lambda step: make_batch(*request, step)),
+        "drawn only": rate(lambda step: draft_batch(*request, step)),
         f"finished by batch on {device}": rate(lambda step: finish(drafts[step], device)),
     }
-    sys.stdout.write(json.dumps({"side": side, "crop": crop} | found, indent=1) + "\n")
+    sys.stdout.write(json.dumps({"side": side, "crop": crop} | rates, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The bilateral solver against the plain SciPy formulation, one thread, on real photos.
+"""Compare the bilateral solver with a plain SciPy version on real photos, on one thread.
 
     NAMEDMASK_REAL_DATA=... python bench/bilateral.py [photos]
 
-Photos of ECSSD at shorter side 512; the mask is the true one averaged over 16 × 16 pixels and cut
-at one half, as a detector on a coarse grid would give it. The last line is JSON; `ratio` is the
-processor time of the plain formulation over ours.
+The photos are from ECSSD, resized to a shorter side of 512 pixels. The input mask is the true mask,
+averaged over 16 × 16 pixels and thresholded at one half, as a detector on a coarse grid would
+predict it. The last line is JSON; `ratio` is the processor time of the plain version over ours.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ from namedmask import images
 from namedmask.bilateral import bilateral_solver
 
 REPEATS = 3
+"""Number of runs per photo and solver; the fastest counts."""
 
 
 def plain_bilateral_solver(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return what `bilateral_solver` returns, by sorting, sparse matrices and SciPy's `cg`."""
+    """Return the result of `bilateral_solver`, from sorting, sparse matrices and SciPy's `cg`.
+
+    `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool; the result is (H, W) float64, about [0, 1].
+    """
     height, width = mask.shape
     red, green, blue = (image[..., channel].astype(float) for channel in range(3))
     row, column = np.mgrid[:height, :width]
@@ -52,10 +56,11 @@ def plain_bilateral_solver(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     blur = 10 * sparse.eye(count)
     for step in (*strides, *-strides):
-        place = np.searchsorted(vertices, vertices + step).clip(max=count - 1)
-        there = np.flatnonzero(vertices[place] == vertices + step)
-        ones = np.ones(len(there))
-        blur = blur + sparse.csr_matrix((ones, (there, place[there])), (count, count))
+        neighbor = np.searchsorted(vertices, vertices + step).clip(max=count - 1)
+        has_neighbor = np.flatnonzero(vertices[neighbor] == vertices + step)
+        ones = np.ones(len(has_neighbor))
+        edges = has_neighbor, neighbor[has_neighbor]
+        blur = blur + sparse.csr_matrix((ones, edges), (count, count))
     blur = blur.tocsr()
 
     counts = splat @ np.ones(pixels)
@@ -74,7 +79,7 @@ def plain_bilateral_solver(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def photos(folder: Path, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield image (H, W, 3) uint8, coarse mask (H, W) bool and true mask (H, W) bool."""
+    """Yield an image (H, W, 3) uint8 RGB, a coarse mask (H, W) bool and a true mask (H, W) bool."""
     for path in sorted((folder / "ecssd" / "photos").iterdir())[:limit]:
         image = images.resize_shorter_side(images.decode(path.read_bytes()), 512)
         height, width = image.shape[:2]
@@ -85,22 +90,22 @@ def photos(folder: Path, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray, n
 
 
 def fastest(solver: Callable[..., np.ndarray], *arrays: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the solver's result, and its processor time in seconds, the least of a few runs."""
+    """Return the solver's result, and its processor time in seconds in the fastest run."""
     times = []
     for _ in range(REPEATS):
-        begin = time.process_time()
+        start = time.process_time()
         result = solver(*arrays)
-        times.append(time.process_time() - begin)
+        times.append(time.process_time() - start)
     return result, min(times)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Return intersection over union of two (H, W) bool masks."""
+    """Return the intersection over union of two (H, W) bool masks."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     cv2.setNumThreads(1)
     folder = os.environ.get("NAMEDMASK_REAL_DATA")
     if not folder:
@@ -122,7 +127,7 @@ def main() -> None:
         "mask_iou_before": round(before, 4),
         "mask_iou_after": round(after, 4),
     }
-    print(f"plain {result['plain_ms']} ms, ours {result['ours_ms']} ms a photo, one thread")
+    print(f"plain {result['plain_ms']} ms, ours {result['ours_ms']} ms per photo, on one thread")
     print(json.dumps(result))
 
 

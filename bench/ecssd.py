@@ -1,9 +1,10 @@
-"""How well saliency detectors find the objects of 100 ECSSD photos, before and after the solver.
+"""Measure how well saliency detectors find the objects in 100 ECSSD photos.
 
     NAMEDMASK_REAL_DATA=… python bench/ecssd.py [NUMBER OF PHOTOS]
 
-Mean IoU at each photo's own size, threshold 0.5, of CSNet (trained with masks) and of the project's
-own label-free detector of the drawn world, which never saw a photo. Last line: JSON.
+The detectors are CSNet, which was trained with masks, and the mini world's label-free detector,
+which has never seen a photo. The score is the mean IoU at the size of each photo with the threshold
+0.5, before and after the bilateral solver. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the scores."""
     data = Path(os.environ["NAMEDMASK_REAL_DATA"])
     weights = str(data / "weights" / "csnet_saliency_224.onnx")
     detectors = {

@@ -1,20 +1,21 @@
-"""CLIP from the bytes of images to unit vectors, against its bare forward and against open_clip.
+"""Time CLIP from image bytes to unit vectors, against its bare forward and against open_clip.
 
     NAMEDMASK_REAL_DATA=... python bench/embed.py [--model ViT-L-14] [--device cuda]
         [--precision float32] [--batches]
 
-The stage `embed` (bytes in a table → vectors in a table) with random weights on real COCO photos;
-the model's forward alone on tensors that are ready; and open_clip's own way, its preprocessing of
-one image at a time through a torch DataLoader, without workers (its default) and with one a thread.
-The ways take turns, in both orders. `--batches` measures the bare forward at other batch sizes
-instead.
+Four ways are timed on real COCO photos, with random weights: the stage `embed`, from a table of
+bytes to a table of vectors; the model's forward alone, on tensors in memory; and open_clip's way,
+which preprocesses one image at a time in a torch DataLoader, without workers (the default) and with
+one worker per thread. The ways take turns, in alternating order. `--batches` measures the bare
+forward at several batch sizes instead.
 
-The last line is JSON. `bare_fraction` is the bare forward's time over the stage's; `ratio` that of
-open_clip with the default DataLoader over the stage's, `ratio_workers` that with workers: of each
-the median over the turns, for a machine is slower in one minute than in the next. On a GPU
-`peak_share` is the forward's arithmetic over what a large product of bf16 matrices reaches there.
-All have the same model and precision, bf16 where the device multiplies in it. Ends with an error
-when a vector has a cosine below 0.999 to open_clip's in float32.
+The last line is JSON. `bare_fraction` is the time of the bare forward over that of the stage.
+`ratio` is the time of open_clip with the default DataLoader over that of the stage, and
+`ratio_workers` the same with workers. All three are medians over the turns, because the speed of a
+machine changes from minute to minute. On a GPU, `peak_share` is the arithmetic rate of the forward
+over that of a large product of bf16 matrices. All ways have the same model and precision, which is
+bf16 if the device multiplies in bf16 natively. The bench fails if the cosine of a vector with
+open_clip's float32 vector is below 0.999.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ from namedmask.embed.open_clip import OpenClip
 from namedmask.embed.stage import Embed
 
 LEAST_COSINE = 0.999
+"""Lowest cosine with open_clip's float32 vectors that is accepted."""
+
 PEAK_SIDE = 8192
+"""Side of the matrices whose product measures the peak rate of a GPU."""
 
 
 class Preprocessed(Dataset):
-    """What open_clip's documentation does for each image."""
+    """A data set that preprocesses images as in open_clip's documentation."""
 
     def __init__(self, bodies: list[bytes], prepare: Callable[[Image.Image], torch.Tensor]) -> None:
         self._bodies, self._prepare = bodies, prepare
@@ -58,7 +62,7 @@ class Preprocessed(Dataset):
 
 
 class Bench:
-    """The three ways of one model."""
+    """The ways to embed the same images with one model."""
 
     def __init__(self, arguments: argparse.Namespace, bodies: list[bytes]) -> None:
         self.batch, self.device = arguments.batch, torch.device(arguments.device)
@@ -74,9 +78,11 @@ class Bench:
         self.table = pa.table({"image": bodies, "status": ["ok"] * len(bodies)})
 
     def ours(self) -> np.ndarray:
+        """Return the vectors of the stage `embed`, (N, D) float32."""
         return np.stack(self.stage(self.table)["embedding"].to_numpy())
 
     def theirs(self, workers: int) -> np.ndarray:
+        """Return open_clip's vectors from a DataLoader with this many workers, (N, D) float32."""
         loader = DataLoader(
             Preprocessed(self.bodies, self.prepare), self.batch, num_workers=workers,
             pin_memory=self.device.type == "cuda",
@@ -84,18 +90,20 @@ class Bench:
         return np.concatenate([self.forward(pixels.to(self.device)) for pixels in loader])
 
     def expected(self) -> np.ndarray:
-        """Return what open_clip itself makes of the images, in float32."""
+        """Return open_clip's vectors in float32, (N, D)."""
         mixed, self.embedder._bf16 = self.embedder._bf16, False
         vectors = self.theirs(0)
         self.embedder._bf16 = mixed
         return vectors
 
     def forward(self, pixels: torch.Tensor) -> np.ndarray:
+        """Return the unit vectors, (B, D) float32, of preprocessed images (B, 3, H, W)."""
         with self.embedder._inference():
             vectors = self.model.encode_image(pixels, normalize=True)
         return vectors.float().cpu().numpy()
 
     def bare(self, batch: int) -> Callable[[], None]:
+        """Return a function that runs the model over as many images, on tensors in memory."""
         side = self.model.visual.image_size
         ready = torch.randn(batch, 3, *(side if isinstance(side, tuple) else (side, side)))
         ready = ready.to(self.device)
@@ -106,8 +114,8 @@ class Bench:
 
         return run
 
-    def peak_share(self, images_a_second: float) -> float | None:
-        """Return the forward's share of the arithmetic that bf16 products reach, on a GPU."""
+    def peak_share(self, images_per_second: float) -> float | None:
+        """Return the forward's arithmetic rate over that of bf16 products; None without a GPU."""
         if self.device.type != "cuda":
             return None
         with FlopCounterMode(display=False) as counter:
@@ -121,32 +129,35 @@ class Bench:
             torch.cuda.synchronize()
 
         peak = 10 * 2 * PEAK_SIDE**3 / timed([products], 3).min()
-        return flop * images_a_second / peak
+        return flop * images_per_second / peak
 
 
 def timed(ways: Sequence[Callable[[], object]], turns: int) -> np.ndarray:
-    """Return seconds, (turns, ways), orders alternating; all have run once before."""
+    """Return the seconds of each way in each turn, (turns, ways) float64.
+
+    Every way runs once before the first turn, and the order alternates.
+    """
     for way in ways:
         way()
     seconds = np.zeros((turns, len(ways)))
     for turn in range(turns):
         order = range(len(ways)) if turn % 2 else reversed(range(len(ways)))
         for number in order:
-            began = time.perf_counter()
+            start = time.perf_counter()
             ways[number]()
-            seconds[turn, number] = time.perf_counter() - began
+            seconds[turn, number] = time.perf_counter() - start
     return seconds
 
 
 def fastest_precision(device: str) -> str:
-    """Return bf16 where the device multiplies in it, as GPUs and the CPUs of late do."""
+    """Return bf16 if the device multiplies in it natively, as GPUs and recent CPUs do."""
     can = torch.cpu.get_capabilities()
     native = device == "cuda" or can.get("avx512_bf16") or can.get("amx_bf16")
     return "bf16" if native else "float32"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--device", default="cpu")
@@ -155,7 +166,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--batches", action="store_true", help="try batch sizes instead")
+    parser.add_argument(
+        "--batches", action="store_true", help="time the bare forward at several batch sizes"
+    )
     arguments = parser.parse_args()
     arguments.precision = arguments.precision or fastest_precision(arguments.device)
     folder = os.environ.get("NAMEDMASK_REAL_DATA")
@@ -178,7 +191,10 @@ def main() -> None:
 
     cosines = (bench.ours() * bench.expected()).sum(axis=1)
     if cosines.min() < LEAST_COSINE:
-        sys.exit(f"bench/embed.py: a cosine to open_clip's vector is {cosines.min():.5f}.")
+        sys.exit(
+            f"bench/embed.py: the lowest cosine with open_clip's vectors is {cosines.min():.5f}, "
+            f"expected at least {LEAST_COSINE}."
+        )
     ways = [
         bench.bare(arguments.batch),
         bench.ours,
@@ -188,9 +204,9 @@ def main() -> None:
     seconds = timed(ways, arguments.turns)
     bare, ours, theirs, with_workers = np.median(seconds, axis=0)
     share = bench.peak_share(len(bodies) / bare)
-    each = [round(1e3 * one / len(bodies), 2) for one in (bare, ours, theirs, with_workers)]
+    each = [round(1e3 * way / len(bodies), 2) for way in (bare, ours, theirs, with_workers)]
     of_bare, _, of_theirs, of_workers = np.median(seconds / seconds[:, 1:2], axis=0).round(3)
-    print("ms an image: bare {}, ours {}, DataLoader {}, with workers {}".format(*each))
+    print("ms per image: bare {}, ours {}, DataLoader {}, with workers {}".format(*each))
     result = {
         "bench": "embed",
         "model": arguments.model,

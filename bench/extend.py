@@ -1,12 +1,12 @@
-"""One more category in a finished run of twelve, against the run of twelve.
+"""Measure the cost of adding one category to a finished run of twelve categories.
 
     python bench/extend.py
 
-The mini world, served on this machine; the plain loop. `work_ratio` is the images tried for the
-thirteenth category over those tried for the twelve, `again` the images embedded, fetched or masked
-a second time (must be 0). `wall_ratio` is the seconds of the second `build` over those of the
-first, both without what starting costs: the seconds that loading all parts takes. The last line is
-JSON.
+The run is done by the plain loop, over the mini world served on this machine. `work_ratio` is the
+number of images tried for the thirteenth category over the number tried for the twelve. `again` is
+above 0 if an image was embedded, fetched or masked a second time, which must not happen.
+`wall_ratio` is the seconds of the second `build` over those of the first, both without the seconds
+that loading the stages takes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from namedmask.verbs import build as verbs
 from namedmask.verbs import collect
 
 BEFORE = 12
+"""Number of categories in the finished run."""
 
 
 def config_of(out: Path, world: Path, base: str, count: int) -> Config:
@@ -42,21 +43,23 @@ def config_of(out: Path, world: Path, base: str, count: int) -> Config:
 
 
 def timed_build(config: Config) -> float:
-    began = time.perf_counter()
+    """Return the seconds that `build` takes."""
+    start = time.perf_counter()
     verbs.build(config, SilentProgress())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def tried(out: Path) -> int:
+    """Return the number of images that have been checked in a run folder."""
     return sum(commit.rows for commit in read_commits(out, "images").values())
 
 
 def start_up(config: Config) -> float:
-    """Return the seconds that loading the stages and the text side takes in a warm process."""
-    began = time.perf_counter()
+    """Return the seconds that loading the stages takes in a warm process."""
+    start = time.perf_counter()
     for name in ("embed", "fetch", "faces", "saliency", "bilateral"):
         load_stage(name, config)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -77,8 +80,8 @@ def main() -> None:
         for path in (out / "images").glob("*.parquet"):
             ids += pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist()
     again = len(ids) - len(set(ids)) + (now != embedded)
-    print(f"twelve: {first} images tried in {first_s:.1f} s; one more: {second - first} in "
-          f"{second_s:.1f} s; loading the parts: {loading_s:.1f} s")  # fmt: skip
+    print(f"twelve categories: {first} images tried in {first_s:.1f} s; one more category: "
+          f"{second - first} in {second_s:.1f} s; loading: {loading_s:.1f} s")  # fmt: skip
     wall = max(0.0, second_s - loading_s) / (first_s - loading_s)
     print(json.dumps({"work_ratio": round((second - first) / first, 3), "again": again,
                       "wall_ratio": round(wall, 3)}))  # fmt: skip

@@ -1,24 +1,23 @@
-"""`namedmask fetch` and img2dataset 1.47.0 on the same urls, by the whole process.
+"""Compare `namedmask fetch` with img2dataset 1.47.0 on the same urls, as whole processes.
 
     python bench/fetch.py [--urls 5000] [--ray-urls 50000] [--repeats 3] [--part local|keep|ray]...
 
-A server of its own process (nginx, one worker) has 500 drawn JPEGs of 32 kB on average, the longer
-side 250 to 640 pixels, each under many urls; of ten urls one is dead. Parts: `local` shrinks to a
-longer side of 384, quality 95, what is larger, by the plain loop; `keep` stores the bytes as they
-came, which ours decodes as a proof and img2dataset does not (`--disable_all_reencoding`); `ray` is
-`local` on a Ray that the run starts. Orders alternate.
+A server process (nginx, one worker) has 500 drawn JPEGs of 32 kB on average, with a longer side of
+250 to 640 pixels, each under many urls. One url in ten is dead. `local` shrinks larger images to a
+longer side of 384 pixels at quality 95, with the plain loop. `keep` stores the bytes as they came:
+we decode each image to check it, and img2dataset does not (`--disable_all_reencoding`). `ray` is
+`local` on a Ray that the run starts. The order of the sides alternates.
 
-Both sides have two cores in two processes, 128 requests at once, shards of as many rows, and leave
-an image that is small enough as it came (`--skip_reencode`). img2dataset runs as its own README has
-it, with webdataset's tars, EXIF and hashes, but no look for a new albumentations; `lean` is without
-EXIF and hashes, to parquet, the fastest that it can be had.
+Both sides have two cores, two processes, 128 concurrent requests and equal shards, and store small
+images unchanged (`--skip_reencode`). img2dataset runs as in its README, with webdataset tars, EXIF
+and hashes, but no update check. Its fastest setting is `lean`: parquet, no EXIF, no hashes.
 
-`ratio`, `ratio_keep`, `ratio_ray` are whole processes, theirs over ours, medians; `ratio_lean` and
-`ratio_keep_lean` the same with the lean one. `steady` are
-images a second from the server's first answer to the last commit, `fixed_s` the rest of a process,
-`cpu_s` what the processes of a side used where they can be asked, `server_share` of one core what
-nginx used. The floors: `download` is a bare loop of aiohttp, `decode` what is done to the bytes
-alone, on two threads. The last line is JSON.
+The last line is JSON. `ratio`, `ratio_keep` and `ratio_ray` are median times of whole processes,
+img2dataset's over ours; the suffix `_lean` stands for the lean setting. `steady` is the images per
+second from the server's first answer to the last commit, and `fixed_s` the other seconds of the
+process. `cpu_s` is the processor time of a side, on Ray of the driver only. `server_share` is the
+share of one core that nginx used. The floors, in images per second, are a bare aiohttp loop
+(`floor_download`) and the processing of the bytes alone on two threads (`floor_decode`).
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ import pyarrow.parquet as pq
 from namedmask.images.jpegs import to_store
 from namedmask.run.ledger import read_commits
 
-PEER = ("img2dataset==1.47.0", "setuptools<81")  # albumentations wants pkg_resources
-PEER_VARIABLE = "NAMEDMASK_IMG2DATASET"
+PEER = ("img2dataset==1.47.0", "setuptools<81")  # albumentations needs pkg_resources
+PEER_FOLDER = Path(os.environ.get("NAMEDMASK_IMG2DATASET", "build/img2dataset"))
 NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
 
 PICTURES = 500
@@ -74,7 +74,7 @@ http {{
 
 
 def picture(number: int) -> np.ndarray:
-    """Return a picture, (H, W, 3) uint8 BGR, as rough on every scale as photos are."""
+    """Return a picture, (H, W, 3) uint8 BGR, with as much detail at each scale as photos."""
     rng = np.random.default_rng(number)
     longer = int(rng.integers(250, 641))
     shorter = int(longer * rng.uniform(0.6, 1.0))
@@ -87,16 +87,8 @@ def picture(number: int) -> np.ndarray:
     return np.clip(field, 0, 255).astype(np.uint8)
 
 
-def draw(folder: Path) -> None:
-    """Write the pictures."""
-    folder.mkdir()
-    for number in range(PICTURES):
-        path = folder / f"{number}.jpg"
-        cv2.imwrite(str(path), picture(number), [cv2.IMWRITE_JPEG_QUALITY, 85])
-
-
 class Server:
-    """nginx on the pictures of a folder."""
+    """An nginx process that serves the pictures in a folder."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
@@ -104,7 +96,7 @@ class Server:
             port = probe.getsockname()[1]
         self.origin = f"http://127.0.0.1:{port}"
         self._log = folder / "access.log"
-        user = "user root;" if os.geteuid() == 0 else ""  # its worker else may not read the folder
+        user = "user root;" if os.geteuid() == 0 else ""  # nginx's default user may not read it
         (folder / "nginx.conf").write_text(CONF.format(folder=folder, port=port, user=user))
         command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
         self.process = subprocess.Popen(command)
@@ -112,7 +104,7 @@ class Server:
             time.sleep(0.05)
 
     def log_size(self) -> int:
-        time.sleep(1.5)  # it writes once a second
+        time.sleep(1.5)  # nginx writes the log once per second
         return self._log.stat().st_size
 
     def first_answer(self, since: int) -> float:
@@ -123,7 +115,7 @@ class Server:
             return float(file.readline())
 
     def cpu_seconds(self) -> float:
-        """Return what its worker has used."""
+        """Return the processor time that nginx's worker has used."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         worker = children.read_text().split()[0]
         fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
@@ -131,7 +123,7 @@ class Server:
 
 
 def write_urls(path: Path, origin: str, count: int) -> list[str]:
-    """Write the table that both sides read; return its urls."""
+    """Write the table that both sides read and return its urls."""
     urls = [
         f"{origin}/{'dead' if number % 10 == 9 else number * 7 % PICTURES}.jpg?{number}"
         for number in range(count)
@@ -143,7 +135,7 @@ def write_urls(path: Path, origin: str, count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """What a side is to do."""
+    """The settings of one run of a side."""
 
     urls: Path
     shard_rows: int
@@ -153,11 +145,13 @@ class Task:
 
 
 Done = tuple[int, float]
-"""Images stored, and when the last shard was finished."""
+"""Number of images stored, and the time when the last shard was finished."""
+
+Side = Callable[[Task, Path], Done]
 
 
 def ours(task: Task, out: Path) -> Done:
-    """Run `namedmask fetch`."""
+    """Run `namedmask fetch` and return what it stored, and when it ended."""
     command = [
         sys.executable, "-m", "namedmask", "fetch", str(write_run_file(task, out)), "--json",
         *([] if task.ray else ["--local"]),
@@ -165,7 +159,7 @@ def ours(task: Task, out: Path) -> Done:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     last = max(path.stat().st_mtime for path in (out / "fetched").glob("commit-*.json"))
     counts = [commit.counts for commit in read_commits(out, "fetched").values()]
-    stored = sum(one.get("ok", 0) for one in counts)
+    stored = sum(by_status.get("ok", 0) for by_status in counts)
     assert json.loads(done.stdout)["rows_by_status"]["ok"] == stored
     return stored, last
 
@@ -192,7 +186,7 @@ allow_loopback = true
 
 
 def theirs(task: Task, out: Path, program: Path) -> Done:
-    """Run img2dataset."""
+    """Run img2dataset and return what it stored, and when it ended."""
     keep = ["--resize_mode", "no", "--disable_all_reencoding", "True"]
     lean = ["--output_format", "parquet", "--extract_exif", "False", "--compute_hash", "None"]
     shrink = ["--image_size", str(SIDE), "--resize_mode", "keep_ratio_largest",
@@ -205,57 +199,58 @@ def theirs(task: Task, out: Path, program: Path) -> Done:
         "True", "--enable_wandb", "False", *(shrink if task.shrink else keep),
         *(lean if task.lean else ["--output_format", "webdataset"]),
     ]  # fmt: skip
-    quiet = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+    env = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
     subprocess.run(
-        command, check=True, env=quiet, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     shards = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
-    return sum(one["successes"] for one in shards), max(one["end_time"] for one in shards)
+    return sum(s["successes"] for s in shards), max(s["end_time"] for s in shards)
 
 
-def timed(side: Callable[[Task, Path], Done], task: Task, out: Path, server: Server) -> dict:
-    """Return what one run of a side took."""
-    log, cpu, began = server.log_size(), server.cpu_seconds(), time.time()
-    own = cpu_of_children()
+def timed(side: Side, task: Task, out: Path, server: Server) -> dict:
+    """Return the measurements of one run of a side."""
+    log, cpu, start = server.log_size(), server.cpu_seconds(), time.time()
+    cpu_before = cpu_of_children()
     stored, last = side(task, out)
-    whole = time.time() - began
+    whole = time.time() - start
     first = server.first_answer(log)
     return {
         "ok": stored,
         "whole_s": whole,
         "steady": stored / (last - first),
         "fixed_s": whole - (last - first),
-        "cpu_s": cpu_of_children() - own,  # of Ray only the driver's
+        "cpu_s": cpu_of_children() - cpu_before,
         "server_share": (server.cpu_seconds() - cpu) / whole,
     }
 
 
 def cpu_of_children() -> float:
+    """Return the processor time of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def floors(urls: list[str], shrink: bool, pictures: Path) -> dict[str, float]:
-    """Return images a second of a bare download, and of what is done to the bytes."""
+    """Return the images per second of a bare download, and of processing the bytes alone."""
     bodies = [path.read_bytes() for path in sorted(pictures.iterdir())] * 2
-    began = time.perf_counter()
+    start = time.perf_counter()
     with ThreadPoolExecutor(CORES) as threads:
         list(threads.map(lambda body: to_store(body, SIDE if shrink else 0), bodies))
-    decode = len(bodies) / (time.perf_counter() - began)
-    began = time.perf_counter()
+    decode = len(bodies) / (time.perf_counter() - start)
+    start = time.perf_counter()
     return {
         "floor_decode": decode,
-        "floor_download": asyncio.run(download(urls)) / (time.perf_counter() - began),
+        "floor_download": asyncio.run(download(urls)) / (time.perf_counter() - start),
     }
 
 
 async def download(urls: list[str]) -> int:
-    """Return how many of the urls have a body."""
-    left, found = iter(urls), 0
+    """Fetch the urls and return how many of them answered with status 200."""
+    remaining, found = iter(urls), 0
 
     async def follow(session: aiohttp.ClientSession) -> None:
         nonlocal found
-        for url in left:
+        for url in remaining:
             async with session.get(url) as response:
                 await response.read()
                 found += response.status == 200
@@ -266,7 +261,7 @@ async def download(urls: list[str]) -> int:
 
 
 def peer(place: Path) -> Path:
-    """Return the program img2dataset in the virtual environment at `place`, made when missing."""
+    """Return img2dataset's program in the virtual environment `place`, made if it is missing."""
     if not (place / "bin" / "img2dataset").exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         subprocess.run([place / "bin" / "pip", "install", "--quiet", *PEER], check=True)
@@ -275,7 +270,11 @@ def peer(place: Path) -> Path:
 
 @contextmanager
 def served(folder: Path) -> Iterator[Server]:
-    draw(folder / "pictures")
+    """Draw the pictures and yield a server for them."""
+    (folder / "pictures").mkdir()
+    for number in range(PICTURES):
+        path = folder / "pictures" / f"{number}.jpg"
+        cv2.imwrite(str(path), picture(number), [cv2.IMWRITE_JPEG_QUALITY, 85])
     server = Server(folder)
     try:
         yield server
@@ -287,23 +286,20 @@ def served(folder: Path) -> Iterator[Server]:
 def compare(
     part: str, tasks: dict[str, Task], repeats: int, server: Server, folder: Path, program: Path
 ) -> dict[str, dict[str, float]]:
-    """Return medians of each side, in orders that alternate."""
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    """Return the median measurements of each side; the order of the sides alternates."""
+    runs: dict[str, list[dict[str, float]]] = defaultdict(list)
     for repeat in range(repeats):
         for name in sorted(tasks, reverse=bool(repeat % 2)):
             out = Path(tempfile.mkdtemp(dir=folder)) / name
-
-            def side(task: Task, out: Path, name: str = name) -> Done:
-                return ours(task, out) if name == "ours" else theirs(task, out, program)
-
-            found[name].append(timed(side, tasks[name], out, server))
+            side: Side = ours if name == "ours" else partial(theirs, program=program)
+            runs[name].append(timed(side, tasks[name], out, server))
             subprocess.run(["rm", "-r", str(out.parent)], check=True)
-            print(part, name, {key: round(value, 2) for key, value in found[name][-1].items()})
-    counts = {one["ok"] for ones in found.values() for one in ones}
-    assert len(counts) == 1, f"{part}: the sides stored {counts} images"
+            print(part, name, {key: round(value, 2) for key, value in runs[name][-1].items()})
+    counts = {run["ok"] for of_side in runs.values() for run in of_side}
+    assert len(counts) == 1, f"{part}: the sides stored different numbers of images: {counts}"
     return {
-        name: {key: statistics.median(one[key] for one in ones) for key in ones[0]}
-        for name, ones in found.items()
+        name: {key: statistics.median(run[key] for run in of_side) for key in of_side[0]}
+        for name, of_side in runs.items()
     }
 
 
@@ -313,8 +309,7 @@ def main() -> None:
     parser.add_argument("--ray-urls", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", action="append", choices=["local", "keep", "ray"])
-    place = os.environ.get(PEER_VARIABLE, "build/img2dataset")
-    parser.add_argument("--peer", type=Path, default=Path(place), help="venv of img2dataset")
+    parser.add_argument("--peer", type=Path, default=PEER_FOLDER, help="venv of img2dataset")
     options = parser.parse_args()
     parts = options.part or ["local", "keep", "ray"]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
@@ -336,27 +331,19 @@ def main() -> None:
             result[part] = sides
             if part != "ray":
                 result[part] |= floors(urls, part == "local", folder / "pictures")
-    print(json.dumps(rounded(result)))
+    text = json.dumps(result)
+    print(json.dumps(json.loads(text, parse_float=lambda number: round(float(number), 3))))
 
 
 def ratios(part: str, sides: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return the ratios of a part, by the names of the last line."""
-    one, other = sides["ours"], sides["theirs"]
-    suffix = "" if part == "local" else f"_{part}"
-    found = {
-        f"ratio{suffix}": other["whole_s"] / one["whole_s"],
-        f"ratio_steady{suffix}": one["steady"] / other["steady"],
-    }
-    if lean := sides.get("theirs_lean"):
-        found[f"ratio{suffix}_lean"] = lean["whole_s"] / one["whole_s"]
-        found[f"ratio_steady{suffix}_lean"] = one["steady"] / lean["steady"]
+    """Return the ratios of a part, under their keys in the last line."""
+    found: dict[str, float] = {}
+    own, part_suffix = sides["ours"], "" if part == "local" else f"_{part}"
+    for side, suffix in (("theirs", part_suffix), ("theirs_lean", f"{part_suffix}_lean")):
+        if other := sides.get(side):
+            found[f"ratio{suffix}"] = other["whole_s"] / own["whole_s"]
+            found[f"ratio_steady{suffix}"] = own["steady"] / other["steady"]
     return found
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
-    return round(value, 3) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How far perceptual hashes of copies and of strangers lie apart, on real photos.
+"""Measure the Hamming distances of perceptual hashes, for copies and for different photos.
 
     python bench/hashes.py FOLDER...
 
-Each folder is searched for JPEG photos. Prints, for each way of making a copy, the share of copies
-within 0, 2, 4, … bits of their original; the same over all pairs of different photos; and seconds
-for 1,000 hashes. The last line is JSON.
+Each folder is searched for JPEG photos. The output gives, for each way of making a copy, the share
+of the copies whose hash is within 0, 2, 4, … bits of that of the original; the same share over all
+pairs of different photos; and the seconds per 1,000 hashes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import numpy as np
 from namedmask.images.codec import decode, encode_jpeg, hash_of, resize
 
 DISTANCES = (0, 2, 4, 6, 8, 10)
+"""Hamming distances in bits for which the shares are printed."""
 
 
 def cropped(image: np.ndarray, share: float) -> np.ndarray:
+    """Return the image without this share of each side."""
     height, width = (round(side * share) for side in image.shape[:2])
     return image[height : image.shape[0] - height, width : image.shape[1] - width]
 
@@ -47,26 +49,27 @@ def main() -> None:
     folders = parser.parse_args().folders
     paths = sorted(path for folder in folders for path in folder.rglob("*.[jJ][pP]*[gG]"))
     bodies = [path.read_bytes() for path in paths]
-    began = time.perf_counter()
+    start = time.perf_counter()
     hashes = [hash_of(body) for body in bodies]
-    seconds = (time.perf_counter() - began) / len(bodies) * 1000
-    found: dict[str, dict[int, float]] = {}
+    seconds = (time.perf_counter() - start) / len(bodies) * 1000
+    shares_of: dict[str, dict[int, float]] = {}
     for name, copy in COPIES.items():
         bits = [
             (original ^ hash_of(copy(decode(body)))).bit_count()
             for original, body in zip(hashes, bodies, strict=True)
         ]
-        found[name] = within(bits)
-    strangers = [(a ^ b).bit_count() for a, b in itertools.combinations(hashes, 2)]
-    found["different photos"] = within(strangers)
-    for name, shares in found.items():
+        shares_of[name] = within(bits)
+    different = [(a ^ b).bit_count() for a, b in itertools.combinations(hashes, 2)]
+    shares_of["different photos"] = within(different)
+    for name, shares in shares_of.items():
         print(f"{name:24}", *(f"{bits}: {share:.4f}" for bits, share in shares.items()))
-    print(f"{len(bodies)} photos, closest strangers {sorted(strangers)[:5]} bits apart")
-    print(json.dumps({"seconds_per_1000": round(seconds, 3), "within": found}))
+    print(f"{len(bodies)} photos; closest different photos: {sorted(different)[:5]} bits apart")
+    print(json.dumps({"seconds_per_1000": round(seconds, 3), "within": shares_of}))
 
 
 def within(bits: list[int]) -> dict[int, float]:
-    return {most: float(np.mean(np.array(bits) <= most)) for most in DISTANCES}
+    """Return the share of the distances that are at most each of `DISTANCES`."""
+    return {limit: float(np.mean(np.array(bits) <= limit)) for limit in DISTANCES}
 
 
 if __name__ == "__main__":

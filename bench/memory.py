@@ -1,10 +1,10 @@
-"""Peak memory of the driver and the object store while a graph runs over few and many rows.
+"""Measure the peak memory of the driver and the object store in a short and a long run on Ray.
 
     python bench/memory.py [few] [many]
 
-The verb embed on Ray over 10,000 and 40,000 pictures (files of about 20 kB), each in a process and
-a Ray of its own. What a run holds must not depend on how long it is: `driver_ratio` and
-`store_ratio` are the peak of the long run over that of the short one. The last line is JSON.
+The verb `embed` runs over 10,000 and 40,000 pictures (files of about 20 kB), each time in a process
+and a Ray of its own. Memory must not depend on the length of the run: `driver_ratio` and
+`store_ratio` are the peak of the long run over that of the short run. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ROOT = Path(__file__).parents[1]
 SIDE = 224
-FILES_A_FOLDER = 1000
+FILES_PER_FOLDER = 1000
 
 
 def write_pictures(folder: Path, rows: int) -> Path:
-    """Write `rows` names for one noisy picture, and the metadata that lists them; return that."""
+    """Write a picture under `rows` names and return the path of the metadata that lists them."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -37,7 +37,7 @@ def write_pictures(folder: Path, rows: int) -> Path:
     picture.write_bytes(encode_jpeg(noise // 2 + 60, 50))
     urls = []
     for row in range(rows):
-        path = folder / f"{row // FILES_A_FOLDER:05d}" / f"{row}.jpg"
+        path = folder / f"{row // FILES_PER_FOLDER:05d}" / f"{row}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.hardlink_to(picture)
         urls.append(f"file://{path}")
@@ -46,7 +46,7 @@ def write_pictures(folder: Path, rows: int) -> Path:
 
 
 def peak_of_run(rows: int) -> dict[str, float]:
-    """Return the peaks of one run, in MB, and its seconds."""
+    """Return the peaks of one run in MB, and its duration in seconds."""
     import psutil
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -85,32 +85,32 @@ def peak_of_run(rows: int) -> dict[str, float]:
                 peaks["store_mb"] = max(peaks["store_mb"], used)
 
         watcher = threading.Thread(target=watch)
-        began = time.perf_counter()
+        start = time.perf_counter()
         with connect(config) as executor:
             watcher.start()
-            done = collect.embed(config, SilentProgress(), executor)
+            result = collect.embed(config, SilentProgress(), executor)
             ended.set()
             watcher.join()
-    assert done["rows_in"] == done["rows_by_status"]["ok"] == rows, done
-    return peaks | {"seconds": time.perf_counter() - began}
+    assert result["rows_in"] == result["rows_by_status"]["ok"] == rows, result
+    return peaks | {"seconds": time.perf_counter() - start}
 
 
 def main() -> None:
     few, many = (int(text) for text in [*sys.argv[1:3], "10000", "40000"][:2])
-    found = {}
+    runs = {}
     for rows in (few, many):
-        answer = subprocess.run(
+        child = subprocess.run(
             [sys.executable, __file__, "--rows", str(rows)], check=True, capture_output=True,
             text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        found[rows] = json.loads(answer.stdout.splitlines()[-1])
-        print(f"{rows:,} rows: {found[rows]}", flush=True)
+        runs[rows] = json.loads(child.stdout.splitlines()[-1])
+        print(f"{rows:,} rows: {runs[rows]}", flush=True)
     ratios = {
-        f"{name}_ratio": round(found[many][f"{name}_mb"] / found[few][f"{name}_mb"], 3)
+        f"{name}_ratio": round(runs[many][f"{name}_mb"] / runs[few][f"{name}_mb"], 3)
         for name in ("driver", "store")
     }
-    peaks = {str(rows): {key: round(value, 1) for key, value in one.items()}
-             for rows, one in found.items()}  # fmt: skip
+    peaks = {str(rows): {key: round(value, 1) for key, value in run.items()}
+             for rows, run in runs.items()}  # fmt: skip
     print(json.dumps(ratios | {"peaks": peaks}))
 
 

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of reading metadata of LAION's form: a million rows and four.
+"""Measure the time and peak memory of reading LAION-like metadata of one and four million rows.
 
     python bench/metadata.py [few] [many]
 
-Each length in a process of its own, three times over one table: only read, cleaned as well, and
-deduplicated as well. A tenth of the rows repeats a url. Peak memory must not depend on the length:
-`memory_ratio` is the long one's over the short one's. The last line is JSON.
+Each table is read three times in a process of its own: only read, also cleaned, and also
+deduplicated. A tenth of the rows repeat a url. Peak memory must not depend on the number of rows:
+`memory_ratio` is the peak for the long table over that for the short table. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROWS_A_GROUP = 100_000
+ROWS_PER_GROUP = 100_000
 WORDS = ("a", "photo", "of", "the", "brown", "fox", "that", "jumps", "over", "one", "lazy", "dog")
 
 
@@ -28,8 +28,8 @@ def write_table(path: Path, rows: int) -> None:
 
     rng = np.random.default_rng(0)
     writer = None
-    for first in range(0, rows, ROWS_A_GROUP):
-        count = min(ROWS_A_GROUP, rows - first)
+    for first in range(0, rows, ROWS_PER_GROUP):
+        count = min(ROWS_PER_GROUP, rows - first)
         numbers = np.where(rng.random(count) < 0.1, rng.integers(0, rows, count),
                            np.arange(first, first + count))  # fmt: skip
         table = pa.table(
@@ -51,7 +51,7 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Return seconds of each reading of a table, and the peak of the process, in MB."""
+    """Return the seconds of each reading of a table, and the peak memory of the process in MB."""
     from namedmask.config import MetadataConfig
     from namedmask.metadata.clean import clean_place, read_metadata
     from namedmask.metadata.sources import read_place
@@ -63,29 +63,29 @@ def measure(path: str) -> dict[str, float]:
         "read and clean": clean_place(path, config),
         "all": read_metadata(config),
     }
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for name, tables in readings.items():
-        began = time.perf_counter()
-        found["rows"] = sum(table.num_rows for table in tables)
-        found[name] = round(time.perf_counter() - began, 2)
-        found[f"{name}, MB"] = peak_rss_mb()
-    return found | {"peak_mb": peak_rss_mb()}
+        start = time.perf_counter()
+        result["rows"] = sum(table.num_rows for table in tables)
+        result[name] = round(time.perf_counter() - start, 2)
+        result[f"{name}, MB"] = peak_rss_mb()
+    return result | {"peak_mb": peak_rss_mb()}
 
 
 def main() -> None:
-    """Write the tables, measure each in a child, and print what it came to."""
+    """Write the tables, measure each in a child process, and print the results."""
     counts = [int(text) for text in sys.argv[1:]] or [1_000_000, 4_000_000]
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
             path = Path(folder) / f"{count}.parquet"
             write_table(path, count)
             child = [sys.executable, __file__, "--measure", str(path)]
-            said = subprocess.run(child, check=True, capture_output=True, text=True).stdout
-            found[f"{count:,} rows"] = json.loads(said)
-            print(f"{count:,} rows: {said.strip()}", flush=True)
-    peaks = [one["peak_mb"] for one in found.values()]
-    print(json.dumps(found | {"memory_ratio": round(peaks[-1] / peaks[0], 3)}))
+            output = subprocess.run(child, check=True, capture_output=True, text=True).stdout
+            results[f"{count:,} rows"] = json.loads(output)
+            print(f"{count:,} rows: {output.strip()}", flush=True)
+    peaks = [result["peak_mb"] for result in results.values()]
+    print(json.dumps(results | {"memory_ratio": round(peaks[-1] / peaks[0], 3)}))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The stages as a graph on Ray against a plain loop in several processes, on the same cores.
+"""Compare a graph of stages on Ray with plain loops in several processes, on the same cores.
 
     python bench/overhead.py [waves]
 
-Drawn pictures go through fetch (files), faces, saliency, bilateral and the sink. The plain loop is
-as many processes as there are cores, each with all stages, each taking every n-th wave. `ratio` is
-Ray's steady rate over the plain one, from the first commit to the last; both orders, medians.
-`fixed_seconds` is what a graph with one actor a stage costs on a running Ray before it works: from
-the call to the first commit, less what its stages spent on that wave. The last line is JSON.
+Drawn pictures pass through fetch (files), faces, saliency, bilateral and the sink. There is one
+process with a plain loop per core; each has all stages and takes every n-th wave. `ratio` is the
+steady rate on Ray, from the first commit to the last, over that of the plain loops. Both rates are
+medians over runs in alternating order. `fixed_seconds` is the time that a graph with one actor per
+stage needs on a running Ray before it works: the time from the call to the first commit, without
+the time that its stages spent on that wave. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from namedmask.run.waves import Wave, header_of, write
 
 STAGES = ("fetch", "faces", "saliency", "bilateral")
 ROWS = 100
+"""Number of rows per wave."""
+
 ORDERS = (("ray", "plain"), ("plain", "ray"), ("ray", "plain"))
 
 
@@ -60,7 +63,7 @@ def config_of(folder: Path, actors: int) -> Config:
 
 
 def draw(folder: Path, count: int) -> list[str]:
-    """Write `count` photos of about 136 × 136 and return their urls."""
+    """Write `count` photos of 136 × 136 pixels and return their urls."""
     urls = []
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -71,18 +74,20 @@ def draw(folder: Path, count: int) -> list[str]:
 
 
 def waves_of(urls: list[str]) -> list[Wave]:
+    """Return waves of `ROWS` urls each."""
     starts = range(0, len(urls), ROWS)
     return [Wave(f"{n:05d}", partial(rows, urls[start : start + ROWS]))
             for n, start in enumerate(starts)]  # fmt: skip
 
 
 def rows(urls: list[str]) -> pa.Table:
+    """Return the rows of a wave that the stage fetch reads."""
     columns = {"sample_id": urls, "url": urls, "status": [schema.OK] * len(urls)}
     return pa.table(columns | {"num_faces": pa.nulls(len(urls), pa.int32())})
 
 
 def plainly(folder: Path, config: Config, waves: list[Wave], ends: Any) -> None:
-    """Pass some waves through all stages in this process; put the time of each commit."""
+    """Pass waves through all stages in this process and put the time of each commit into `ends`."""
     stages = [load_stage(name, config) for name in STAGES]
     for wave in waves:
         table = read = wave.read()
@@ -93,7 +98,7 @@ def plainly(folder: Path, config: Config, waves: list[Wave], ends: Any) -> None:
 
 
 def plain_ends(folder: Path, urls: list[str]) -> list[float]:
-    """Return when each wave was committed by a process a core."""
+    """Return the commit time of each wave, in order, for plain loops in one process per core."""
     context, config, waves = (
         multiprocessing.get_context("spawn"),
         config_of(folder, 1),
@@ -106,31 +111,31 @@ def plain_ends(folder: Path, urls: list[str]) -> list[float]:
     ]
     for process in processes:
         process.start()
-    found = [ends.get(timeout=300) for _ in waves]  # a process that failed puts none
+    times = [ends.get(timeout=300) for _ in waves]  # a failed process puts no times
     for process in processes:
         process.join()
-    return sorted(found)
+    return sorted(times)
 
 
 def ray_ends(
     folder: Path, urls: list[str], actors: int, executor: Any
 ) -> tuple[list[float], float]:
-    """Return when each wave was committed by a graph, and the seconds before it worked."""
+    """Return the commit time of each wave for a graph on Ray, and the seconds before it worked."""
     config = config_of(folder, actors)
     out = Path(tempfile.mkdtemp(dir=folder))
     with open_run(out) as ledger:
-        job = VerbRun(config, ledger, SilentProgress())
-        began, ends, spent = time.time(), [], 0.0
-        with job.progress.step("judge") as step:
-            for _ in executor.run(job, waves_of(urls), STAGES, IMAGES, step):
+        run = VerbRun(config, ledger, SilentProgress())
+        start, ends, spent = time.time(), [], 0.0
+        with run.progress.step("check") as step:
+            for _ in executor.run(run, waves_of(urls), STAGES, IMAGES, step):
                 ends.append(time.time())
                 if len(ends) == 1:
-                    spent = sum(job.seconds.values())
-    return ends, ends[0] - began - spent
+                    spent = sum(run.seconds.values())
+    return ends, ends[0] - start - spent
 
 
 def rate(ends: list[float]) -> float:
-    """Return waves a second between the first commit and the last."""
+    """Return the waves per second between the first commit and the last."""
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
@@ -141,7 +146,7 @@ def main(waves: int) -> None:
         with connect(config_of(folder, 1)) as executor:
             executor._connect()
             fixed = [ray_ends(folder, urls[: 4 * ROWS], 1, executor)[1] for _ in range(3)]
-            print(f"fixed: {', '.join(f'{one:.1f}' for one in fixed)} s")
+            print(f"fixed: {', '.join(f'{seconds:.1f}' for seconds in fixed)} s")
             rates: dict[str, list[float]] = {"ray": [], "plain": []}
             for order in ORDERS:
                 for side in order:
@@ -156,9 +161,9 @@ def main(waves: int) -> None:
     result = {
         "ratio": round(ratio, 3),
         "fixed_seconds": round(statistics.median(fixed), 1),
-        "fixed_seconds_each": [round(one, 1) for one in fixed],
+        "fixed_seconds_each": [round(seconds, 1) for seconds in fixed],
         "images_per_second": {
-            side: round(statistics.median(one), 1) for side, one in rates.items()
+            side: round(statistics.median(of_side), 1) for side, of_side in rates.items()
         },
         "images": waves * ROWS,
         "cores": os.cpu_count(),

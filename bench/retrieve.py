@@ -1,17 +1,18 @@
-"""The exact top-k against faiss.IndexFlatIP, from files of float16 vectors, on two threads.
+"""Compare the exact top-k with faiss.IndexFlatIP, from files of float16 vectors, on two threads.
 
     python bench/retrieve.py [--rows 1000000]
 
-`noise` are directions drawn evenly. `spectrum` is like embeddings of CLIP, as far as an inner
-product can tell: rows share a mean that gives two of them a cosine of 0.45, around it the variance
-of the n-th direction falls as 1/n, in a basis turned at random; queries share another mean, have
-half of their own part in the images' directions, and a cosine of 0.2 with a row on average.
+There are two data sets. `noise` consists of uniformly drawn directions. `spectrum` has dot products
+like those of CLIP embeddings. Its rows share a mean, so that two rows have a cosine of 0.45 on
+average; around the mean, the variance of the n-th direction falls as 1/n, in a random basis. Its
+queries share another mean, and have a cosine of 0.2 with a row on average. Half of the rest of a
+query lies in the directions of the rows.
 
-Both sides read the same files by the same reader, which also makes float32 of float16 by torch, and
-run in a process of their own, whose peak memory is taken. Each pair runs twice, in both orders;
-times are medians. `gemm_fraction` is the time of the bare float32 products, by the faster of numpy
-and torch, over our scan without the reading. Ours may take less: see namedmask/screens.py. The last
-line is JSON.
+Both sides use the same reader of the same files, which also converts float16 to float32 with torch.
+Each side runs in a process of its own, whose peak memory is measured. Each pair runs twice, in both
+orders, and the times are medians. `gemm_fraction` is the time of the bare float32 products, by the
+faster of numpy and torch, over that of our scan without reading. It can be above 1, because we skip
+most float32 products; see namedmask/retrieve/bounds.py. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,22 +36,28 @@ import torch
 
 WIDTH, QUERIES, K = 768, 919, 500
 FILE_ROWS, READ_ROWS = 100_000, 16_384
+"""Number of rows per file and per chunk that is read."""
+
 PRODUCT_ROWS = 4096
+"""Number of rows per bare product."""
 
 
 def write_vectors(folder: Path, rows: int, like_clip: bool) -> None:
-    """Write queries.npy (C, D) float32 and rows in files of (≤ 100,000, D) float16, unit norm."""
+    """Write queries.npy, (C, D) float32, and the rows in files of (≤ 100,000, D) float16.
+
+    All vectors have unit L2 norm. With `like_clip`, they have the statistics of `spectrum`.
+    """
     generator = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
     spread = torch.arange(1, WIDTH + 1) ** -0.5
-    own = turn[2:] * (spread[2:] / spread[2:].norm())[:, None]  # two directions are for the means
+    own = turn[2:] * (spread[2:] / spread[2:].norm())[:, None]  # the first two are for the means
     mean, text_mean = turn[0], 0.66 * turn[0] + 0.75 * turn[1]
 
     def draw(count: int, center: torch.Tensor, share: float, mix: float) -> torch.Tensor:
         drawn = torch.randn(count, WIDTH, generator=generator)
         if like_clip:
-            alike = drawn[:, 2:] @ own
-            drawn = mix * alike + (1 - mix**2) ** 0.5 * drawn / WIDTH**0.5
+            shaped = drawn[:, 2:] @ own
+            drawn = mix * shaped + (1 - mix**2) ** 0.5 * drawn / WIDTH**0.5
             drawn = share**0.5 * center + (1 - share) ** 0.5 * drawn
         return drawn / drawn.norm(dim=1, keepdim=True)
 
@@ -61,11 +68,13 @@ def write_vectors(folder: Path, rows: int, like_clip: bool) -> None:
 
 
 def read(folder: Path, times: int = 1) -> Iterator[np.ndarray]:
-    """Yield all rows as (≤ 16,384, D) float32 arrays, each overwritten by the next."""
+    """Yield all rows as (≤ 16,384, D) float32 arrays; each overwrites the one before."""
     half = np.empty((READ_ROWS, WIDTH), np.float16)
     whole = torch.empty((READ_ROWS, WIDTH))
     for path in sorted(folder.glob("rows-*.npy")) * times:
-        vectors = np.load(path, mmap_mode="r")  # for its shape; pages of a map would count as ours
+        vectors = np.load(
+            path, mmap_mode="r"
+        )  # for its shape only: mapped pages would count as memory
         with path.open("rb") as file:
             file.seek(vectors.offset)
             for start in range(0, len(vectors), READ_ROWS):
@@ -76,7 +85,7 @@ def read(folder: Path, times: int = 1) -> Iterator[np.ndarray]:
 
 
 def ours(folder: Path, times: int) -> dict[str, float]:
-    """Scan; reading is timed apart."""
+    """Return the seconds of our exact top-k; `search_s` excludes the time spent reading."""
     from namedmask.retrieve.top_k import exact_top_k
 
     waited = 0.0
@@ -85,28 +94,28 @@ def ours(folder: Path, times: int) -> dict[str, float]:
         nonlocal waited
         chunks = read(folder, times)
         while True:
-            begin = time.perf_counter()
+            start = time.perf_counter()
             chunk = next(chunks, None)
-            waited += time.perf_counter() - begin
+            waited += time.perf_counter() - start
             if chunk is None:
                 return
             yield chunk
 
     queries = np.load(folder / "queries.npy")
-    begin = time.perf_counter()
+    start = time.perf_counter()
     scores, rows = exact_top_k(timed(), queries, K, device="cpu")
-    total = time.perf_counter() - begin
+    total = time.perf_counter() - start
     np.savez(folder / "ours.npz", scores=scores, rows=rows)
     return {"total_s": total, "search_s": total - waited}
 
 
 def theirs(folder: Path, times: int) -> dict[str, float]:
-    """Fill a flat index and search it with all queries at once."""
+    """Return the seconds of filling a flat FAISS index and searching it with all queries."""
     import faiss
 
     faiss.omp_set_num_threads(2)
     queries = np.load(folder / "queries.npy")
-    begin = time.perf_counter()
+    start = time.perf_counter()
     index = faiss.IndexFlatIP(WIDTH)
     for chunk in read(folder, times):
         index.add(chunk)
@@ -114,70 +123,73 @@ def theirs(folder: Path, times: int) -> dict[str, float]:
     scores, rows = index.search(queries, K)
     end = time.perf_counter()
     np.savez(folder / "theirs.npz", scores=scores, rows=rows)
-    return {"total_s": end - begin, "search_s": end - middle}
+    return {"total_s": end - start, "search_s": end - middle}
 
 
 def products(folder: Path, times: int) -> dict[str, float]:
-    """Multiply all rows with all queries in float32, by the faster of two libraries; no reading."""
+    """Return the seconds of all float32 products, by the faster of two libraries."""
     queries = np.load(folder / "queries.npy")
     sums = {"numpy": 0.0, "torch": 0.0}
     for chunk in read(folder, times):
-        for start in range(0, len(chunk), PRODUCT_ROWS):
-            part = chunk[start : start + PRODUCT_ROWS]
+        for first in range(0, len(chunk), PRODUCT_ROWS):
+            part = chunk[first : first + PRODUCT_ROWS]
             for name, multiply in (("numpy", np.matmul), ("torch", torch_product)):
-                begin = time.perf_counter()
+                start = time.perf_counter()
                 multiply(part, queries.T)
-                sums[name] += time.perf_counter() - begin
+                sums[name] += time.perf_counter() - start
     return {"total_s": min(sums.values()), "search_s": min(sums.values())}
 
 
-def torch_product(one: np.ndarray, other: np.ndarray) -> torch.Tensor:
-    """Return one @ other, float32."""
-    return torch.from_numpy(one) @ torch.from_numpy(other)
+def torch_product(left: np.ndarray, right: np.ndarray) -> torch.Tensor:
+    """Return left @ right, float32."""
+    return torch.from_numpy(left) @ torch.from_numpy(right)
 
 
 SIDES = {"ours": ours, "theirs": theirs, "products": products}
 
 
 def run(side: str, folder: Path, times: int = 1) -> dict[str, float]:
-    """Return seconds and peak memory in MB of one side in a process of its own."""
-    given = ["--side", side, "--folder", str(folder), "--times", str(times)]
-    command = [sys.executable, __file__, *given]
+    """Return the seconds and the peak memory in MB of one side, run in a process of its own."""
+    options = ["--side", side, "--folder", str(folder), "--times", str(times)]
+    command = [sys.executable, __file__, *options]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    print(folder.name, side, f"× {times}", found, flush=True)
-    return found
+    measured: dict[str, float] = json.loads(done.stdout)
+    print(folder.name, side, f"× {times}", measured, flush=True)
+    return measured
 
 
 def peak_mb() -> int:
-    """Return the peak memory of this process; `getrusage` would begin with the parent's."""
+    """Return the peak memory of this process in MB.
+
+    `getrusage` is not used, because its peak includes that of the parent before the fork.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def recall(folder: Path) -> float:
-    """Return the share of their scores that ours reach, place by place but for rounding."""
-    one, other = (np.load(folder / f"{side}.npz")["scores"] for side in ("ours", "theirs"))
-    return float((np.sort(one, axis=1) >= np.sort(other, axis=1) - 1e-6).mean())
+    """Return the share of FAISS's scores that our scores reach, rank by rank, up to rounding."""
+    own, expected = (np.load(folder / f"{side}.npz")["scores"] for side in ("ours", "theirs"))
+    return float((np.sort(own, axis=1) >= np.sort(expected, axis=1) - 1e-6).mean())
 
 
 def compare(folder: Path, rows: int, like_clip: bool) -> dict[str, float]:
-    """Return medians of what both sides took, and the recall."""
+    """Return the median measurements of both sides, and the recall."""
     folder.mkdir()
     write_vectors(folder, rows, like_clip)
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    runs: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for side in ("ours", "theirs", "theirs", "ours"):
-        found[side].append(run(side, folder))
+        runs[side].append(run(side, folder))
     result = {
-        f"{side}_{what}": statistics.median(one[what] for one in ones)
-        for side, ones in found.items()
-        for what in ones[0]
+        f"{side}_{key}": statistics.median(run[key] for run in of_side)
+        for side, of_side in runs.items()
+        for key in of_side[0]
     }
     return result | {"recall": recall(folder)}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both sides and print the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--side", choices=list(SIDES))
@@ -186,9 +198,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.side:
-        found = SIDES[options.side](options.folder, options.times)
-        seconds = {name: round(value, 3) for name, value in found.items()}
-        seconds["cpu_s"] = round(time.process_time(), 1)  # says more where others compute as well
+        measured = SIDES[options.side](options.folder, options.times)
+        seconds = {name: round(value, 3) for name, value in measured.items()}
+        seconds["cpu_s"] = round(time.process_time(), 1)  # more reliable on a shared machine
         print(json.dumps(seconds | {"peak_mb": peak_mb()}))
         return
     with tempfile.TemporaryDirectory(prefix="bench-retrieve-") as place:

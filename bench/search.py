@@ -1,15 +1,17 @@
-"""A search over vectors with a spectrum like CLIP's: how long, how exact, how long to get ready.
+"""Measure `namedmask search` over CLIP-like vectors: time, recall, and the time to make the index.
 
     python bench/search.py [rows] [kind] [folder]
 
-1,000,000 vectors of 768 numbers unless told otherwise, in a run folder as `embed` leaves it; with
-`folder` the vectors are kept there and used again. Eigenvalues fall as 1/i, 5,000 clusters hold 3/5
-of what is not common to all, and a text lies off the cone of the images: a drawn stand-in, no CLIP.
+By default there are 1,000,000 vectors of 768 numbers, in a run folder as `embed` leaves it. If
+`folder` is given, the vectors are kept there for the next run. The vectors are drawn at random, not
+computed by CLIP. Their eigenvalues fall as 1/i, and 5,000 clusters explain 3/5 of the variance
+around the mean. The texts lie outside the cone of the images, as with CLIP.
 
-`search_ms` is the median of 200 texts that no depth was chosen with, in process: index, exact
-scores, urls and captions, without the text's own vector (`text_ms`: the mini world's model).
-`start_s` is what the command takes beyond loading and searching, on 1,000 vectors with that model.
-The last line is JSON.
+`search_ms` is the median over 200 texts that the depth of the index was not chosen with. It covers
+index, exact scores, urls and captions, in one process, but not the embedding of the text.
+`command_s` is the time of the whole command over 1,000 vectors with the mini world's model.
+`start_s` is the same without loading the index and searching, and `text_model_s` is the time to
+load the model and embed the text. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -44,10 +46,11 @@ from namedmask.search.make import open_index
 from namedmask.verbs.search import search
 
 DIM, CLUSTERS, WAVE = 768, 5000, 20_000
+"""Width of a vector, number of clusters, and rows per wave."""
 
 
 class World:
-    """Directions that images and texts of one drawn world share."""
+    """A model of drawn image and text vectors, which share their directions."""
 
     dim = DIM
 
@@ -60,12 +63,15 @@ class World:
         self._clusters = self._draw(CLUSTERS, rng)
 
     def images(self, clusters: np.ndarray, seed: int) -> np.ndarray:
-        """Return a vector (N, 768) float32, unit L2 norm, for each cluster number."""
+        """Return one image vector per cluster number, (N, 768) float32, unit L2 norm."""
         own = self._draw(len(clusters), np.random.default_rng(seed))
         return unit(0.71 * self._image + 0.55 * self._clusters[clusters] + 0.45 * own)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return a vector (N, 768) float32 for each text: it ends with its cluster's number."""
+        """Return one vector per text, (N, 768) float32, unit L2 norm.
+
+        A text ends with the number of its cluster.
+        """
         rows = []
         for text in texts:
             own = self._draw(1, np.random.default_rng(zlib.crc32(text.encode())))[0]
@@ -78,11 +84,12 @@ class World:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return the vectors (…, D), scaled to unit L2 norm."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def embedder(config: Any) -> World:
-    """Return the text side of the drawn world, by the dotted path `search:embedder`."""
+    """Return the text encoder; the config names it by the path `search:embedder`."""
     return World()
 
 
@@ -92,6 +99,7 @@ def config_of(out: Path, kind: str, model: str) -> Config:
 
 
 def add_wave(out: Path, number: int, vectors: np.ndarray, captions: list[str]) -> None:
+    """Write a wave of vectors (N, D) float32 to the run folder `out`, as `embed` does."""
     rows = range(number * WAVE, number * WAVE + len(vectors))
     flat = pa.array(vectors.ravel())
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
@@ -109,6 +117,7 @@ def add_wave(out: Path, number: int, vectors: np.ndarray, captions: list[str]) -
 
 
 def write_store(out: Path, count: int, world: World) -> None:
+    """Write `count` vectors to the run folder `out`, except for the waves that it has already."""
     rng = np.random.default_rng(1)
     for number, start in enumerate(range(0, count, WAVE)):
         clusters = rng.integers(0, CLUSTERS, min(WAVE, count - start))
@@ -118,8 +127,8 @@ def write_store(out: Path, count: int, world: World) -> None:
         add_wave(out, number, world.images(clusters, 2 + number), captions)
 
 
-def start_of_the_command(folder: Path) -> dict[str, float]:
-    """Return seconds of `namedmask search` over 1,000 vectors with the mini world's model."""
+def time_command(folder: Path) -> dict[str, float]:
+    """Return the seconds of `namedmask search` over 1,000 vectors with the mini world's model."""
     config = config_of(folder, "flat", "miniworld")
     probe = QueryEncoder(config.embed)({"cat": Prompts(["a cat"], ("{}",))})["cat"]
     vectors = unit(np.random.default_rng(0).standard_normal((1000, probe.shape[1])))
@@ -129,9 +138,9 @@ def start_of_the_command(folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "namedmask", "search", str(folder), "a zebra", "--json"]
     walls, texts, starts = [], [], []
     for _ in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        walls.append(time.perf_counter() - began)
+        walls.append(time.perf_counter() - start)
         seconds = json.loads(done.stdout)["seconds"]
         texts.append(seconds["text"])
         starts.append(walls[-1] - seconds["load"] - seconds["search"])
@@ -148,15 +157,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(sys.argv[3]) if len(sys.argv) > 3 else Path(scratch) / "run"
         world = World()
-        began = time.perf_counter()
+        start = time.perf_counter()
         write_store(out, count, world)
-        print(f"{count:,} vectors written in {time.perf_counter() - began:.0f} s", flush=True)
-        found = measure(out, count, kind, world) | start_of_the_command(Path(scratch) / "small")
-    print(json.dumps(found))
+        print(f"{count:,} vectors written in {time.perf_counter() - start:.0f} s", flush=True)
+        result = measure(out, count, kind, world) | time_command(Path(scratch) / "small")
+    print(json.dumps(result))
 
 
 class Peak(threading.Thread):
-    """The most memory that is no page of a file, in MiB, while the block lasts."""
+    """Record the peak of anonymous memory in MiB while the `with` block runs."""
 
     def __enter__(self) -> Peak:
         self.mib, self._done = 0, threading.Event()
@@ -174,22 +183,23 @@ class Peak(threading.Thread):
 
 
 def measure(out: Path, count: int, kind: str, world: World) -> dict[str, Any]:
+    """Make the index, load it, search it with 200 texts, and return the measurements."""
     config = config_of(out, kind, "search:embedder").search
-    store, silent = EmbeddingStore(Ledger(out)), SilentProgress()
+    store, progress = EmbeddingStore(Ledger(out)), SilentProgress()
     start = time.perf_counter()
     with Peak() as peak:
-        _, _, made = open_index(out, store, config, world.embed_texts, silent)
+        _, _, made = open_index(out, store, config, world.embed_texts, progress)
     between = time.perf_counter()
-    index, manifest, _ = open_index(out, store, config, world.embed_texts, silent)
+    index, manifest, _ = open_index(out, store, config, world.embed_texts, progress)
     ended = time.perf_counter()
     rng = np.random.default_rng(9)
     texts = [f"a new text {n} of {k}" for n, k in enumerate(rng.integers(0, CLUSTERS, 200))]
     times = []
     for query in world.embed_texts(texts):
-        began = time.perf_counter()
+        begin = time.perf_counter()
         ((_, rows),) = index.search(query[None], 50)
         assert len(index.rows.table(rows)) == 50
-        times.append(1000 * (time.perf_counter() - began))
+        times.append(1000 * (time.perf_counter() - begin))
     sizes = {name: round(file["size"] / 2**20) for name, file in manifest["files"].items()}
     return {
         "rows": count,

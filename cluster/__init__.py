@@ -1,1 +1,1 @@
-"""Where a run can go: a local cluster that grows as one in a cloud does, and files for clouds."""
+"""Clusters for runs: a local one that grows like a cluster in a cloud, and files for clouds."""

@@ -1,12 +1,12 @@
-"""Whether a run's pools grow with a cluster, and the cluster shrinks after it: a plot and JSON.
+"""A measurement of how a run's pools and its cluster grow and shrink, as a plot and JSON.
 
     python -m cluster.autoscale [--out autoscale.png] [--images 1600] [--max-workers 4]
 
-Starts the local cluster with a small head, and the job `ray_jobs.embed` on a folder of drawn
-pictures with `embed.actors` from 1 to as many as there can be workers. The embedder takes a second
-for ten pictures, most of it asleep, so that more actors are faster even on one core, as they are on
-many machines. Every half second the nodes and the actors of the embed pool are counted, until the
-cluster is its head alone again.
+The program starts the local cluster with a small head, and runs `ray_jobs.embed` on a folder of
+generated images, with `embed.actors` from 1 to the largest number of workers. The embedder takes a
+second per ten images and sleeps most of it, so that more actors are faster even on one core, as
+they are on many machines. The nodes and the actors of the embed pool are counted every half second,
+until only the head of the cluster is left.
 """
 
 from __future__ import annotations
@@ -30,34 +30,41 @@ from cluster.local import Shape, cluster, leave_when_terminated
 
 ROOT = Path(__file__).parents[1]
 EVERY_S = 0.5
+"""Seconds between two samples."""
+
 BATCH = 10
-SECONDS_A_BATCH = 1.0
+"""Number of images per batch, and per wave."""
+
+SECONDS_PER_BATCH = 1.0
+"""Seconds that the embedder sleeps per batch."""
+
 GIVE_UP_S = 600.0
+"""Seconds after which the measurement ends, whatever is still running."""
 
 
 class SlowEmbedder:
-    """Vectors of the mean color; slow, as a large network is, without needing the core for it."""
+    """An embedder of mean colors that is as slow as a large network, but leaves the core idle."""
 
     dim = 3
 
     def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
-        """Return (B, 3) float32 after a second."""
-        time.sleep(SECONDS_A_BATCH)
+        """Return the vectors of B images, (B, 3) float32, unit L2 norm, after a second."""
+        time.sleep(SECONDS_PER_BATCH)
         means = np.array([image.mean((0, 1)) for image in images], np.float32) + 1
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Return (T, 3) float32, all equal."""
+        """Return the vectors of T texts, (T, 3) float32, unit L2 norm, all equal."""
         return np.full((len(texts), 3), 3**-0.5, np.float32)
 
 
 def slow_embedder(config: Any) -> SlowEmbedder:
-    """Return the embedder that the run file names."""
+    """Return the embedder; the run file names this function."""
     return SlowEmbedder()
 
 
 def write_run(folder: Path, images: int, actors: int) -> Path:
-    """Write pictures and a run file below `folder`; return the run file."""
+    """Write images and a run file below `folder`; return the run file."""
     pictures = folder / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -76,7 +83,7 @@ def write_run(folder: Path, images: int, actors: int) -> Path:
 
 
 def measure(images: int, max_workers: int) -> dict[str, Any]:
-    """Return samples of a run, `[seconds, nodes, embed actors]`, and what they come to."""
+    """Run the measurement; return its samples, `[seconds, nodes, embed actors]`, and a summary."""
     shape = Shape(
         head_cpus=1, max_workers=max_workers, worker_cpus=1, idle_s=10.0, port=6399,
         dashboard_port=8299, client_port=9399, object_store_mb=100,
@@ -84,11 +91,11 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
     python_path = {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as name, cluster(shape, python_path) as head:
         run_file = write_run(Path(name), images, max_workers)
-        os.environ.update(head.variables)  # before ray is imported: it reads the token then
+        os.environ.update(head.variables)  # before the import of ray, which reads the token
         import ray
 
         ray.init(head.address, log_to_driver=False, logging_level=logging.WARNING)
-        leave_when_terminated()  # Ray's own handler, set just now, leaves no blocks
+        leave_when_terminated()  # `ray.init` has set a handler that does not leave the blocks
         try:
             command = [sys.executable, "-m", "ray_jobs.embed", "--config", str(run_file)]
             job = subprocess.Popen(
@@ -112,7 +119,7 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
 
 
 def _watch(job: subprocess.Popen[str]) -> tuple[list[list[float]], float]:
-    """Return the samples until the cluster is its head alone again, and when the job ended."""
+    """Return the samples until only the head is left, and the time at which the job ended."""
     began, samples, ended = time.monotonic(), [], 0.0
     while (now := round(time.monotonic() - began, 1)) < GIVE_UP_S:
         samples.append([now, *_count()])
@@ -125,7 +132,7 @@ def _watch(job: subprocess.Popen[str]) -> tuple[list[list[float]], float]:
 
 
 def _count() -> tuple[int, int]:
-    """Return how many nodes there are, and how many actors of the embed pool are up."""
+    """Return the number of nodes, and the number of running actors of the embed pool."""
     import ray
     from ray.util.state import list_actors
 
@@ -136,13 +143,13 @@ def _count() -> tuple[int, int]:
     )
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Draw nodes and actors over time, one step line each, and where the run ended."""
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw nodes and actors over time as step lines, and a line at the end of the run."""
     width, height, left, top, right, bottom = 900, 360, 50, 40, 20, 40
     picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture)
-    last = max(found["samples"][-1][0], 1.0)
-    most = max(found["most_nodes"], found["most_actors"])
+    last = max(result["samples"][-1][0], 1.0)
+    most = max(result["most_nodes"], result["most_actors"])
 
     def place(seconds: float, count: float) -> tuple[float, float]:
         x = left + seconds / last * (width - left - right)
@@ -153,12 +160,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         pen.text((left - 20, place(0, count)[1] - 6), str(count), "black")
     for seconds in range(0, int(last) + 1, 10):
         pen.text((place(seconds, 0)[0] - 6, height - bottom + 8), f"{seconds} s", "black")
-    pen.line([place(found["run_s"], 0), place(found["run_s"], most + 0.5)], "#888888")
-    pen.text((place(found["run_s"], 0)[0] + 4, top - 6), "run ended", "#888888")
+    pen.line([place(result["run_s"], 0), place(result["run_s"], most + 0.5)], "#888888")
+    pen.text((place(result["run_s"], 0)[0] + 4, top - 6), "run ended", "#888888")
     for column, color, word in ((1, "#1f77b4", "nodes"), (2, "#d62728", "actors of embed")):
-        shift = (column - 1) * 3  # so that equal counts stay two lines
+        shift = (column - 1) * 3  # keeps two lines visible where the counts are equal
         steps: list[tuple[float, float]] = []
-        for sample in found["samples"]:
+        for sample in result["samples"]:
             x, y = place(sample[0], sample[column])
             steps += [(x, steps[-1][1] if steps else y - shift), (x, y - shift)]
         pen.line(steps, color, 3)
@@ -167,15 +174,15 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, draw, and write one line of JSON to stdout."""
+    """Run the measurement, draw the plot, and write one line of JSON to stdout."""
     parser = argparse.ArgumentParser(prog="python -m cluster.autoscale")
     parser.add_argument("--out", type=Path, default=Path("autoscale.png"))
     parser.add_argument("--images", type=int, default=1600)
     parser.add_argument("--max-workers", type=int, default=4)
     given = parser.parse_args(arguments)
-    found = measure(given.images, given.max_workers)
-    draw(found, given.out)
-    sys.stdout.write(json.dumps(found | {"plot": str(given.out)}) + "\n")
+    result = measure(given.images, given.max_workers)
+    draw(result, given.out)
+    sys.stdout.write(json.dumps(result | {"plot": str(given.out)}) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""A cluster on this machine that grows and shrinks as one in a cloud does, with one command.
+"""A cluster on this machine that grows and shrinks like a cluster in a cloud.
 
     python -m cluster.local --max-workers 3
 
-It runs until Ctrl-C, and writes to stdout what to set in another terminal to use it. Its nodes are
-processes of this machine, begun and ended by Ray's own autoscaler through its test provider: a run
-sees nodes join when it asks for more than there is, and leave when idle. It is for trying out and
-for tests; all nodes share the cores there are, so nothing gets faster.
+The command runs until Ctrl-C, and writes to stdout the commands that make another terminal use the
+cluster. The nodes are processes of this machine, which Ray's own autoscaler starts and ends through
+its test provider. So nodes join when a run asks for more than the cluster has, and leave when they
+are idle. The cluster is for trials and tests; all nodes share the cores of this machine, so more
+nodes do not make a run faster.
 
-`ray.cluster_utils.AutoscalingCluster` would do the same, but wants a file that Ray's wheel does not
-hold, and ends every other Ray of this machine when it starts.
+`ray.cluster_utils.AutoscalingCluster` would do the same, but it needs a file that Ray's wheel does
+not contain, and it ends every other Ray on this machine when it starts.
 """
 
 from __future__ import annotations
@@ -32,16 +33,24 @@ from pathlib import Path
 from typing import Any
 
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+"""Class of Ray's test provider, whose nodes are processes."""
+
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
-"""The id under which the provider knows the head."""
+"""Node id of the head in the test provider."""
 
 START_S = 120.0
+"""Seconds that a head may take to start."""
+
 STOP_S = 20.0
+"""Seconds that a head may take to end by itself."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a local cluster is made of. A head of 0 CPUs runs nothing but what leads a run."""
+    """The size and the ports of a local cluster.
+
+    A head with 0 CPUs runs only the drivers and the coordinating actors of a run.
+    """
 
     head_cpus: int = 0
     max_workers: int = 3
@@ -55,7 +64,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Head:
-    """A head that is up."""
+    """The head of a running cluster: its addresses and its token."""
 
     address: str
     dashboard: str
@@ -69,26 +78,27 @@ class Head:
 
 @contextmanager
 def cluster(shape: Shape, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Yield the head of a cluster of that shape, which ends with the block.
+    """Start a cluster of a shape, yield its head, and end the cluster with the block.
 
-    `environment` is added to that of all its processes. Only processes of this cluster are ended.
+    `environment` is added to the environment of all its processes. No process of another cluster
+    is ended.
 
     Raises:
-        RuntimeError: it does not start; the message holds what Ray said.
+        RuntimeError: the cluster does not start; the message contains Ray's log.
     """
     head = Head(_address(shape), f"http://127.0.0.1:{shape.dashboard_port}", secrets.token_hex(32))
     variables = _environment(shape, head.token) | dict(environment or {})
-    # short, since the paths of its sockets are at most 107 characters long
+    # a short path, since the paths of Ray's sockets may have at most 107 characters
     with tempfile.TemporaryDirectory(prefix="nm-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         process = _begin(shape, folder, variables)
         try:
-            if not _answers(head, process):  # it gives itself 30 s, too few on a busy machine
+            if not _answers(head, process):  # a busy machine needs more than Ray's 30 s
                 _end(process)
                 process = _begin(shape, folder, variables)
                 if not _answers(head, process):
-                    said = (folder / "log").read_text(errors="replace")[-2000:]
-                    raise RuntimeError(f"no Ray answers at {head.dashboard}; it said:\n{said}")
+                    log = (folder / "log").read_text(errors="replace")[-2000:]
+                    raise RuntimeError(f"no Ray answers at {head.dashboard}; its log:\n{log}")
             yield head
         finally:
             _end(process)
@@ -119,7 +129,11 @@ def _command(shape: Shape, folder: Path) -> list[str]:
 
 
 def _address(shape: Shape) -> str:
-    """Return where the head listens, as Ray finds it; ray must not be imported yet."""
+    """Return the address at which the head listens, as Ray itself would choose it.
+
+    Ray's own function is of no use here: ray reads the token when it is imported, so that it must
+    not be imported yet.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("8.8.8.8", 80))  # sends nothing
         return f"{probe.getsockname()[0]}:{shape.port}"
@@ -133,7 +147,7 @@ def _autoscaling(shape: Shape) -> dict[str, Any]:
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": shape.idle_s / 60,
         "provider": {
-            # by its module: under its name `fake_multinode` it wants that missing file too
+            # given by its module, since the name `fake_multinode` needs the missing file as well
             "type": "external", "module": PROVIDER, "launch_multiple": True,
             "head_node_id": HEAD_ID, "gcs_address": _address(shape),
             "disable_node_updaters": True, "disable_launch_config_check": True,
@@ -159,7 +173,7 @@ def _environment(shape: Shape, token: str) -> dict[str, str]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
-        # jobs are started as `python -m ...`, which should be this one
+        # jobs are started as `python -m ...`, which must be this Python
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
     }
     environment.pop("RAY_ADDRESS", None)
@@ -175,7 +189,7 @@ def _environment(shape: Shape, token: str) -> dict[str, str]:
 
 
 def _answers(head: Head, process: subprocess.Popen[bytes]) -> bool:
-    """Return whether the head comes up; it does not when its process ends or takes too long."""
+    """Wait for the head; return False if its process ends or takes longer than `START_S`."""
     request = urllib.request.Request(
         f"{head.dashboard}/api/version", headers={"Authorization": f"Bearer {head.token}"}
     )
@@ -192,34 +206,34 @@ def _answers(head: Head, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the head, which ends its own, and then whatever is left of the session it began."""
+    """End the head, which ends its own processes, and then any process left in its session."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
-    for one in _session(process.pid):
+    for pid in _session(process.pid):
         with suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
 def _session(leader: int) -> list[int]:
-    """Return the processes of a session; Ray's workers are in groups of their own."""
-    found = []
+    """Return the ids of a session's processes; Ray's workers have process groups of their own."""
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
             if int(session) == leader and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
 def leave_when_terminated() -> None:
-    """Have SIGTERM leave the blocks that this process is in, so that no cluster outlives it."""
+    """Make SIGTERM end this process by an exception, so that `cluster` ends its processes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Keep a cluster up until Ctrl-C."""
+    """Run a cluster until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m cluster.local")
     for name, default in vars(Shape()).items():
         flag = f"--{name.replace('_', '-')}"

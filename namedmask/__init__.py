@@ -1,7 +1,7 @@
 """Category names in, semantic segmenter out.
 
-The names below are the public ones; each is imported when it is first used, so that
-`import namedmask` loads neither torch nor anything else that is slow.
+The names in `__all__` are the public API. Each of them is imported on first use, so that
+`import namedmask` loads neither torch nor any other slow module.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ __all__ = [
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package that imports its public names when used.
+    """Return the `__getattr__` and `__dir__` of a package that imports public names on first use.
 
     Args:
         package: the package's own `__name__`.
-        homes: the module of each public name, relative to the package.
+        homes: the module that defines each public name, relative to the package.
     """
 
     def get(name: str) -> Any:

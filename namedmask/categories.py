@@ -1,14 +1,15 @@
-"""Category sets (names in label order) and the prompt templates that CLIP is asked with.
+"""Category sets (names in label order) and the prompt templates for CLIP's text encoder.
 
-A category has a label name, which is what the segmenter and the reports call it, and a query,
-which is what CLIP is asked; they differ where the name alone is ambiguous ("crane").
+A category has a label name, which the segmenter and the reports use, and a query, which goes into
+the prompts for CLIP. The two differ where the name alone is ambiguous ("crane").
 
-A set is one TOML file: `names = [...]` in label order, or ImageNet classes by their index, either
-`imagenet_indices = [...]` or `imagenet_absent = [...]` (all the others); and a table `[queries]`
-from a name to its query where the two differ.
+A category set is one TOML file. It holds `names = [...]` in label order, or ImageNet classes by
+index: either `imagenet_indices = [...]` or `imagenet_absent = [...]` (all classes but these). An
+optional table `[queries]` maps a name to its query where the two differ.
 
-Differs: the method's ImageNet-S names are each synset's first synonym; ours are open_clip's names,
-which tell more namesakes apart ("kite (bird of prey)"), with the method's four renames as queries.
+Differs: the method's ImageNet-S names are each synset's first synonym; here they are open_clip's
+names, which distinguish more homonyms ("kite (bird of prey)"). The method's four renames are kept
+as queries.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from namedmask.errors import ConfigError, unknown_name
 from namedmask.schema.columns import IGNORE
 
 PROMPT_TEMPLATES: tuple[str, ...]
-"""The method's 85: open_clip's 80 for ImageNet, then five about a scene. Made on first use."""
+"""The method's 85 prompt templates: open_clip's 80 for ImageNet, then `SCENE_TEMPLATES`.
+
+They are loaded on first use.
+"""
 
 SCENE_TEMPLATES = (
     "there is a {} in the scene.",
@@ -40,12 +44,13 @@ SCENE_TEMPLATES = (
     "this is the {} in the scene.",
     "this is one {} in the scene.",
 )
+"""The method's five prompt templates that mention a scene."""
 
 PEOPLE = frozenset(
     ("person", "people", "man", "men", "woman", "women", "child", "children", "boy", "girl",
      "human", "rider", "pedestrian", "groom", "diver", "ballplayer")
 )  # fmt: skip
-"""Words whose categories are people."""
+"""Words that mark a category as one of people when its name contains them."""
 
 _FOLDER = resources.files("namedmask").joinpath("data", "category_sets")
 
@@ -55,10 +60,11 @@ SHIPPED = tuple(sorted(Path(file.name).stem for file in _FOLDER.iterdir()))
 
 @dataclass(frozen=True)
 class CategorySet:
-    """Categories in label order: label id i + 1 is `names[i]`, asked for as `queries[i]`.
+    """Categories in label order; label id i + 1 has the name `names[i]` and the query `queries[i]`.
 
     Raises:
-        ConfigError: no names, an empty one, two equal ones, or too many for a label id.
+        ConfigError: there are no names, a name or query is empty, two names or two queries are
+            equal, or there are more names than label ids.
     """
 
     name: str
@@ -66,25 +72,25 @@ class CategorySet:
     queries: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        place = f"category set '{self.name}'"
+        location = f"category set '{self.name}'"
         if not self.names:
-            raise ConfigError(f"{place} has no names; give at least one.")
+            raise ConfigError(f"{location} has no names; give at least one.")
         if len(self.names) >= IGNORE:
             raise ConfigError(
-                f"{place} has {len(self.names)} names; label id {IGNORE} would collide with the "
+                f"{location} has {len(self.names)} names; label id {IGNORE} would collide with the "
                 f"ignore id. Expected at most {IGNORE - 1}."
             )
-        _refuse_empty(place, "name", self.names)
-        _refuse_empty(place, "query", self.queries)
-        _refuse_equal(place, "name", self.names, str)
-        _refuse_equal(place, "query", self.queries, str.lower)  # CLIP reads lower case
+        _refuse_empty(location, "name", self.names)
+        _refuse_empty(location, "query", self.queries)
+        _refuse_equal(location, "name", self.names, str)
+        _refuse_equal(location, "query", self.queries, str.lower)  # CLIP lowercases texts
 
 
 def load_category_set(name_or_path: str | Path) -> CategorySet:
-    """Return a shipped category set by its name, or the one in a TOML file.
+    """Return the shipped category set of this name, or the category set in a TOML file.
 
     Raises:
-        ConfigError: no such set or file, or a file that does not hold a category set.
+        ConfigError: the set or the file does not exist, or the file does not hold a category set.
     """
     path = Path(name_or_path)
     if str(name_or_path) in SHIPPED:
@@ -103,10 +109,11 @@ def load_category_set(name_or_path: str | Path) -> CategorySet:
 
 
 def category_set_of(config: CategoriesConfig) -> CategorySet:
-    """Return the category set that the `categories` section asks for.
+    """Return the category set that the `categories` section selects.
 
     Raises:
-        ConfigError: neither `set` nor `names` is given, or both are; or the set itself is wrong.
+        ConfigError: the section gives neither `set` nor `names`, or both; the set is not valid; or
+            `each` has settings for a category that is not in the set.
     """
     if config.set and config.names:
         raise ConfigError("categories: both 'set' and 'names' are given; remove one of them.")
@@ -126,15 +133,19 @@ def category_set_of(config: CategoriesConfig) -> CategorySet:
 
 
 def configured_names(config: CategoriesConfig) -> tuple[str, ...]:
-    """Return the label names that the `categories` section gives, none where it gives nothing."""
+    """Return the label names of the `categories` section, or () if it selects no category.
+
+    Raises:
+        ConfigError: as `category_set_of`, except that the section may be empty.
+    """
     return category_set_of(config).names if config.set or config.names else ()
 
 
 def templates_of(config: CategoriesConfig) -> tuple[str, ...]:
-    """Return the prompt templates of the `categories` section; the method's 85 when it gives none.
+    """Return the prompt templates of the `categories` section, by default the method's 85.
 
     Raises:
-        ConfigError: a template without exactly one `{}`.
+        ConfigError: a template does not contain `{}` exactly once.
     """
     for template in config.templates:
         if template.count("{}") != 1:
@@ -143,31 +154,32 @@ def templates_of(config: CategoriesConfig) -> tuple[str, ...]:
 
 
 def face_warning(config: CategoriesConfig, faces_enabled: bool) -> str:
-    """Return what the face filter would do to categories of people; empty where there are none.
+    """Return a warning if the face filter is on and categories are people; otherwise "".
 
     Raises:
         ConfigError: as `category_set_of`.
     """
-    names = [one for one in category_set_of(config).names if PEOPLE & {*one.lower().split()}]
+    names = [name for name in category_set_of(config).names if PEOPLE & {*name.lower().split()}]
     if not faces_enabled or not names:
         return ""
     return (
         f"faces.enabled drops every image with a face, and these categories are people: "
-        f"{', '.join(names)}. What is left of their archives shows people from behind or afar, or "
-        "none; other categories lose the images with people in them. The released VOC2012 weights "
-        "were made without it: set faces.enabled = false where that is allowed."
+        f"{', '.join(names)}. The images left in their archives show people from behind or from "
+        "afar, or nobody. Other categories lose their images with people. The released VOC2012 "
+        "weights were made without the face filter. Set faces.enabled = false where that is "
+        "allowed."
     )
 
 
 def fill(template: str, query: str) -> str:
-    """Return the prompt of a template for a query; other braces stay as they are."""
+    """Return the template with `{}` replaced by the query; other braces stay as they are."""
     return template.replace("{}", query)
 
 
 def slug(name: str) -> str:
-    """Return a file-name-safe text for a label name: "crane bird" becomes "crane-bird".
+    """Return a label name as text that is safe in file names: "crane bird" becomes "crane-bird".
 
-    Not unique by itself: "a/b" and "a b" share one. Put the label id before it.
+    The result is not unique: "a/b" and "a b" both become "a-b". Put the label id in front of it.
     """
     ascii_text = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     safe = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")[:48]
@@ -188,9 +200,9 @@ def _prompt_templates() -> tuple[str, ...]:
 
 @cache
 def _open_clip_lists() -> ModuleType:
-    """Return open_clip's module of names and templates, loaded by itself.
+    """Return open_clip's module of class names and templates without importing open_clip.
 
-    Importing the package around it takes seconds: it brings torch, torchvision and timm.
+    Importing the whole package takes seconds because it imports torch, torchvision and timm.
     """
     package = importlib.util.find_spec("open_clip")
     assert package is not None and package.origin is not None
@@ -203,68 +215,70 @@ def _open_clip_lists() -> ModuleType:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """Return open_clip's names of the 1000 ImageNet classes, in the order of sorted wnids."""
+    """Return open_clip's names of the 1,000 ImageNet classes, in the order of the sorted wnids."""
     return tuple(_open_clip_lists().IMAGENET_CLASSNAMES)
 
 
 def _category_set_of_tree(name: str, tree: Mapping[str, Any]) -> CategorySet:
-    place = f"category set '{name}'"
+    location = f"category set '{name}'"
     queries = tree.get("queries", {})
     sources = [key for key in _NAMES_FROM if key in tree]
     for key in tree:
         if key not in (*_NAMES_FROM, "queries"):
-            raise unknown_name(f"{place}: key", key, (*_NAMES_FROM, "queries"))
+            raise unknown_name(f"{location}: key", key, (*_NAMES_FROM, "queries"))
     if len(sources) != 1:
         raise ConfigError(
-            f"{place}: expected one of {', '.join(_NAMES_FROM)}; "
+            f"{location}: expected one of {', '.join(_NAMES_FROM)}; "
             f"got {' and '.join(sources) or 'none'}."
         )
     values = tree[sources[0]]
     if not isinstance(values, list) or not isinstance(queries, dict):
-        raise ConfigError(f"{place}: '{sources[0]}' must be a list and 'queries' a table.")
-    names = _NAMES_FROM[sources[0]](place, values)
+        raise ConfigError(f"{location}: '{sources[0]}' must be a list and 'queries' a table.")
+    names = _NAMES_FROM[sources[0]](location, values)
     for label_name in queries:
         if label_name not in names:
-            raise unknown_name(f"{place}: queries: name", label_name, names)
+            raise unknown_name(f"{location}: queries: name", label_name, names)
     return CategorySet(name, names, tuple(queries.get(label, label) for label in names))
 
 
-def _names_as_given(place: str, values: Sequence[Any]) -> tuple[str, ...]:
+def _names_as_given(location: str, values: Sequence[Any]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _names_of_indices(place: str, values: Sequence[Any]) -> tuple[str, ...]:
+def _names_of_indices(location: str, values: Sequence[Any]) -> tuple[str, ...]:
     names = imagenet_names()
     for value in values:
         if not isinstance(value, int) or not 0 <= value < len(names):
-            raise ConfigError(f"{place}: {value!r} is no ImageNet index; expected 0 to 999.")
+            raise ConfigError(f"{location}: {value!r} is not an ImageNet index; expected 0 to 999.")
     return tuple(names[index] for index in values)
 
 
-def _names_of_the_others(place: str, values: Sequence[Any]) -> tuple[str, ...]:
-    _names_of_indices(place, values)
+def _names_of_other_indices(location: str, values: Sequence[Any]) -> tuple[str, ...]:
+    _names_of_indices(location, values)
     return tuple(name for index, name in enumerate(imagenet_names()) if index not in values)
 
 
 _NAMES_FROM: dict[str, Callable[[str, Sequence[Any]], tuple[str, ...]]] = {
     "names": _names_as_given,
     "imagenet_indices": _names_of_indices,
-    "imagenet_absent": _names_of_the_others,
+    "imagenet_absent": _names_of_other_indices,
 }
 
 
-def _refuse_empty(place: str, kind: str, texts: Sequence[Any]) -> None:
+def _refuse_empty(location: str, kind: str, texts: Sequence[Any]) -> None:
     for index, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{place}: {kind} {index + 1} is {text!r}; expected a text.")
+            raise ConfigError(f"{location}: {kind} {index + 1} is {text!r}; expected text.")
 
 
-def _refuse_equal(place: str, kind: str, texts: Sequence[str], key: Callable[[str], str]) -> None:
+def _refuse_equal(
+    location: str, kind: str, texts: Sequence[str], key: Callable[[str], str]
+) -> None:
     first: dict[str, int] = {}
     for index, text in enumerate(texts):
         earlier = first.setdefault(key(text), index)
         if earlier != index:
             raise ConfigError(
-                f"{place}: {kind} {earlier + 1} and {kind} {index + 1} are both '{text}'. Remove "
-                "one, or tell them apart as 'crane bird' and 'tower crane' do."
+                f"{location}: {kind} {earlier + 1} and {kind} {index + 1} are both '{text}'. "
+                "Remove one of them, or make them differ, as 'crane bird' and 'tower crane' do."
             )

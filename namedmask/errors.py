@@ -1,17 +1,18 @@
-"""The exception tree: what can end a run, and with which exit code.
+"""The exceptions that end a run, and the exit code of the command line for each.
 
-    NamedMaskError             exit 1: the run itself failed
-    ├── InputError             exit 2: something the user gave is wrong
-    │   ├── ConfigError        a run file or an override
-    │   ├── SchemaError        a table without the columns or types a stage needs
-    │   ├── CheckpointError    weights or a checkpoint that do not fit
-    │   ├── MissingExtraError  an optional package that this run needs
-    │   └── ClusterTooSmallError  a Ray cluster that the run would wait on for ever
-    ├── TooManyFailuresError   more bad rows than `run.max_failure_share` allows
-    └── JobError               a submitted job that did not end well; its own exit code
+    NamedMaskError               exit 1: the run itself failed
+    ├── InputError               exit 2: the user's input cannot be used
+    │   ├── ConfigError          a run file or an override is wrong
+    │   ├── SchemaError          a table lacks a column or type that a stage needs
+    │   ├── CheckpointError      weights or a checkpoint do not fit
+    │   ├── MissingExtraError    an optional package that the run needs is not installed
+    │   └── ClusterTooSmallError a Ray cluster lacks CPUs or GPUs, so the run would wait forever
+    ├── TooManyFailuresError     more rows failed than `run.max_failure_share` allows
+    └── RayJobError              a Ray job did not finish well; the exit code is that of the job
 
-A bad *row* is never an exception: it is a value of its `status` column (see schema.py).
-Every message names the place, what was expected, what was found, and the way out.
+A failed *row* never raises an exception. Its `status` column says what went wrong (see
+schema/status.py). Every message names the place, what was expected, what was found, and what the
+user can do.
 """
 
 from __future__ import annotations
@@ -21,43 +22,43 @@ from collections.abc import Iterable
 
 
 class NamedMaskError(Exception):
-    """A run failed; the message says where and what to do."""
+    """A run failed; the message says where, and what the user can do."""
 
     exit_code = 1
 
 
 class InputError(NamedMaskError):
-    """Something the user gave cannot be used as it is."""
+    """An input from the user cannot be used as it is."""
 
     exit_code = 2
 
 
 class ConfigError(InputError):
-    """A run file, an override or a name in it is wrong."""
+    """A run file, an override or a name in either of them is wrong."""
 
 
 class SchemaError(InputError):
-    """A table lacks a column, or holds it in another type, than the reader needs."""
+    """A table lacks a column that its reader needs, or has the column in another type."""
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing, truncated, or made for another network."""
+    """A checkpoint is missing, truncated, or was made for another network."""
 
 
 class MissingExtraError(InputError):
-    """An optional package is needed and not installed."""
+    """The run needs an optional package that is not installed."""
 
 
 class ClusterTooSmallError(InputError):
-    """The cluster has not, and will not have, what the run needs at once."""
+    """The Ray cluster cannot provide the CPUs or GPUs that the run needs at the same time."""
 
 
 class TooManyFailuresError(NamedMaskError):
-    """So many rows failed that going on would waste the run."""
+    """So many rows failed that it would be a waste to continue the run."""
 
 
 class RayJobError(NamedMaskError):
-    """A job on a cluster did not end well, or is followed no longer."""
+    """A Ray job failed, was stopped, or is no longer followed by this process."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -65,7 +66,7 @@ class RayJobError(NamedMaskError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """A ConfigError for a name that is not in a registry, with the nearest known name."""
+    """Return a ConfigError for a name that is not in a registry; it proposes the closest name."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""

@@ -1,7 +1,8 @@
-"""How well predicted label maps agree with true ones: a confusion matrix and what follows from it.
+"""Scores of predicted against true label maps: confusion matrix, IoU, mean IoU, pixel accuracy.
 
-Method: one confusion matrix over a whole split, background counts as a label, ignored pixels count
-nowhere. Differs: the original also skips true labels that it has no logit for; here they raise.
+Method: one confusion matrix covers a whole split; background counts as a label; ignored pixels are
+left out. Differs: the original also skips true labels that the network has no logit for; here they
+raise an error.
 """
 
 from __future__ import annotations
@@ -14,37 +15,41 @@ from namedmask.errors import InputError
 from namedmask.schema.columns import IGNORE
 
 Absent = Literal["skip", "zero"]
-"""What a label counts that neither truth nor prediction has: nothing, or an IoU of 0."""
+"""How a mean treats a label in neither truth nor prediction: skip it, or count an IoU of 0."""
 
 
 class ConfusionMatrix:
-    """Pixels by true and predicted label.
+    """Numbers of pixels by true and predicted label.
 
-    `counts` is (K, K) int64: `counts[t, p]` pixels have the true label t and were predicted p.
+    `counts` is (K, K) int64; `counts[t, p]` is the number of pixels with the true label t and the
+    predicted label p.
+
+    Raises:
+        InputError: there is no label, or the ignore id is a label id.
     """
 
     def __init__(self, num_labels: int, ignore_id: int = IGNORE) -> None:
         if num_labels < 1 or 0 <= ignore_id < num_labels:
             raise InputError(
-                f"a confusion matrix needs at least one label, and an ignore id that is none of "
-                f"them; got {num_labels} labels and ignore id {ignore_id}."
+                "a confusion matrix needs at least one label and an ignore id that is not a label "
+                f"id; got {num_labels} labels and ignore id {ignore_id}."
             )
         self.num_labels = num_labels
         self.ignore_id = ignore_id
         self.counts = np.zeros((num_labels, num_labels), np.int64)
 
     def update(self, target: np.ndarray, prediction: np.ndarray) -> None:
-        """Count the pixels of one image or many: two integer arrays of one shape.
+        """Add the pixels of one or more images, given as two integer arrays of one shape.
 
-        Where `target` is the ignore id, `prediction` may be anything.
+        Where `target` is the ignore id, `prediction` may have any value.
 
         Raises:
-            InputError: the shapes differ, or a counted value is no label.
+            InputError: the shapes differ, or a counted value is not a label id.
         """
         if target.shape != prediction.shape:
             raise InputError(
-                f"truth is {target.shape} and prediction {prediction.shape}; expected one shape. "
-                "Evaluate at the size of the truth."
+                f"the truth is {target.shape} and the prediction {prediction.shape}; expected one "
+                "shape. Resize the prediction to the size of the truth."
             )
         counted = np.asarray(target) != self.ignore_id
         true, predicted = np.asarray(target)[counted], np.asarray(prediction)[counted]
@@ -56,11 +61,15 @@ class ConfusionMatrix:
                     f"{self.num_labels - 1} or the ignore id {self.ignore_id}."
                 )
         pairs = true.astype(np.int64) * self.num_labels + predicted
-        # not bincount: of 920 × 920 counts that one image touches a few of, it would write them all
+        # bincount would write all 920 × 920 counts, of which one image changes only a few
         np.add.at(self.counts.reshape(-1), pairs, 1)
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another matrix over the same labels."""
+        """Add the counts of another matrix over the same labels.
+
+        Raises:
+            InputError: the numbers of labels differ.
+        """
         if other.num_labels != self.num_labels:
             raise InputError(
                 f"cannot merge a confusion matrix of {other.num_labels} labels into one of "
@@ -69,24 +78,25 @@ class ConfusionMatrix:
         self.counts += other.counts
 
     def iou(self) -> np.ndarray:
-        """Return intersection over union of each label, (K,) float64; nan where it is absent."""
+        """Return the intersection over union of each label, (K,) float64; nan for absent labels."""
         hits, true, predicted = np.diag(self.counts), self.counts.sum(1), self.counts.sum(0)
         return overlap_iou(np.stack((hits, true, predicted)))
 
     def miou(self, absent: Absent = "skip") -> float:
-        """Return the mean IoU over all labels; see `mean_iou`."""
+        """Return the mean IoU over all labels, in [0, 1]; see `mean_iou`."""
         return mean_iou(self.iou(), absent)
 
     def pixel_accuracy(self) -> float:
-        """Return the share of counted pixels predicted right; nan when none was counted."""
+        """Return the share of pixels with the right label, in [0, 1]; nan without pixels."""
         total = self.counts.sum()
         return float(np.trace(self.counts) / total) if total else float("nan")
 
 
 def overlap_iou(overlap: np.ndarray) -> np.ndarray:
-    """Return intersection over union of each label, (K,) float64; nan where it is absent.
+    """Return the intersection over union of each label, (K,) float64; nan for absent labels.
 
-    `overlap` is (3, K) int64: pixels that truth and prediction share, in truth, in prediction.
+    `overlap` is (3, K) int64. Its rows are the numbers of pixels per label in both truth and
+    prediction, in the truth, and in the prediction.
     """
     hits, true, predicted = overlap
     union = true + predicted - hits
@@ -94,9 +104,10 @@ def overlap_iou(overlap: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(iou: np.ndarray, absent: Absent = "skip") -> float:
-    """Return the mean of IoUs, (K,) float64 with nan for absent labels; nan when none counts.
+    """Return the mean of `iou`, (K,) float64 with nan for absent labels.
 
-    Method: VOC, COCO, CoCA and Cityscapes skip absent labels, ImageNet-S counts them as 0.
+    The mean is nan if all labels are absent and skipped.
+    Method: VOC, COCO, CoCA and Cityscapes skip absent labels; ImageNet-S counts them as 0.
     """
     if absent == "zero":
         return float(np.nan_to_num(iou).mean())

@@ -1,14 +1,14 @@
-"""Entry points for `ray job submit`, one verb each; `namedmask submit` strings them together.
+"""Entry points for `ray job submit`, one per verb; `namedmask submit` runs several in one job.
 
     ray job submit --address http://head:8265 --working-dir . -- \\
         python -m ray_jobs VERB --config RUN.toml [--set section.key=value ...]
 
-A verb finds the cluster that it runs in by itself. The result is one line of JSON on stdout,
-`{"verb": ..., ...}`; progress and errors go to stderr, which Ray keeps in the same log. Exit codes
-are those of the command `namedmask`: 0 done, 1 the run failed, 2 something given was wrong. Killed
-and submitted again, a verb goes on where it was.
+A verb connects to the cluster that its job runs on. Its result is one line of JSON on stdout,
+`{"verb": ..., ...}`; progress and errors go to stderr, which Ray writes to the same log. Exit codes
+are those of the command `namedmask`: 0 finished, 1 the run failed, 2 invalid input. A verb that was
+killed resumes when it is submitted again.
 
-`python -m ray_jobs.embed`, `.build_archive`, `.refine`, … are the same by the names of files.
+`python -m ray_jobs.embed`, `.build_archive`, `.refine`, … run the same verbs as single modules.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from namedmask.run.verb_table import VERBS
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one verb of `namedmask` on Ray and return the exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: see cli.main
+    """Run the verb `name` on Ray and return the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see cli/app.py
     verb = VERBS[name]
     parser = argparse.ArgumentParser(prog=f"python -m ray_jobs {name}", description=verb.help)
     parser.add_argument("--config", required=True, metavar="RUN.toml", help="the run file")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+        help="override a key; repeatable",
+    )  # fmt: skip
     if verb.retries_rows:
-        parser.add_argument("--retry", action="append", metavar="CLASS", help="rows to try again")
+        parser.add_argument(
+            "--retry", action="append", metavar="CLASS",
+            help="retry rows of a failure class (transient, …); repeatable",
+        )  # fmt: skip
     given = parser.parse_args(arguments)
     options = {"retry": given.retry} if getattr(given, "retry", None) else {}
     try:

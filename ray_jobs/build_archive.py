@@ -1,11 +1,11 @@
-"""Fills each category's archive from the stored vectors: retrieve, check, mask.
+"""Fill each category's archive from the stored vectors: retrieve, check, mask.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.build_archive --config RUN.toml [--set section.key=value ...]
 
-Needs: `embeddings` of ray_jobs.embed, the web, weights of faces and saliency.
-Leaves in `run.out`: `archive`, `images`, `candidates.parquet` and `funnels.json`.
-Killed and submitted again, it goes on where it was.
+Needs: `embeddings` of ray_jobs.embed, the web, the weights of the face and saliency detectors.
+Writes to `run.out`: `archive`, `images`, `candidates.parquet` and `funnels.json`.
+A killed job resumes when it is submitted again.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Makes the archives from metadata: ray_jobs.embed, then ray_jobs.build_archive.
+"""Make the archives from metadata: run ray_jobs.embed, then ray_jobs.build_archive.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.curate --config RUN.toml [--set section.key=value ...]
 
 Needs: the metadata of `metadata.source`, the web, the weights that the run file names.
-Leaves in `run.out`: all that those two leave.
-Killed and submitted again, it goes on where it was.
+Writes to `run.out`: all files of these two.
+A killed job resumes when it is submitted again.
 """
 
 import sys

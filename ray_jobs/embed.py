@@ -1,12 +1,12 @@
-"""Reads the metadata, fetches the images, and stores one vector for each.
+"""Read the metadata, fetch the images, and store one vector per image.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.embed --config RUN.toml [--set section.key=value ...]
 
 Needs: the metadata of `metadata.source`, the web, the weights of `embed.weights`.
-Leaves in `run.out`: `embeddings` and `funnels.json`.
-Killed and submitted again, it goes on where it was. `--retry transient` tries rows again that
-failed so.
+Writes to `run.out`: `embeddings` and `funnels.json`.
+A killed job resumes when it is submitted again. `--retry transient` also retries the rows that
+ended with a transient failure.
 """
 
 import sys

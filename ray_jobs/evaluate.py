@@ -1,11 +1,11 @@
-"""Measures the segmenter on the run's benchmark.
+"""Score the segmenter on the run's benchmark.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.evaluate --config RUN.toml [--set section.key=value ...]
 
 Needs: `segmenter/checkpoint.pt` of ray_jobs.train, and the benchmark's files at `evaluate.root`.
-Leaves in `run.out`: `evaluation.json`, and label maps in `evaluation`.
-Killed and submitted again, it goes on where it was.
+Writes to `run.out`: `evaluation.json`, and label maps in `evaluation`.
+A killed job resumes when it is submitted again.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Reads the metadata, fetches the images, and stores them.
+"""Read the metadata, fetch the images, and store them.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.fetch --config RUN.toml [--set section.key=value ...]
 
 Needs: the metadata of `metadata.source`, the web.
-Leaves in `run.out`: `fetched`.
-Killed and submitted again, it goes on where it was. `--retry transient` tries rows again that
-failed so.
+Writes to `run.out`: `fetched`.
+A killed job resumes when it is submitted again. `--retry transient` also retries the rows that
+ended with a transient failure.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Trains one expert a category and lets it redraw the masks of its archive.
+"""Train one expert per category or per cluster, and redraw the masks of the archives with it.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.refine --config RUN.toml [--set section.key=value ...]
 
-Needs: `archive` of ray_jobs.build_archive, in storage that all machines see.
-Leaves in `run.out`: `refined` and `experts`.
-Killed and submitted again, it goes on where it was.
+Needs: `archive` of ray_jobs.build_archive, in storage that all machines can reach.
+Writes to `run.out`: `refined` and `experts`.
+A killed job resumes when it is submitted again.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Trains the segmenter on all archives.
+"""Train the segmenter on all archives.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.train --config RUN.toml [--set section.key=value ...]
 
-Needs: `archive`, and `refined` unless experts.enabled is false, in storage that all machines see.
-Leaves in `run.out`: `segmenter/checkpoint.pt`.
-Killed and submitted again, it goes on where it was.
+Needs: `archive`, and `refined` unless experts.enabled is false, in storage that all machines can reach.
+Writes to `run.out`: `segmenter/checkpoint.pt`.
+A killed job resumes when it is submitted again.
 """
 
 import sys

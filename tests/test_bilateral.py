@@ -14,6 +14,8 @@ from namedmask.bilateral import Bilateral, bilateral_solver, build_grid, snap
 from namedmask.config import BilateralConfig
 from namedmask.errors import ConfigError, InputError, SchemaError
 
+pytestmark = pytest.mark.numerical
+
 GOLDEN = Path(__file__).parent / "golden" / "bilateral_solver.npz"
 
 

@@ -112,8 +112,8 @@ def test_set_from_file_keeps_label_order_and_queries(tmp_path: Path) -> None:
         ('names = ["a"]\ncolour = 3', "key 'colour' is unknown"),
         ('names = ["a"]\nimagenet_indices = [3]', "got names and imagenet_indices"),
         ("[queries]", "got none"),
-        ("imagenet_indices = [1000]", "1000 is no ImageNet index"),
-        ("imagenet_absent = [-1]", "-1 is no ImageNet index"),
+        ("imagenet_indices = [1000]", "1000 is not an ImageNet index"),
+        ("imagenet_absent = [-1]", "-1 is not an ImageNet index"),
         ("names = [", "cannot be read as TOML"),
     ],
 )

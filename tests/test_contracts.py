@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from namedmask import schema
 from namedmask.bilateral import Bilateral
@@ -25,85 +24,55 @@ from namedmask.config import (
     SaliencyConfig,
     Section,
 )
-from namedmask.embed.open_clip import EMBEDDERS
 from namedmask.embed.stage import Embed
 from namedmask.errors import SchemaError
-from namedmask.faces.detectors import FACE_DETECTORS
 from namedmask.faces.stage import Faces
 from namedmask.fetch.stage import Fetch
 from namedmask.images.masks import encode_mask
 from namedmask.run import stages
 from namedmask.run.stages import stage_class
-from namedmask.saliency.detectors import DETECTORS, SelfMaskSaliency
-from namedmask.saliency.selfmask import SelfMask
+from namedmask.saliency.detectors import SelfMaskSaliency
 from namedmask.saliency.stage import Saliency
+from namedmask.schema import status as schema_status
+from namedmask.schema.status import http_code_of
 from tests import toys
-from tests.golden import golden_weights
+from tests.parts import REGISTRIES, setting_of
 
+pytestmark = pytest.mark.numerical
+
+STATUS_TABLE = schema_status.STATUSES
 STATUSES = ("ok", "ok", "http_404", "ok", "has_face", "ok", "ok", "timeout", "ok", "ok", "ok")
 FACE_ROW, BAD_BYTES_ROW, GONE_ROW = 3, 5, 6
 
 
 @dataclass(frozen=True)
 class Case:
-    """A stage class with one of the parts it can be made of."""
+    """A stage class with one of the registered parts it can be made of, or with a toy."""
 
     stage: Callable[[Any], Any]
-    config: Section
+    config: Section | None  # None: as tests/parts.py sets the part up
+    kind: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
-        part = getattr(self.config, "detector", "") or getattr(self.config, "model", "")
-        return f"{self.stage.__name__}-{part}" if part else self.stage.__name__
+        name = (
+            self.part or getattr(self.config, "detector", "") or getattr(self.config, "model", "")
+        )
+        return f"{self.stage.__name__}-{name}" if name else self.stage.__name__
 
 
-def registered(registry: dict[str, Any], toy: str) -> list[str]:
-    """Return the names to test: all that come with the package's own weights, and a toy."""
-    own = [name for name in registry if name == "miniworld"]
-    return [*own, f"tests.toys:{toy}"]
-
-
-def selfmask_file(path: Path) -> None:
-    with torch.device("meta"):
-        model = SelfMask()
-    golden_weights(model.to_empty(device="cpu"))
-    torch.save(model.state_dict(), path)
-
-
-def dino_file(path: Path) -> None:
-    with torch.device("meta"):
-        encoder = SelfMask().encoder  # a DINO ViT-S/8 in all but the numbers
-    golden_weights(encoder.to_empty(device="cpu"))
-    state = encoder.state_dict()
-    for key, value in state.items():  # a patch is what it shows, hardly where it is and who is near
-        if "attn.proj" in key or "mlp.fc2" in key:
-            value *= 0.01
-        elif key in ("pos_embed", "blocks.11.attn.qkv.bias", "blocks.11.norm1.bias"):
-            value *= 0
-    torch.save(state, path)
-
-
-UNSHIPPED: dict[str, Callable[[Path], None]] = {"selfmask": selfmask_file, "tokencut": dino_file}
-"""Detectors whose weights are made here; with made weights any mask is plausible."""
+def over(stage: Callable[[Any], Any], kind: str) -> list[Case]:
+    return [Case(stage, None, kind, name) for name in sorted(REGISTRIES[kind].entries)]
 
 
 CASES = [
     Case(Fetch, FetchConfig(timeout_s=5, retries=0, allow_loopback=True)),
-    *(
-        Case(Embed, EmbedConfig(model=name, batch_size=4))
-        for name in registered(EMBEDDERS, "embedder")
-    ),
-    *(
-        Case(Faces, FacesConfig(detector=name))
-        for name in registered(FACE_DETECTORS, "face_detector")
-    ),
-    *(
-        Case(Saliency, SaliencyConfig(detector=name, batch_size=4))
-        for name in registered(DETECTORS, "saliency_detector")
-    ),
-    *(
-        Case(Saliency, SaliencyConfig(detector=name, min_share=0, max_share=1))
-        for name in UNSHIPPED
-    ),
+    *over(Embed, "embedder"),
+    Case(Embed, EmbedConfig(model="tests.toys:embedder", batch_size=4)),
+    *over(Faces, "face detector"),
+    Case(Faces, FacesConfig(detector="tests.toys:face_detector")),
+    *over(Saliency, "saliency detector"),
+    Case(Saliency, SaliencyConfig(detector="tests.toys:saliency_detector", batch_size=4)),
     Case(Bilateral, BilateralConfig()),
 ]
 
@@ -143,6 +112,7 @@ def table(web: toys.SmallWeb) -> pa.Table:
 
 
 STAGES: dict[str, Any] = {}
+SETTINGS: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +125,12 @@ def case(
     request: pytest.FixtureRequest, weights_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Case:
     case: Case = request.param
-    make = UNSHIPPED.get(getattr(case.config, "detector", ""))
-    if not make:
+    monkeypatch.setattr(SelfMaskSaliency, "SIDE", 32)  # it works at 512: seconds per image
+    if case.config:
         return case
-    monkeypatch.setattr(SelfMaskSaliency, "SIDE", 32)  # it works at 512: seconds an image
-    path = weights_folder / f"{case}.pt"
-    if not path.exists():
-        make(path)
-    return replace(case, config=case.config.model_copy(update={"weights": str(path)}))
+    if str(case) not in SETTINGS:
+        SETTINGS[str(case)] = setting_of(case.kind, case.part, weights_folder)
+    return replace(case, config=SETTINGS[str(case)])
 
 
 @pytest.fixture
@@ -246,6 +214,7 @@ def test_contract_row_that_dies_keeps_no_pixels(stage: Any, table: pa.Table) -> 
 def test_contract_bad_bytes_and_dead_links_are_statuses(stage: Any, table: pa.Table) -> None:
     statuses = stage(offered(stage, table))["status"].to_pylist()
     assert statuses[BAD_BYTES_ROW] == "not_an_image"
+    assert all(status in STATUS_TABLE or http_code_of(status) for status in statuses)
     assert statuses[GONE_ROW] != schema.OK
 
 

@@ -1,4 +1,4 @@
-"""The archives: for each category the images kept for it, with their masks."""
+"""The archives: per category, the images selected for it, with their masks."""
 
 from typing import TYPE_CHECKING
 

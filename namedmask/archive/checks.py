@@ -1,4 +1,4 @@
-"""Images fetched and checked before they enter an archive, each once per run folder."""
+"""Fetches and checks the candidates' images, each image once per run folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from namedmask.storage.files import digest, row_hashes
 
 
 class ImageChecks:
-    """Fetches and checks images, each once in the life of a run folder; see fill.CheckImages."""
+    """A callable that fetches and checks images, each image once per run folder.
+
+    It is the `CheckImages` that `fill_archives` needs.
+    """
 
     def __init__(self, executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
         self._executor, self._run = executor, run
         self._urls: dict[str, str] = {}
-        self._listed: dict[str, str] = {}  # sample id → the unit of a candidate list that has it
+        self._listed: dict[str, str] = {}  # sample id → unit of a candidate list with this image
         for candidates in lists:
             self._urls.update(zip(candidates.sample_ids, candidates.urls, strict=True))
             self._listed.update(dict.fromkeys(candidates.sample_ids, candidates.unit))
@@ -41,19 +44,27 @@ class ImageChecks:
         self.store = ImageStore(run.ledger)
 
     def __call__(self, sample_ids: list[str]) -> Mapping[str, str]:
-        """Return the status of each image, by sample id; images not checked before are now."""
+        """Return the status of each image, by sample id; images without a status are checked now.
+
+        Raises:
+            TooManyFailuresError: the share of failed images exceeds `run.max_failure_share`.
+        """
         new = [sample_id for sample_id in sample_ids if sample_id not in self.store.statuses]
         rows = self._run.config.run.wave_rows
         waves = [self._wave(new[start : start + rows]) for start in range(0, len(new), rows)]
         self._run.start(CHECKED_IMAGES.name)
         with self._run.progress.step("check", len(new)) as step:
             for written in self._executor.run(self._run, waves, self._stages, IMAGES, step):
-                self.store.remember(written.unit, written.statuses, written.hashes)
+                self.store.add_unit(written.unit, written.statuses, written.hashes)
                 self._failures.add(written.tried, written.counts)
         return {sample_id: self.store.statuses[sample_id] for sample_id in sample_ids}
 
     def accepted(self, label: Label, candidates: pa.Table) -> Accepted:
-        """Return what makes up the archive of a category, of its settled candidates."""
+        """Return the archive of a category.
+
+        `candidates` are its candidates with their final statuses (schema.CANDIDATES); those with
+        status `ok` enter the archive.
+        """
         good = candidates.filter(pc.equal(candidates["status"], schema.OK))
         digested = digest(row_hashes(good, good.column_names))
         return Accepted(label, digested, partial(self.store.entries, good))
@@ -81,14 +92,14 @@ def _rows_of(sample_ids: list[str], urls: list[str]) -> pa.Table:
 def _with_expected(
     read: Callable[[], pa.Table], folder: Place, units: list[str], cosine: float
 ) -> pa.Table:
-    """Return the rows of a wave with the published vector of each, and the least cosine.
+    """Return the rows of a wave with their published vectors and the smallest allowed cosine.
 
-    `units` are the candidate lists that have them, row by row.
+    `units` names, per row, a candidate list that holds the row's published vector.
     """
     table = read()
     published = {unit: published_vectors_of(folder, unit) for unit in dict.fromkeys(units)}
     pairs = zip(units, table["sample_id"].to_pylist(), strict=True)
     vectors = [published[unit][sample_id] for unit, sample_id in pairs]
     table = table.append_column("expected", pa.array(vectors, schema.TYPES["expected"]))
-    least = pa.array([cosine] * len(units), schema.TYPES["expected_cosine"])
-    return table.append_column("expected_cosine", least)
+    cosines = pa.array([cosine] * len(units), schema.TYPES["expected_cosine"])
+    return table.append_column("expected_cosine", cosines)

@@ -1,8 +1,9 @@
-"""Ranked candidates → full archives, in rounds of trying; says nothing about who tries.
+"""Fills the archives from the ranked candidates, in rounds of fetching and checking.
 
-Whoever tries takes sample ids and returns the status of each image: a plain loop, or a graph on a
-cluster. The images to try next follow from the statuses of the rounds before and from nothing else,
-so equal statuses end in equal archives, however often the work was cut off in between.
+`fill_archives` is independent of the engine. It passes sample ids to a function that checks the
+images, in a plain loop or on a cluster, and returns their statuses. The images of the next round
+depend only on the statuses so far. Equal statuses therefore lead to equal archives, even if the run
+was interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from namedmask.retrieve.pick import gaps, next_to_try
 from namedmask.schema.status import NEAR_DUPLICATE, PENDING, SURPLUS, UNTRIED
 
 CheckImages = Callable[[list[str]], Mapping[str, str]]
-"""Sample ids → the status of each image, by sample id."""
+"""Maps sample ids to the status of each image, by sample id."""
 
 
 def fill_archives(
@@ -30,17 +31,21 @@ def fill_archives(
     check: CheckImages,
     hashes: Mapping[str, int] = NO_HASHES,
 ) -> dict[str, str]:
-    """Return the status of each image tried until archives are full or the rounds are over.
+    """Return the status of each image tried, by sample id.
+
+    The rounds end when no archive needs more images, and at the latest after
+    1 + `retrieve.top_up_rounds` rounds.
 
     Args:
-        lists: the candidates of each category.
+        lists: the candidate list of each category.
         config: the section `retrieve`.
         check: fetches and checks images.
-        hashes: perceptual hash of each good image, by sample id; grows as `check` is called.
+        hashes: perceptual hash of each image with status `ok`, by sample id. Calls of `check` add
+            entries.
     """
     checked: dict[str, str] = {}
     for _ in range(1 + config.top_up_rounds):
-        wanted: dict[str, None] = {}  # by category, so that a category's images are stored together
+        wanted: dict[str, None] = {}  # in category order, to store a category's images together
         for candidates in lists:
             statuses = [status for status, _ in candidates.pick(checked, config, hashes)]
             rate = _pass_rate(candidates, statuses, checked)
@@ -63,10 +68,10 @@ def settle(
 ) -> pa.Table:
     """Return the candidates of a category (schema.CANDIDATES) with their final statuses.
 
-    Those that were never tried are `untried`.
+    A candidate that could be accepted but was never checked gets the status `untried`.
     """
-    settled = _settled(candidates, checked, config, hashes)
-    statuses, duplicates = [status for status, _ in settled], [other for _, other in settled]
+    picked = _settled(candidates, checked, config, hashes)
+    statuses, duplicates = [status for status, _ in picked], [original for _, original in picked]
     count = len(candidates.sample_ids)
     values = (
         [candidates.label.name] * count, [candidates.label.label_id] * count, range(count),
@@ -79,9 +84,9 @@ def settle(
 
 
 def candidate_funnel(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
-    """Return candidates_in, candidates_by_status and, for each category, its counts by status.
+    """Return candidates_in, candidates_by_status, and by_category (counts by status per category).
 
-    `tables` are the settled candidates by category.
+    `tables` are the results of `settle`, by category.
     """
     by_category = {
         name: schema.counts_by_status(table["status"].to_pylist()) for name, table in tables.items()
@@ -97,7 +102,11 @@ def candidate_funnel(tables: Mapping[str, pa.Table]) -> dict[str, Any]:
 
 
 def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
-    """Raise InputError when a category has no image, naming each with its counts by status."""
+    """Raise if a category has no image in its archive.
+
+    Raises:
+        InputError: names each empty category with its counts by status.
+    """
     empty = [
         f"'{name}' ({', '.join(f'{status} {n}' for status, n in counts.items()) or 'no candidate'})"
         for name, counts in by_category.items()
@@ -106,7 +115,7 @@ def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
     if empty:
         raise InputError(
             f"no image is left for {'; '.join(empty)}. Drop the category, give more metadata, or "
-            "raise retrieve.candidates; candidates.parquet tells the fate of each."
+            "raise retrieve.candidates. candidates.parquet lists the status of each candidate."
         )
 
 
@@ -116,7 +125,10 @@ def _settled(
     config: RetrieveConfig,
     hashes: Mapping[str, int],
 ) -> list[tuple[str, str | None]]:
-    """Return what `CandidateList.pick` returns once no pending candidate holds a place."""
+    """Return the result of `CandidateList.pick` with every pending candidate marked `untried`.
+
+    An untried candidate makes room for the next one, which may be pending in turn.
+    """
     final = dict(checked)
     while True:
         picked = candidates.pick(final, config, hashes)
@@ -133,9 +145,9 @@ def _settled(
 def _pass_rate(
     candidates: CandidateList, statuses: Sequence[str], checked: Mapping[str, str]
 ) -> float:
-    """Return the share of tried candidates that were accepted, 1 before any was tried.
+    """Return the share of tried candidates that were accepted; 1 before the first try.
 
-    What is known without a try, from the vectors or the config, is left out.
+    Candidates excluded without fetching, by their vectors or by the config, do not count.
     """
     tried = [
         status

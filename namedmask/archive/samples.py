@@ -1,4 +1,4 @@
-"""Archive entries as training samples, decoded when they are asked for."""
+"""Archive entries as training samples, decoded on access."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from namedmask.storage import Place
 from namedmask.storage.place import kept_copy
 
 ROWS_PER_GROUP = 8
-"""Rows read to get at one image; small, since training picks images at random."""
+"""Rows per Parquet row group; small, because training reads single images at random."""
 
 CACHE_MB = 1024
-"""Decoded samples kept in memory by default."""
+"""Default size, in MiB, of the cache of decoded samples."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of images, the label its objects get, and their masks."""
+    """One archive file: its images, their masks, and the label id of the objects."""
 
     path: Place
     label: int
-    masks: list[bytes]
+    masks: list[bytes]  # RLE, one per row
     sizes: np.ndarray  # (N, 2) int32: height, width
     sha256: str
 
 
 class ArchiveSamples:
-    """Archive entries as training samples (train.Samples): decoded as asked for.
+    """Archive entries as training samples (`train.augment.Samples`), decoded on access.
 
-    Samples are decoded images (H, W, 3) uint8 RGB with labels (H, W) uint16: the shard's label on
-    the mask, 0 elsewhere. The first `cache_mb` of them stay decoded in memory; callers must not
-    write into them. Pickles, and may be read from forked processes.
+    A sample is an image (H, W, 3) uint8 RGB and its labels (H, W) uint16: the shard's label on the
+    mask, 0 elsewhere. Decoded samples stay in memory until `cache_mb` MiB are used, so callers must
+    not write into them. The object can be pickled and used from forked processes.
     """
 
     def __init__(self, shards: Sequence[Shard], cache_mb: int = CACHE_MB) -> None:
@@ -53,6 +53,11 @@ class ArchiveSamples:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return sample `index`; see the class.
+
+        Raises:
+            InputError: the archive file is unreadable or was changed.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         if index in self._cache:
@@ -75,14 +80,14 @@ class ArchiveSamples:
             mask = images.decode_mask(shard.masks[row], height, width)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InputError(
-                f"{shard.path}: row {row} holds no sample: {error}. The file is not as 'build' "
-                "left it: copy it back, or run 'build' into another run.out."
+                f"{shard.path}: row {row} holds no sample: {error}. The file has changed "
+                "since 'build' wrote it. Copy it back, or run 'build' into another run.out."
             ) from error
         return image, mask.astype(schema.LABEL_DTYPE) * schema.LABEL_DTYPE(shard.label)
 
 
 def _image_bytes(path: Path, row: int) -> bytes:
-    """Return the encoded image of one row; opened for each, so that processes may fork at will."""
+    """Return the encoded image of one row. An open file would break in forked processes."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         group, offset = divmod(row, ROWS_PER_GROUP)
         column = file.read_row_group(group, columns=["image"], use_threads=False)["image"]

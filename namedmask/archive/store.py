@@ -1,11 +1,11 @@
-"""The archive store: for each category the images kept for it, best-ranked first, with their masks.
+"""The archive store: per category, the selected images with their masks, best rank first.
 
-`<folder>/<label_id:05d>-<slug>.parquet` holds the entries of one category (schema.ARCHIVE),
-`<folder>/manifest.json` says which files belong together: it is written last, so an archive is
-there whole or not at all. Refined masks (schema.REFINED) lie in the folder `refined` beside it, one
-file a category with the same name.
+`<folder>/<label_id:05d>-<slug>.parquet` holds the entries of one category (schema.ARCHIVE).
+`<folder>/manifest.json` lists the files that belong to the archive. It is written last, so an
+archive is either complete or absent. Refined masks (schema.REFINED) are in the sibling folder
+`refined`, one file per category with the same file name.
 
-An image that serves two categories is two entries, each with its own label.
+An image in the archives of two categories has two entries, each with its own label.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from namedmask.storage.place import fetched
 
 @dataclass(frozen=True)
 class ArchivedCategory:
-    """A line of the manifest: one category and the file of its entries; lines ascend by label."""
+    """An entry of the manifest: one category and its file. Entries are in label id order."""
 
     name: str
     label_id: int
@@ -48,34 +48,42 @@ class ArchivedCategory:
     count: int
     wanted: int
     sha256: str
-    digest: str  # of what the entries follow from: equal digests, equal files
+    digest: str  # of all that the file depends on: equal digests, equal files
 
 
 def stem(label_id: int, name: str) -> str:
-    """Return the file name, without suffix, of all that belongs to a category."""
+    """Return the stem that all files of a category share."""
     return f"{label_id:05d}-{slug(name)}"
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """What makes up the archive of one category; `entries` are read when they are to be written."""
+    """The archive of one category before it is written; `entries` is called only if needed."""
 
     label: Label
-    digest: str  # of everything the entries follow from
+    digest: str  # of all that the entries depend on
     entries: Callable[[], pa.Table]  # schema.ARCHIVE, ascending rank
 
 
 def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) -> Archive:
-    """Write one file a category, then the manifest; return the archive.
+    """Write one file per category, then the manifest, and return the archive.
 
-    A category whose file is there already and follows from the same is not written again. Files of
-    categories that are no more are removed. While files change there is no manifest, so one that is
-    cut off leaves no archive, and all of it is written again.
+    A file is not written again if it exists with an equal digest. Files of removed categories are
+    deleted. The manifest is deleted before any file changes, so an interrupted write leaves no
+    archive, and the next call writes all files again.
+
+    Args:
+        folder: the folder of the archive.
+        categories: the archives of all categories.
+        wanted: the value of `retrieve.archive_size`, for the manifest.
+
+    Raises:
+        SchemaError: the entries of a category do not fit schema.ARCHIVE.
     """
     before = _manifest_rows(folder) if (folder / MANIFEST).exists() else []
     by_digest = {(row.file, row.digest): row for row in before}
     rows = []
-    for category in sorted(categories, key=lambda one: one.label.label_id):
+    for category in sorted(categories, key=lambda category: category.label.label_id):
         label = category.label
         file = f"{stem(label.label_id, label.name)}.parquet"
         row = by_digest.get((file, category.digest))
@@ -109,7 +117,7 @@ def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
 
 
 class Archive:
-    """An archive on disk; get it from `Archive.open`."""
+    """An archive on disk. Create it with `Archive.open`."""
 
     def __init__(self, folder: Place, categories: Sequence[ArchivedCategory]) -> None:
         self.folder = folder
@@ -117,10 +125,11 @@ class Archive:
 
     @classmethod
     def open(cls, folder: Place, *, verify: bool = False) -> Archive:
-        """Return the archive in a folder; with `verify`, after hashing every file of it.
+        """Return the archive in a folder. With `verify`, check the sha256 of every file first.
 
         Raises:
-            InputError: no manifest, a newer format, a file missing or (`verify`) altered.
+            InputError: the manifest is missing or has a newer format, or a file is missing or, with
+                `verify`, changed.
         """
         manifest = folder / MANIFEST
         if not manifest.exists():
@@ -135,14 +144,14 @@ class Archive:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The label names, by ascending label id."""
+        """Return the category names in label id order."""
         return tuple(category.name for category in self.categories)
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """What a segmenter's labels are called: label id i + 1 is `label_names[i]`.
+        """Return the names of all label ids but background: label id i + 1 is `label_names[i]`.
 
-        A label id whose category was removed keeps its place, under a name that is no category's.
+        The label id of a removed category keeps its place, with the name "(removed <label id>)".
         """
         names = self.names_by_label
         return tuple(
@@ -151,16 +160,16 @@ class Archive:
 
     @property
     def names_by_label(self) -> dict[int, str]:
-        """The label names by label id, without background."""
+        """Return the category names by label id, without background."""
         return {category.label_id: category.name for category in self.categories}
 
     @property
     def num_labels(self) -> int:
-        """How many logits a segmenter of this archive has: up to the highest label id."""
+        """Return a segmenter's number of logits for this archive: the highest label id plus 1."""
         return max(category.label_id for category in self.categories) + 1
 
     def category(self, name: str) -> ArchivedCategory:
-        """Return the manifest's line of a category.
+        """Return the manifest entry of a category.
 
         Raises:
             InputError: the archive has no such category.
@@ -173,9 +182,13 @@ class Archive:
         )
 
     def entries(self, name: str) -> pa.Table:
-        """Return a category's entries (schema.ARCHIVE, ascending rank).
+        """Return the entries of a category (schema.ARCHIVE, ascending rank).
 
-        Where the expert has refined them, a column `refined_mask` (RLE as `mask`) comes on top.
+        If an expert has refined the masks, the table has an additional column `refined_mask`, in
+        RLE like `mask`.
+
+        Raises:
+            InputError: the archive has no such category, or its refined masks are of other images.
         """
         category = self.category(name)
         table = read_parquet(self.folder / category.file)
@@ -185,20 +198,28 @@ class Archive:
         return table
 
     def refined_path(self, name: str) -> Place:
-        """Return where the refined masks of a category lie, once there are any."""
+        """Return the path of the refined masks of a category; the file may not exist yet."""
         return self.folder.parent / REFINED / self.category(name).file
 
     def samples(self, *, refined: bool, cache_mb: int = CACHE_MB) -> ArchiveSamples:
-        """Return every entry of the archive as a training sample, with its label id on the object.
+        """Return all entries of the archive as training samples, labeled with their label ids.
+
+        `refined` selects the refined masks instead of the pseudo-masks.
 
         Raises:
-            InputError: `refined`, and a category has no refined masks of this archive.
+            InputError: `refined` is true, and a category has no refined masks of this archive.
         """
         shards = [self._shard(category, category.label_id, refined) for category in self.categories]
         return ArchiveSamples(shards, cache_mb)
 
     def thing_samples(self, *names: str, cache_mb: int = CACHE_MB) -> ArchiveSamples:
-        """Return the entries of categories as samples of an expert: label 1 on the pseudo-mask."""
+        """Return the entries of these categories as samples for an expert.
+
+        The label id is 1 on the pseudo-mask and 0 elsewhere.
+
+        Raises:
+            InputError: the archive has no such category.
+        """
         shards = [self._shard(self.category(name), 1, refined=False) for name in names]
         return ArchiveSamples(shards, cache_mb)
 
@@ -219,7 +240,7 @@ class Archive:
         refined = schema.conform(read_parquet(path), schema.REFINED, str(path))
         if refined["sample_id"].to_pylist() != entries["sample_id"].to_pylist():
             raise InputError(
-                f"{path} holds masks of other images than {self.folder}. Run 'refine' again."
+                f"{path} holds masks of other images than {self.folder} does. Run 'refine' again."
             )
         masks: list[bytes] = refined["mask"].to_pylist()
         return masks

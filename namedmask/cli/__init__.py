@@ -1,4 +1,4 @@
-"""What is typed and shown: the commands, their options, their output."""
+"""The command line: commands, their options, and their output."""
 
 from typing import TYPE_CHECKING
 

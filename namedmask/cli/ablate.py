@@ -1,4 +1,4 @@
-"""The verb `ablate`: the archives of a run, trained on with one thing changed."""
+"""The command `ablate`: it trains again on a run's archives with one setting changed."""
 
 from __future__ import annotations
 
@@ -20,37 +20,45 @@ def ablate(
         Path, typer.Argument(metavar="RUN", help="run file or run folder", parser=place_of)
     ],
     study: Annotated[str, typer.Argument(metavar="STUDY", help="copy-paste or experts")],
-    seeds: Annotated[str, typer.Option(help="of the trainings, with commas")] = "0,1,2",
-    only: Annotated[str, typer.Option(help="variants, with commas; else all")] = "",
+    seeds: Annotated[str, typer.Option(help="seeds of the trainings, with commas")] = "0,1,2",
+    only: Annotated[str, typer.Option(help="variants, with commas; default: all")] = "",
     choose_on: Annotated[
-        str, typer.Option(help="split to choose by; else the mini world's select, or --split")
+        str,
+        typer.Option(
+            help="split on which the best variant is chosen; default: `select` on the mini world, "
+            "else --split"
+        ),
     ] = "",
     benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
     root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
     split: Annotated[str, typer.Option(help="short for --set evaluate.split=")] = "",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; may be repeated"),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; repeatable"),
     ] = None,
-    local: Annotated[bool, typer.Option("--local", help="without Ray: in this process")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="run in this process, without Ray")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="write the result as JSON, without progress")
+    ] = False,
 ) -> None:
-    """Train again on a run's archives with one thing changed, several seeds each, and compare."""
+    """Train again on a run's archives, with one setting changed and several seeds, and compare."""
     from namedmask.engine import executor_of
     from namedmask.run.job import config_of_run
     from namedmask.verbs.ablate import ablate as work  # these load torch, which takes seconds
     from namedmask.verbs.ablate import table_of
 
-    said = {"benchmark": benchmark, "root": root, "split": split}
-    given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
-    config = config_of_run(run, [*(overrides or ()), *given])
+    short = {"benchmark": benchmark, "root": root, "split": split}
+    settings = [f"evaluate.{key}={json.dumps(value)}" for key, value in short.items() if value]
+    config = config_of_run(run, [*(overrides or ()), *settings])
     progress = SilentProgress() if as_json else progress_for(sys.stderr)
     with executor_of(config, local) as executor:
-        found = work(
+        result = work(
             config, study, progress, executor,
             seeds=_numbers(seeds), only=_words(only), choose_on=choose_on,
         )  # fmt: skip
-    write_json(found) if as_json else write(table_of(found).rstrip())
+    write_json(result) if as_json else write(table_of(result).rstrip())
 
 
 def _words(text: str) -> list[str]:
@@ -61,4 +69,6 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(word) for word in _words(text)]
     except ValueError:
-        raise ConfigError(f"--seeds is '{text}'; expected numbers with commas: 0,1,2.") from None
+        raise ConfigError(
+            f"--seeds is '{text}'; expected whole numbers with commas, such as 0,1,2."
+        ) from None

@@ -1,7 +1,7 @@
-"""The `namedmask` command: one verb a job; a stage is imported when its verb runs.
+"""The `namedmask` command with its subcommands; a verb's module is imported when the verb runs.
 
-Exit codes: 0 done, 1 the run itself failed, 2 something given was wrong, 130 interrupted. Results
-go to stdout (`--json`: one JSON document), progress and errors to stderr.
+Exit codes: 0 finished, 1 the run failed, 2 invalid input, 130 interrupted. Results go to stdout
+(with `--json` as one JSON document), progress and errors to stderr.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code; no error of the user's ends in a traceback."""
-    # Set before torch is imported. Threads that spin while they wait make training on cores that
-    # another program uses 19 times slower (0.2 against 3.8 steps a second on two cores).
+    """Run one command and return its exit code; invalid input never ends in a traceback."""
+    # Set this before torch is imported. If waiting threads spin, training on cores that another
+    # program uses is 19 times slower (0.2 against 3.8 steps per second on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=arguments, prog_name="namedmask")
-    except SystemExit as leave:
-        if leave.code == 130:
-            complain("interrupted; what is finished is kept. Run the same command to go on.")
-        return leave.code if isinstance(leave.code, int) else 0
+    except SystemExit as stop:
+        if stop.code == 130:
+            complain("interrupted; finished work is kept. Run the same command again to resume.")
+        return stop.code if isinstance(stop.code, int) else 0
     except (NamedMaskError, OSError) as error:
         return explain(error)
     return 0
@@ -73,13 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="seed of the drawn world and of the run")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the mini world and of the run")] = 0,
     out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
-    full: Annotated[bool, typer.Option("--full", help="more images, longer training")] = False,
+    full: Annotated[bool, typer.Option("--full", help="use more images and train longer")] = False,
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run the whole road on the mini world and show its numbers beside the bars."""
+    """Run all verbs on the mini world, and compare the scores with their bars."""
     ensure_writable(out, "--out")
     from namedmask.miniworld.demo import run_demo
 
@@ -128,24 +128,28 @@ app.command()(evaluate)
 @app.command()
 def submit(
     run_file: RunFile,
-    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+    address: Annotated[
+        str, typer.Option(help="url of the cluster's dashboard")
+    ] = "http://127.0.0.1:8265",
     verbs: Annotated[
         list[str] | None,
-        typer.Option("--verb", help="may be repeated; else curate, refine, train, evaluate"),
+        typer.Option(
+            "--verb", help="verb to run; repeatable; default: curate, refine, train, evaluate"
+        ),
     ] = None,
     overrides: Overrides = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="modules and small files that the run file names, sent along"),
+        typer.Option(help="folder to send: modules and small files that the run file names"),
     ] = None,
     ship_package: Annotated[
         bool,
-        typer.Option("--ship-package", help="send this namedmask; else the cluster's own runs"),
+        typer.Option("--ship-package", help="send this namedmask package, not the cluster's"),
     ] = False,
-    submission_id: Annotated[str, typer.Option(help="name of the job; else Ray gives one")] = "",
-    wait: Annotated[bool, typer.Option(help="follow the job to its end")] = True,
+    submission_id: Annotated[str, typer.Option(help="id of the job; default: Ray chooses")] = "",
+    wait: Annotated[bool, typer.Option(help="follow the job until it ends")] = True,
 ) -> None:
-    """Run verbs as one job on a Ray cluster: results to stdout, its log to stderr."""
+    """Run verbs as one job on a Ray cluster; results go to stdout, the job's log to stderr."""
     from namedmask.engine.on_ray import submit as on_ray
 
     submission = on_ray.Submission(
@@ -163,30 +167,36 @@ def submit(
 def predict(
     checkpoint: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="file or name", parser=checkpoint_of),
+        typer.Argument(
+            metavar="CHECKPOINT", help="file, or name of `namedmask weights`", parser=checkpoint_of
+        ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="pictures")],
-    out: Annotated[Path, typer.Option(help="folder for the overlays")] = Path("predictions"),
-    device: Annotated[str, typer.Option(help="cpu or cuda; never falls back")] = "cpu",
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("predictions"),
+    device: Annotated[str, typer.Option(help="cpu or cuda, never a fallback")] = "cpu",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SET|SECTION.KEY=VALUE", help="of weights without names"),
+        typer.Option(
+            "--set",
+            metavar="SET|SECTION.KEY=VALUE",
+            help="category set, or key, for weights without label names; repeatable",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment pictures and draw the names on the regions."""
+    """Segment images, and write a label map and an overlay with label names for each."""
     from namedmask.verbs.predict import predict_files
 
     config = config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
-            raise InputError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
+            raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
     ensure_writable(out, "--out")
-    found = predict_files(checkpoint, images, out, device, config)
+    entries = predict_files(checkpoint, images, out, device, config)
     if as_json:
-        write_json(found)
+        write_json(entries)
         return
-    for entry in found:
+    for entry in entries:
         show(entry)
 
 
@@ -195,11 +205,11 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder", parser=place_of)],
     as_json: AsJson = False,
 ) -> None:
-    """Write the run's report.html again."""
+    """Write a run's report.html again, from the files in its folder."""
     from namedmask.report.run_report import write_report
 
     if not run.is_dir():
-        raise InputError(f"run folder {run} does not exist. Run 'curate' first.")
+        raise InputError(f"run folder {run} does not exist. Run 'namedmask curate' first.")
     ensure_writable(run, "another folder")
     path = write_report(run)
     write_json({"report": str(path)}) if as_json else write(f"report: {path}")
@@ -210,16 +220,16 @@ def search(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="run file or run folder", parser=place_of)
     ],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="what the images should show")],
-    k: Annotated[int, typer.Option("--k", min=1, help="images to find")] = 50,
-    html: Annotated[Path | None, typer.Option(help="write a page of links as well")] = None,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="description of the images")],
+    k: Annotated[int, typer.Option("--k", min=1, help="number of images to find")] = 50,
+    html: Annotated[Path | None, typer.Option(help="also write a page of links")] = None,
     templates: Annotated[
-        bool, typer.Option("--templates", help="through the run's prompt templates, not as typed")
+        bool, typer.Option("--templates", help="put TEXT into the run's prompt templates")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the images of a run's store closest to a text; makes its index when there is none."""
+    """Find a run's images closest to a text; the index is built if it is missing or outdated."""
     from namedmask.report.search_page import search_page
     from namedmask.run.job import config_of_run
     from namedmask.verbs.search import search as find
@@ -227,15 +237,15 @@ def search(
     config = config_of_run(run, overrides or ())
     if html is not None:
         ensure_writable(html.parent, "--html")
-    found = find(config, text, k, progress(as_json), templates=templates)
+    result = find(config, text, k, progress(as_json), templates=templates)
     if html is not None:
-        html.write_text(search_page(found), encoding="utf-8")
-    write_json(found) if as_json else show_hits(found)
+        html.write_text(search_page(result), encoding="utf-8")
+    write_json(result) if as_json else show_hits(result)
 
 
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the stages and how many images a run needs; starts nothing."""
+    """Show the stages of a run and how many images it needs; nothing is started."""
     from namedmask.verbs.plan import plan_of
 
     planned = plan_of(Config.load(run_file, overrides or ()))
@@ -247,16 +257,18 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="PATH", help="run or archive folder, .parquet, .pt or .toml", parser=place_of
+            metavar="PATH",
+            help="folder of a run, an archive or vectors; .parquet, .pt or .toml",
+            parser=place_of,
         ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a path is and holds."""
+    """Show what kind of file or folder a path is, and what it contains."""
     from namedmask.verbs.inspect import inspect_path
 
-    found = inspect_path(path)
-    write_json(found) if as_json else show(found)
+    content = inspect_path(path)
+    write_json(content) if as_json else show(content)
 
 
 app.command("export-faces")(export_faces)
@@ -266,17 +278,17 @@ app.command("ablate")(ablate)
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions, cores, memory, extras and CUDA; exit 1 when something is broken."""
+    """Show versions, cores, memory, extras and CUDA; exit with 1 if something is broken."""
     from namedmask.verbs.doctor import diagnose
 
-    found = diagnose()
-    write_json(found) if as_json else show(found)
-    if found["problems"]:
+    diagnosis = diagnose()
+    write_json(diagnosis) if as_json else show(diagnosis)
+    if diagnosis["problems"]:
         raise typer.Exit(1)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         write(namedmask.__version__)
         raise typer.Exit
 
@@ -289,7 +301,7 @@ def options(
             "--version",
             callback=_show_version,
             is_eager=True,
-            help="write the version and leave",
+            help="write the version and exit",
         ),
     ] = False,
 ) -> None:

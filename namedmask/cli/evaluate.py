@@ -1,4 +1,4 @@
-"""The verb `evaluate`: a run's segmenter, a checkpoint alone, or a baseline in their place."""
+"""The command `evaluate`: it scores a run's segmenter, a checkpoint alone, or a baseline."""
 
 from __future__ import annotations
 
@@ -27,39 +27,48 @@ from namedmask.run.verb_table import VERBS
 from namedmask.storage import place_of
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
+"""Suffixes by which a path is taken for a checkpoint and not for a run file."""
 
 
 def evaluate(
     run_file: Annotated[
         Path,
-        typer.Argument(metavar="RUN.toml", help="or a checkpoint alone", parser=checkpoint_of),
+        typer.Argument(
+            metavar="RUN.toml",
+            help="run file, or a checkpoint: a file or a name of `namedmask weights`",
+            parser=checkpoint_of,
+        ),
     ],
     benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
     root: Annotated[str, typer.Option(help="short for --set evaluate.root=")] = "",
     split: Annotated[str, typer.Option(help="short for --set evaluate.split=")] = "",
-    baseline: Annotated[str, typer.Option(help="judge maskclip or reco, not the segmenter")] = "",
+    baseline: Annotated[str, typer.Option(help="maskclip or reco, in place of the segmenter")] = "",
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="a baseline at 20 thresholds in one pass")
+        bool, typer.Option("--sweep", help="score a baseline at 20 thresholds in one pass")
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="of a baseline: below it is background")
+        float | None,
+        typer.Option(min=0, max=1, help="probability below which a baseline sees background"),
     ] = None,
     threshold_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="what a --sweep wrote", parser=place_of)
+        Path | None,
+        typer.Option(metavar="FILE", help="use the best threshold of a --sweep", parser=place_of),
     ] = None,
     overrides: Overrides = None,
     local: Local = False,
     address: Address = "",
     as_json: AsJson = False,
 ) -> None:
-    """Measure the segmenter on the run's benchmark; or a CHECKPOINT.pt alone, by its category set.
+    """Score the segmenter of a run, or a CHECKPOINT.pt alone, on a benchmark.
 
-    Weights without label names take those of the benchmark, or of --set voc2012. With --baseline,
-    MaskCLIP or ReCo is measured in its place, and the threshold below which they see background.
+    Weights without label names take the names of the benchmark, or of a category
+    set, as with --set voc2012. With --baseline, MaskCLIP or ReCo is scored instead
+    of the segmenter; it sees background where its best probability is below a
+    threshold.
     """
-    said = {"benchmark": benchmark, "root": root, "split": split}
-    given = [f"evaluate.{key}={json.dumps(value)}" for key, value in said.items() if value]
-    given = [*(overrides or ()), *given]
+    short = {"benchmark": benchmark, "root": root, "split": split}
+    settings = [f"evaluate.{key}={json.dumps(value)}" for key, value in short.items() if value]
+    settings = [*(overrides or ()), *settings]
     options: dict[str, Any] = {
         "sweep": sweep,
         "threshold": threshold,
@@ -67,23 +76,26 @@ def evaluate(
     }
     chosen = [key for key, value in options.items() if value is not None and value is not False]
     if len(chosen) > bool(baseline):
-        told = ", ".join(f"--{key.replace('_', '-')}" for key in chosen)
-        raise InputError(f"{told}: give at most one of them, and --baseline with it.")
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in chosen)
+        raise InputError(f"{names}: give at most one of these options, together with --baseline.")
     if baseline:
         from namedmask.verbs.baselines import evaluate_baseline
 
         work = partial(evaluate_baseline, baseline, **options)
-        run_in(work, show_baseline, run_file, given, local, address, as_json)
+        run_in(work, show_baseline, run_file, settings, local, address, as_json)
     elif run_file.suffix not in CHECKPOINTS:
-        run_verb(VERBS["evaluate"], run_file, given, local, address, as_json)
+        run_verb(VERBS["evaluate"], run_file, settings, local, address, as_json)
     else:
         from namedmask.verbs.evaluate import evaluate_checkpoint
 
-        found = evaluate_checkpoint(run_file, config_of_checkpoint(given), progress(as_json))
-        write_json(found) if as_json else show(found)
+        scores = evaluate_checkpoint(run_file, config_of_checkpoint(settings), progress(as_json))
+        write_json(scores) if as_json else show(scores)
 
 
 def config_of_checkpoint(overrides: Sequence[str]) -> Config:
-    """Return the config for a checkpoint without a run; `voc2012` is `categories.set=voc2012`."""
-    written = [one if "=" in one else f"categories.set={json.dumps(one)}" for one in overrides]
-    return Config.of({"run": {"out": ""}}, written)
+    """Return the config for a checkpoint without a run.
+
+    An override without `=` is the name of a category set: `voc2012` is `categories.set=voc2012`.
+    """
+    settings = [text if "=" in text else f"categories.set={json.dumps(text)}" for text in overrides]
+    return Config.of({"run": {"out": ""}}, settings)

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how a run file is taken up and its verb run."""
+"""The options that commands share, and how a command loads a run file and runs a verb."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from namedmask.storage.place import ensure_writable
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="the run file")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; may be repeated"),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; repeatable"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="write the result as JSON, nothing else")]
+AsJson = Annotated[bool, typer.Option("--json", help="write the result as JSON, without progress")]
 
 Retry = Annotated[
     list[str] | None,
-    typer.Option("--retry", metavar="REASON", help="try rows that failed so again: transient, …"),
+    typer.Option(
+        "--retry", metavar="CLASS", help="retry rows of a failure class (transient, …); repeatable"
+    ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="without Ray: a plain loop in this process")]
+Local = Annotated[bool, typer.Option("--local", help="run in this process, without Ray")]
 Address = Annotated[
-    str, typer.Option(help="a running Ray (auto, host:port); else one is started here")
+    str, typer.Option(help="address of a running Ray (auto, host:port); default: start one")
 ]
 
 
@@ -42,7 +44,10 @@ def run_verb(
     as_json: bool,
     retry: Sequence[str] = (),
 ) -> None:
-    """Run a verb and write what it ended with."""
+    """Run a verb on a run file and write its result.
+
+    `retry` names failure classes whose rows are tried again.
+    """
     options = {"retry": retry} if retry else {}
 
     def work(*arguments: Any) -> dict[str, Any]:
@@ -53,34 +58,37 @@ def run_verb(
 
 def run_in(
     work: Callable[..., dict[str, Any]],
-    show_found: Callable[[dict[str, Any]], None],
+    show_result: Callable[[dict[str, Any]], None],
     run_file: Path,
     overrides: Sequence[str] | None,
     local: bool,
     address: str,
     as_json: bool,
 ) -> None:
-    """Give `work` the config, the progress and an executor; write what it returns."""
+    """Call `work` with the config, the progress and an executor, and write its result.
+
+    `show_result` writes the result, unless it goes to stdout as JSON.
+    """
     config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")
     if not as_json:
         show_settings(config)
     if local and begin_server(config.fetch):
-        from namedmask.engine import preload  # noqa: F401  (in the meantime, here too)
+        from namedmask.engine import preload  # noqa: F401  (while the server imports it too)
     from namedmask.engine import executor_of
 
     with executor_of(config, local) as executor:
-        found = work(config, progress(as_json), executor)
+        result = work(config, progress(as_json), executor)
     if as_json:
-        write_json(found)
-    elif found.get("skipped"):
+        write_json(result)
+    elif result.get("skipped"):
         say_already_done(config.run.out)
     else:
-        show_found(found)
+        show_result(result)
 
 
 def progress(as_json: bool) -> Progress:
-    """Return where progress is shown: nowhere beside JSON."""
+    """Return the progress display: none with `--json`, else on stderr."""
     return SilentProgress() if as_json else progress_for(sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What a command shows: values as tables and JSON on stdout, complaints on stderr."""
+"""The output of commands: results as tables or JSON on stdout, errors on stderr."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.storage import Place
 
+# error numbers of the operating system, by their cause
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -31,7 +32,7 @@ def show(tree: Mapping[str, Any]) -> None:
 
 
 def show_settings(config: Config) -> None:
-    """Write to stderr each key whose value is not the default."""
+    """Write to stderr each key whose value differs from its default."""
     defaults = Config.of({"run": {"out": ""}}).tree()
     for section, values in config.tree().items():
         for key, value in values.items():
@@ -40,19 +41,19 @@ def show_settings(config: Config) -> None:
 
 
 def show_job_line(line: str) -> None:
-    """Write a line of a job's log: the results of verbs (see ray_jobs) to stdout."""
+    """Write a line of a Ray job's log: a verb's result (see ray_jobs) to stdout, else to stderr."""
     stream = sys.stdout if line.startswith('{"verb": ') else sys.stderr
     stream.write(f"{line}\n")
     stream.flush()
 
 
 def say_already_done(out: Place) -> None:
-    """Write that a run folder has all that was asked for."""
+    """Write that a run folder already has the results of the verb."""
     write(f"already done: {out}; nothing to do")
 
 
 def show_plan(planned: Mapping[str, Any]) -> None:
-    """Write what a run will do and how many images it needs."""
+    """Write the plan of a run: its stages and how many images it needs."""
     from rich.console import Console
     from rich.table import Table
 
@@ -70,8 +71,8 @@ def show_plan(planned: Mapping[str, Any]) -> None:
     write("nothing was started")
 
 
-def show_baseline(found: Mapping[str, Any]) -> None:
-    """Write what a baseline is worth: its sweep, and it beside all others judged on that split."""
+def show_baseline(result: Mapping[str, Any]) -> None:
+    """Write a baseline's scores, its sweep if any, and all scores on the same split."""
     from rich.console import Console
     from rich.table import Table
 
@@ -79,79 +80,78 @@ def show_baseline(found: Mapping[str, Any]) -> None:
     from namedmask.report.curves import called, threshold_of
     from namedmask.storage import place_of
 
-    folder = place_of(found["file"]).parent.parent
+    folder = place_of(result["file"]).parent.parent
     columns = ("background below", "mean IoU", "pixel accuracy")
-    if "curve" in found:
+    if "curve" in result:
         sweep = Table(*columns, box=None, pad_edge=False)
-        for point in found["curve"]:
-            style = "bold" if point["threshold"] == found["threshold"] else None
+        for point in result["curve"]:
+            style = "bold" if point["threshold"] == result["threshold"] else None
             scores = (_score(point[key]) for key in ("miou", "pixel_accuracy"))
             sweep.add_row(f"{point['threshold']:.2f}", *scores, style=style)
         Console().print(sweep)
-    table = Table(f"{found['benchmark']} {found['split']}", *columns, box=None, pad_edge=False)
-    for row in standings(folder, found["benchmark"], found["split"]):
+    table = Table(f"{result['benchmark']} {result['split']}", *columns, box=None, pad_edge=False)
+    for row in standings(folder, result["benchmark"], result["split"]):
         scores = (_score(row[key]) for key in ("miou", "pixel_accuracy"))
         table.add_row(called(row), threshold_of(row), *scores)
     Console().print(table)
-    if found["chosen_here"]:
+    if result["chosen_here"]:
         write(
-            f"note: {found['threshold']:.2f} was chosen on this very split, so the score flatters; "
-            "judge another split with --threshold-from"
+            f"note: threshold {result['threshold']:.2f} was chosen on this very split, so its "
+            "score is optimistic; use it on another split with --threshold-from"
         )
-    write(f"written: {found['file']}")
+    write(f"written: {result['file']}")
 
 
 def _score(value: float | None) -> str:
     return "none" if value is None else f"{value:.3f}"
 
 
-def show_hits(found: Mapping[str, Any]) -> None:
-    """Write what a search found, and how well its index finds."""
+def show_hits(result: Mapping[str, Any]) -> None:
+    """Write the hits of a search, the recall of its index, and the seconds that it took."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("rank", "score", "url", "caption", box=None, pad_edge=False)
-    for hit in found["hits"]:
+    for hit in result["hits"]:
         url, caption = (
             Text(_printable(hit[key] or ""), overflow="fold") for key in ("url", "caption")
         )
         table.add_row(f"{hit['rank']}", f"{hit['score']:.4f}", url, caption)
     Console().print(table)
-    made = f"made now ({found['made_because']}): " if found["made_because"] else ""
+    made = f"made now ({result['made_because']}): " if result["made_because"] else ""
     write(
-        f"index {made}{found['index']} of {found['vectors']:,} vectors, recall@50 "
-        f"{found['recall_at_50']:.3f} on {found['measured_on']}"
+        f"index {made}{result['index']} of {result['vectors']:,} vectors, recall@50 "
+        f"{result['recall_at_50']:.3f} on {result['measured_on']}"
     )
-    times = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in found["seconds"].items())
-    write(f"{times}; {found['prompts']} prompt{'s' if found['prompts'] > 1 else ', as typed'}")
+    times = ", ".join(f"{name} {1000 * value:,.0f} ms" for name, value in result["seconds"].items())
+    write(f"{times}; {result['prompts']} prompt{'s' if result['prompts'] > 1 else ', as typed'}")
 
 
 def show_weights(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write one line a row, and what a column says of it only where it says something."""
+    """Write one line per row with its values in these columns, empty values left out."""
     for row in rows:
-        told = [_text(row[column]) for column in columns if row.get(column)]
-        write("  ".join(told))
+        write("  ".join(_text(row[column]) for column in columns if row.get(column)))
 
 
 def _printable(text: str) -> str:
-    """Return a text of the web without what would steer a terminal."""
+    """Return a text from the web with a space for each character that could control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
-    """Write the numbers of a demo beside its bars."""
+    """Write the scores of a demo with their bars and the paper's numbers."""
     from rich.console import Console
     from rich.table import Table
 
     from namedmask.report.scorecard import scorecard
 
-    table = Table("measured", "value", "bar", "", "seed paper", box=None, pad_edge=False)
+    table = Table("measured", "value", "bar", "", "paper", box=None, pad_edge=False)
     words = {True: "[green]met[/green]", False: "[red]missed[/red]", None: ""}
     lines = scorecard(summary, full)
     for line in lines:
-        seed = _text(line.seed) if line.seed is not None else ""
-        table.add_row(line.key, _text(line.value), line.bars, words[line.met], seed)
+        paper = _text(line.paper) if line.paper is not None else ""
+        table.add_row(line.key, _text(line.value), line.bars, words[line.met], paper)
     Console().print(table)
     missed = [line.key for line in lines if line.met is False]
     if missed:
@@ -159,7 +159,7 @@ def show_scorecard(summary: Mapping[str, Any], full: bool) -> None:
 
 
 def _rows(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, text) for each value of a nested tree, safe from rich's markup."""
+    """Yield (dotted key, text) per value of a nested tree, escaped for rich."""
     from rich.markup import escape
 
     for key, value in tree.items():
@@ -190,7 +190,7 @@ def write_json(value: Any) -> None:
 
 
 def explain(error: NamedMaskError | OSError) -> int:
-    """Say on stderr what ended a verb; return the exit code."""
+    """Write to stderr why a verb ended; return the exit code."""
     if isinstance(error, NamedMaskError):
         complain(str(error))
         return error.exit_code
@@ -198,7 +198,7 @@ def explain(error: NamedMaskError | OSError) -> int:
 
 
 def complain(message: str) -> None:
-    """Write an error to stderr, in one line however long."""
+    """Write an error to stderr as one line, without wrapping."""
     from rich.console import Console
     from rich.text import Text
 
@@ -207,18 +207,18 @@ def complain(message: str) -> None:
 
 
 def _explain_file(error: OSError) -> int:
-    """Say what is wrong with a file or a disk; return 2 where the user can mend it, else 1."""
+    """Write what is wrong with a file or disk; return 2 if the user can correct it, else 1."""
     place = f"{error.filename}: " if error.filename else ""
-    reason = error.strerror or str(error)
+    problem = error.strerror or str(error)
     ways_out = {
-        READ_ONLY: "Choose a place you may write with --out or run.out.",
+        READ_ONLY: "Choose a writable folder with --out or run.out.",
         DISK_FULL: "Free some space, or choose another disk with --out or run.out; "
-        "what is finished is kept.",
+        "finished work is kept.",
         WRONG_PATH: "Check the path.",
     }
     for numbers, way_out in ways_out.items():
         if error.errno in numbers:
-            complain(f"{place}{reason}. {way_out}")
+            complain(f"{place}{problem}. {way_out}")
             return 2
-    complain(f"{place}{reason}.")
+    complain(f"{place}{problem}.")
     return 1

@@ -1,4 +1,4 @@
-"""Verbs on files of weights: listed, fetched, verified, exported."""
+"""The commands for weights files: list, fetch and verify them, and export a face detector."""
 
 from __future__ import annotations
 
@@ -17,22 +17,29 @@ from namedmask.storage import Place
 def weights(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN.toml | fetch NAME... | verify]", help="empty: list all"),
+        typer.Argument(metavar="[RUN.toml | fetch NAME... | verify]", help="default: list all"),
     ] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option("--accept-license", metavar="LICENSE", help="that is not free; repeatable"),
+        typer.Option(
+            "--accept-license",
+            metavar="LICENSE",
+            help="accept a license that is not free; repeatable",
+        ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FOLDER", help="take files from here")
+        Path | None, typer.Option("--from", metavar="FOLDER", help="copy files from a folder")
     ] = None,
-    mirror: Annotated[str, typer.Option(metavar="URL", help="take files from below this")] = "",
+    mirror: Annotated[str, typer.Option(metavar="URL", help="fetch files from below a url")] = "",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="of RUN.toml")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="override a key of RUN.toml; repeatable"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
 ) -> None:
-    """List the weights that a run needs, fetch them into the cache, verify what is there."""
+    """List the weights that a run needs, fetch weights into the cache, or verify the cache."""
     from namedmask.weights import catalogue as files
     from namedmask.weights import download
 
@@ -40,7 +47,7 @@ def weights(
     if action == "fetch":
         if not names:
             raise InputError(
-                "'namedmask weights fetch' takes names; 'namedmask weights' lists them."
+                "'namedmask weights fetch' needs names of weights; 'namedmask weights' lists them."
             )
         done = download.fetch_weights(
             names, accepted=accept or (), folder=source, mirror=mirror, say=_say
@@ -48,7 +55,9 @@ def weights(
         write_json(done) if as_json else show_weights(done, ("name", "bytes", "checked", "path"))
         return
     if names:
-        raise InputError(f"'namedmask weights {action}' takes nothing more; got {' '.join(names)}.")
+        raise InputError(
+            f"'namedmask weights {action}' takes no further words; got {' '.join(names)}."
+        )
     if action == "verify":
         rows = download.verify_weights()
         write_json(rows) if as_json else show_weights(rows, ("name", "state", "path"))
@@ -69,7 +78,7 @@ def weights(
 
 
 def checkpoint_of(text: str) -> Place:
-    """Return the file that a path, an s3:// url or a name of `namedmask weights` stands for."""
+    """Return the file that a path, an s3:// url, or a name of `namedmask weights` stands for."""
     from namedmask.weights.catalogue import place_named
 
     return place_named(text)
@@ -79,18 +88,20 @@ def export_faces(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            metavar="CHECKPOINT", help="a RetinaFace, ResNet50; file or name", parser=checkpoint_of
+            metavar="CHECKPOINT",
+            help="RetinaFace with ResNet50: file, or name of `namedmask weights`",
+            parser=checkpoint_of,
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="the file to write")],
-    side: Annotated[int, typer.Option(min=32, help="pixels of the square it will take")] = 640,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
+    side: Annotated[int, typer.Option(min=32, help="side of its square input in pixels")] = 640,
     as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
 ) -> None:
-    """Write a RetinaFace checkpoint as an ONNX file for the face filter, and compare the two."""
+    """Export a RetinaFace checkpoint as ONNX for the face filter, and compare their outputs."""
     from namedmask.faces.retinaface import export_onnx
 
-    made = export_onnx(checkpoint, out, side)
-    write_json(made) if as_json else show(made)
+    result = export_onnx(checkpoint, out, side)
+    write_json(result) if as_json else show(result)
 
 
 def _say(line: str) -> None:

@@ -1,27 +1,27 @@
-"""Every knob of a run: run files, their sections, presets, and what their names point at."""
+"""Run files and their sections, presets, and the registries that names in them point to."""
 
 from namedmask.config.run_file import SPEED_ONLY, Config, settings_of
 from namedmask.config.sections import (
-    BilateralConfig,
     CategoriesConfig,
     CategoryConfig,
     EmbedConfig,
-    FacesConfig,
     FetchConfig,
     MetadataConfig,
     RayConfig,
     RetrieveConfig,
     RunConfig,
-    SaliencyConfig,
     SearchConfig,
     VectorsConfig,
 )
 from namedmask.config.training_sections import (
     AugmentConfig,
     BaselinesConfig,
+    BilateralConfig,
     EvaluateConfig,
     ExpertsConfig,
+    FacesConfig,
     OptimConfig,
+    SaliencyConfig,
     SegmenterConfig,
     TrainConfig,
 )

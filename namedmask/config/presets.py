@@ -1,8 +1,8 @@
-"""Presets: recipes by name, whose values stand in for the defaults of a run file.
+"""Presets: named recipes whose values replace the defaults of a run file.
 
-A preset is a TOML file in `data/presets` with sections as in a run file; it may build on another.
-What the run file or an override says itself beats it. The config that is saved with a run has every
-value in it, so a later change of a preset changes no run that was begun.
+A preset is a TOML file in `data/presets` with the sections of a run file; it may build on another
+preset. Values in the run file and overrides take precedence over the preset. The config that is
+saved with a run holds every value, so a later change of a preset does not affect existing runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from namedmask.errors import unknown_name
 _FOLDER = resources.files("namedmask").joinpath("data", "presets")
 
 PRESETS = tuple(sorted(Path(file.name).stem for file in _FOLDER.iterdir()))
-"""Names of the presets that come with the package."""
+"""Names of the presets in the package."""
 
 
 def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tree of plain values with those of its `run.preset` where it has none of its own.
+    """Return a config's tree of plain values, completed by the values of its `run.preset`.
 
     Raises:
-        ConfigError: no such preset.
+        ConfigError: there is no such preset.
     """
     run = tree.get("run")
     name = run.get("preset", "") if isinstance(run, Mapping) else ""
@@ -35,20 +35,20 @@ def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_values(name: str) -> dict[str, dict[str, Any]]:
-    """Return the values of a preset by section and key, those of the one it builds on included.
+    """Return the values of a preset by section and key, with those of the preset it builds on.
 
     Raises:
-        ConfigError: no such preset.
+        ConfigError: there is no such preset.
     """
     if name not in PRESETS:
         raise unknown_name("run.preset", name, PRESETS)
     own = tomllib.loads(_FOLDER.joinpath(f"{name}.toml").read_text(encoding="utf-8"))
-    ground = own.get("run", {}).pop("preset", "")
-    return _merged(preset_values(ground), own) if ground else own
+    parent = own.get("run", {}).pop("preset", "")
+    return _merged(preset_values(parent), own) if parent else own
 
 
 def departures(tree: Mapping[str, Any]) -> list[str]:
-    """Return in what a config's tree departs from its own preset, a line each; [] without one."""
+    """Return one line per value in which a config's tree departs from its preset, if any."""
     name = tree["run"]["preset"]
     return [
         f"{section}.{key}: {value!r}, here {tree[section][key]!r}"
@@ -58,11 +58,11 @@ def departures(tree: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _merged(ground: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both trees as one; where both have a key, that of `over`."""
-    both = dict(over)
-    for section, keys in ground.items():
-        own = over.get(section, {})
-        if isinstance(own, Mapping):  # what is no section is told by the config
-            both[section] = {**keys, **own}
-    return both
+def _merged(defaults: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return both trees merged; where both have a key, the value of `tree` counts."""
+    merged = dict(tree)
+    for section, keys in defaults.items():
+        own = tree.get(section, {})
+        if isinstance(own, Mapping):  # the config reports values that are not sections
+            merged[section] = {**keys, **own}
+    return merged

@@ -1,4 +1,4 @@
-"""What a run file names: a factory in a registry or behind a dotted path, and a device."""
+"""Resolve names in a run file: factories, by registry entry or dotted path, and torch devices."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
-    """Return the factory called `name`: an entry of `registry`, or what `pkg.mod:name` points at.
+    """Return the factory called `name`: an entry of `registry`, or the object at `pkg.mod:name`.
 
-    A registry key that ends in a colon takes the rest of the name as its argument, so that
-    `open_clip:ViT-L-14` is the entry `open_clip:`.
+    A registry key that ends in a colon matches every name that starts with it, so the entry
+    `open_clip:` is the factory of `open_clip:ViT-L-14`; the factory reads the rest of the name.
+
+    Args:
+        kind: what the name stands for, for error messages.
+        name: as the run file gives it.
+        registry: factories by name.
 
     Raises:
-        ConfigError: no such entry; or the module cannot be imported or lacks the name.
+        ConfigError: there is no such entry, or the module cannot be imported or lacks the name.
     """
     head, colon, attribute = name.partition(":")
     for key in (name, head + colon):
@@ -45,20 +50,22 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
 
 
 def torch_device(name: str, place: str) -> torch.device:
-    """Return the torch device of a config section; never another one than was asked for.
+    """Return the torch device `name`, which the config section `place` asks for; never another.
 
     Raises:
-        InputError: `cuda` is asked for and torch sees none.
+        InputError: `name` is "cuda" and torch sees no CUDA device.
     """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"{place}.device is 'cuda', but torch {torch.__version__} sees no CUDA device here. "
-            f"Set {place}.device to 'cpu', or run where there is one."
+            f"Set {place}.device to 'cpu', or run on a machine with a GPU."
         )
     return torch.device(name)
 
 
 def _public(module: object) -> list[str]:
-    return [name for name, value in vars(module).items() if callable(value) and name[0] != "_"]
+    """Return the public callables of a module, those that it imports when they are used included."""
+    names = (name for name in dir(module) if name[0] != "_")
+    return [name for name in names if callable(getattr(module, name, None))]

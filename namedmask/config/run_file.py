@@ -1,7 +1,7 @@
-"""A run file: every knob of a run, one section per stage (sections.py), in one TOML file.
+"""A run file: all settings of a run in one TOML file, with one section per stage (sections.py).
 
-`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes. A key that
-neither names has the value of `run.preset` (presets.py), or its default.
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes it. A key
+that is in neither has the value from `run.preset` (presets.py), or else its default.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ SPEED_ONLY = (
     "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",
     "actors", "num_cpus", "num_gpus", "max_failures", "on_device",
 )  # fmt: skip
-"""Keys of any section that change how fast a verb is, not what it computes, up to rounding.
+"""Keys, in any section, that change the speed of a verb but not its result, except for rounding.
 
-With several `train.processes`, batch norm and dropout are of each share: more than rounding, less
-than another training.
+With several `train.processes`, each process computes batch norm and dropout on its own share of the
+batch. The result then differs by more than rounding, but by less than another training's.
 """
-
 
 RENAMED = {
     "fetch.workers": "fetch.processes",
@@ -39,23 +38,24 @@ RENAMED = {
     "train.workers": "train.sample_processes",
     "experts.workers": "experts.sample_processes",
 }
-"""Keys by their names up to version 0.1; they still load, and a line says so."""
+"""New names of keys by their old names up to version 0.1, which still load with a warning."""
 
 _log = logging.getLogger(__name__)
 
 
 class Config(Sections):
-    """A whole run."""
+    """The config of a whole run: every section, validated and frozen."""
 
     @classmethod
     def load(cls, path: Place | str, overrides: Sequence[str] = ()) -> Config:
         """Return the config of a run file with dotted overrides applied.
 
-        `overrides` are `section.key=value`, the value in TOML (`a.b="text"`, `a.b=3`); a bare word
+        Each override is `section.key=value` with a TOML value (`a.b="text"`, `a.b=3`); a bare word
         is text.
 
         Raises:
-            ConfigError: no such file, not TOML, an unknown key, a value out of range.
+            ConfigError: there is no such file, it is not TOML, a key is unknown, or a value is out
+                of range.
         """
         path = place_of(path)
         try:
@@ -70,7 +70,10 @@ class Config(Sections):
     def of(
         cls, tree: dict[str, Any], overrides: Sequence[str] = (), place: str = "config"
     ) -> Config:
-        """Return the config of a tree of plain values, on its preset if it has one; see `load`."""
+        """Return the config of a tree of plain values, completed by its preset; see `load`.
+
+        `place` names the tree's origin in error messages.
+        """
         tree = {name: dict(section) if isinstance(section, dict) else section
                 for name, section in tree.items()}  # fmt: skip
         for override in overrides:
@@ -82,15 +85,15 @@ class Config(Sections):
             raise ConfigError(explain(error, place, known_keys)) from None
 
     def tree(self) -> dict[str, Any]:
-        """Return the config as plain values, paths as text: what is saved with the run."""
+        """Return the config as plain values with paths as text, as it is saved with a run."""
         return self.model_dump(mode="json")
 
 
 def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """Return the settings a verb's output depends on as one flat dict, `section.key` to value.
+    """Return the settings that a verb's output depends on as a flat dict of `section.key`: value.
 
-    `names` are whole sections (`fetch`) or single keys (`run.seed`); those that only change the
-    speed are left out.
+    `names` are whole sections (`fetch`) or single keys (`run.seed`). Keys that only change the
+    speed (`SPEED_ONLY`) are left out.
     """
     flat = {
         f"{section}.{key}": value
@@ -107,19 +110,19 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of plain values with renamed keys under their names of today."""
+    """Return a tree of plain values with renamed keys under their current names; warn of each."""
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")
         keys, new_key = tree.get(section), new.partition(".")[2]
         if isinstance(keys, dict) and key in keys:
             keys = dict(keys)
             tree[section] = {new_key: keys.pop(key), **keys}
-            _log.warning("%s is called %s now; the old name still works.", old, new)
+            _log.warning("%s is now called %s; the old name still works.", old, new)
     return tree
 
 
 def known_keys(section: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that a section has; the sections, for the empty path."""
+    """Return the keys of the section at a path, or the names of all sections for the empty path."""
     if not section:
         return list(Config.model_fields)
     field = Config.model_fields.get(str(section[0]))
@@ -130,10 +133,10 @@ def known_keys(section: tuple[int | str, ...]) -> list[str]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in a tree of plain values, the value in TOML; a bare word is text.
+    """Set `section.key=value` in a tree of plain values; the value is TOML, a bare word is text.
 
     Raises:
-        ConfigError: the text is not of that form.
+        ConfigError: the override is not of that form.
     """
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
@@ -156,7 +159,7 @@ def explain(
     place: str,
     known_keys: Callable[[tuple[int | str, ...]], list[str]],
 ) -> str:
-    """Return what is wrong with the values at `place`, a line each."""
+    """Return one line per invalid value; `place` names the file or config that holds them."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
@@ -171,20 +174,20 @@ def explain(
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message, without the credentials in a url."""
+    """Return a value as text for a message, with the credentials in urls removed."""
     return re.sub(r"(?<=://)[^/@\s]*@", "…@", repr(value))
 
 
 def to_toml(config: Config) -> str:
-    """Return the config as a run file; text, numbers, flags and lists are written as in JSON."""
+    """Return the text of a run file; strings, numbers, booleans and lists are written as JSON."""
     lines = []
     for section, keys in config.tree().items():
         lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items()), ""]
-    return "\n".join(lines).replace("\x7f", "\\u007f")  # the one character that JSON lets through
+    return "\n".join(lines).replace("\x7f", "\\u007f")  # JSON leaves this one raw, TOML forbids it
 
 
 def _toml(value: Any) -> str:
     if not isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    pairs = (f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
+    pairs = (f"{_toml(key)} = {_toml(item)}" for key, item in value.items())
     return f"{{{', '.join(pairs)}}}"

@@ -1,6 +1,6 @@
-"""The sections of a run file: one frozen model each, one section per stage; see run_file.py.
+"""The sections of a run file, one frozen model per stage; run_file.py reads the file.
 
-A default that comes from the method says so; one that departs from it says why.
+A field's description names the unit, what special values mean, and the paper's choice (`Method:`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from pydantic import Field
 from namedmask.config.training_sections import (
     AugmentConfig,
     BaselinesConfig,
+    BilateralConfig,
     EvaluateConfig,
     ExpertsConfig,
+    FacesConfig,
+    SaliencyConfig,
     SegmenterConfig,
     TrainConfig,
 )
 from namedmask.config.types import (
+    Cosine,
     Count,
     Folder,
     Hash,
@@ -30,243 +34,300 @@ from namedmask.config.types import (
 
 
 class RunConfig(Section):
-    """Where the run lives and what holds for all of it."""
+    """Where the run lives, and what holds for all of its stages."""
 
-    preset: str = Field("", description="recipe whose values are the defaults; see presets.py")
-    out: Folder = Field(description="run folder, or s3://bucket/prefix; made when missing")
-    seed: int = Field(0, ge=0, description="seed of every random choice. Method: 0")
-    threads: int = Field(0, ge=0, description="torch threads; 0: one for each core")
-    wave_rows: Count = Field(2000, description="rows of metadata committed at a time")
-    max_failure_share: Share = Field(1.0, description="failed rows over all rows that end the run")
+    preset: str = Field(
+        "", description="Recipe that sets the defaults: `paper` or `voc_released`; empty: none."
+    )
+    out: Folder = Field(description="Run folder, or s3://bucket/prefix; created when missing.")
+    seed: int = Field(0, ge=0, description="Seed of every random choice. Method: 0")
+    threads: int = Field(0, ge=0, description="Torch threads per process; 0: one per core.")
+    wave_rows: Count = Field(
+        2000, description="Metadata rows per wave, the unit of work that is committed and resumed."
+    )
+    max_failure_share: Share = Field(
+        1.0, description="Share of failed rows above which the run ends with an error; 1: never."
+    )
 
 
 class RayConfig(Section):
-    """The cluster; all of it changes how a run is done, nothing what it makes."""
+    """The Ray cluster. These keys change how a run is executed, never what it computes."""
 
-    address: str = Field("", description="a running Ray (auto, host:port); empty: one started here")
+    address: str = Field(
+        "", description="Address of a running Ray (`auto` or host:port); empty: start one here."
+    )
     num_cpus: int = Field(
-        0, ge=0, description="CPUs a Ray started here may give out; 0: as many as the run needs"
+        0,
+        ge=0,
+        description="CPUs of a Ray started here; 0: all cores, or more if the run needs more.",
     )
-    object_store_mb: int = Field(0, ge=0, description="of a Ray started here; 0: Ray's own share")
+    object_store_mb: int = Field(
+        0, ge=0, description="MiB for the object store of a Ray started here; 0: Ray's default."
+    )
     memory_limit_gb: float = Field(
-        0.0, ge=0, description="an actor that asks for more fails; 0: 6/10 of the machine's memory"
+        0.0,
+        ge=0,
+        description="GiB that a stage's process may allocate before it fails; 0: 60 % of the "
+        "machine's memory.",
     )
-    heartbeat_s: float = Field(30.0, gt=0, description="between two lines about what waits")
+    heartbeat_s: float = Field(
+        30.0, gt=0, description="Seconds without progress after which a warning says what waits."
+    )
     stall_timeout_s: float = Field(
-        900.0, gt=0, description="without any progress the run ends, with a diagnosis"
+        900.0,
+        gt=0,
+        description="Seconds without progress after which the run ends, with a diagnosis.",
     )
 
 
 class CategoryConfig(Section):
-    """What one category is asked for beside its query, and what it must not get."""
+    """Rules for one category: what else to search for, and which images to exclude."""
 
-    queries: tuple[str, ...] = Field((), description="more texts; the mean of all is asked for")
+    queries: tuple[str, ...] = Field(
+        (), description="More texts to search for; the query vector is the mean of all texts."
+    )
     examples: tuple[str, ...] = Field(
-        (), description="image files, also on s3://; each counts as one more text"
+        (), description="Image files, also on s3://; each counts as one more text."
     )
     negatives: tuple[str, ...] = Field(
-        (), description="texts; an image closer to one of them than to what is asked is dropped"
+        (), description="Texts; an image closer to one of them than to the query is dropped."
     )
-    vetoed: tuple[str, ...] = Field((), description="sample ids that the next best replaces")
-    blocked_urls: tuple[str, ...] = ()
-    blocked_hosts: tuple[str, ...] = Field((), description="with all names below them")
+    vetoed: tuple[str, ...] = Field(
+        (), description="Sample ids of excluded images; the next best candidates replace them."
+    )
+    blocked_urls: tuple[str, ...] = Field((), description="Urls of excluded images.")
+    blocked_hosts: tuple[str, ...] = Field(
+        (), description="Hosts whose images are excluded, including all subdomains."
+    )
     blocked_hashes: tuple[Hash, ...] = Field(
-        (), description="16 hex digits, see images.hash_of; within retrieve.hash_distance bits"
+        (),
+        description="Perceptual hashes of excluded images, 16 hex digits each (images.hash_of); up "
+        "to retrieve.hash_distance bits may differ.",
     )
 
 
 class CategoriesConfig(Section):
-    """What to segment: a category set by name or path, or names written here."""
+    """What to segment: a category set by name or path, or label names listed here."""
 
-    set: str = Field("", description="name of a shipped category set, or a path to a TOML file")
-    names: tuple[str, ...] = Field((), description="label names, when no set is given")
+    set: str = Field("", description="Name of a shipped category set, or path of a TOML file.")
+    names: tuple[str, ...] = Field((), description="Label names, if no category set is named.")
     templates: tuple[str, ...] = Field(
-        (), description="prompt templates with one {}; empty: the method's 85"
+        (), description="Prompt templates with one {} for the name; empty: the method's 85."
     )
-    each: dict[str, CategoryConfig] = Field({}, description="by label name: see CategoryConfig")
+    each: dict[str, CategoryConfig] = Field(
+        {}, description="Rules for single categories, by label name; see CategoryConfig."
+    )
 
 
 class MetadataConfig(PoolSection):
-    """Which images there are, and which the metadata alone rules out."""
+    """Which images there are, and which of them the metadata alone rules out."""
 
     source: tuple[Source, ...] = Field(
-        (),
-        description="parquet or CSV files, also on s3://, globs, http(s) urls of tables, or one "
-        "image folder",
+        (), description="Parquet or CSV files (globs, s3://, http(s)://), or one folder of images."
     )
-    max_punsafe: Share = Field(0.5, description="rows above are `unsafe`. Method: safe mode, 0.5")
+    max_punsafe: Share = Field(
+        0.5, description="Highest accepted probability of unsafe content. Method: safe mode, 0.5"
+    )
     unknown_punsafe: Literal["keep", "drop"] = Field(
-        "keep", description="rows without a punsafe value or NSFW tag"
+        "keep",
+        description="`keep` or `drop` rows with neither a safety value nor an NSFW tag.",
     )
-    min_similarity: float = Field(
-        -1.0, ge=-1, le=1, description="of image and caption; -1: any. Method: none"
+    min_similarity: Cosine = Field(
+        -1.0,
+        description="Lowest accepted cosine of image and caption, if known; -1: any. Method: none",
     )
-    max_similarity: float = Field(1.0, ge=-1, le=1, description="a row without one passes both")
-    max_pwatermark: Share = Field(1.0, description="1: no watermark filter. Method: none")
-    min_side: int = Field(0, ge=0, description="pixels; on both sides. Method: none")
-    max_aspect: float = Field(0.0, ge=0.0, description="long over short side; 0: any. Method: none")
-    max_rows: int = Field(0, ge=0, description="read at most this many rows; 0: all")
+    max_similarity: Cosine = Field(
+        1.0,
+        description="Highest accepted cosine of image and caption, if known; 1: any. Method: none",
+    )
+    max_pwatermark: Share = Field(
+        1.0, description="Highest accepted watermark probability, if known; 1: any. Method: none"
+    )
+    min_side: int = Field(
+        0, ge=0, description="Shortest accepted side in pixels, if known; 0: any. Method: none"
+    )
+    max_aspect: float = Field(
+        0.0,
+        ge=0.0,
+        description="Highest accepted ratio of long to short side; 0: any. Method: none",
+    )
+    max_rows: int = Field(0, ge=0, description="Maximum number of rows to read; 0: all.")
 
 
 class VectorsConfig(Section):
-    """Vectors that somebody published, in place of the run's own."""
+    """Published vectors, used in place of the run's own."""
 
-    source: Source = Field("", description="folder in clip-retrieval's layout; empty: none")
-    proof_images: Count = Field(100, description="embedded first: is embed.model theirs?")
-    proof_cosine: float = Field(0.9, ge=-1, le=1, description="their median may not be below it")
-    unchanged_cosine: float = Field(0.8, ge=-1, le=1, description="below: `content_changed`")
+    source: Source = Field(
+        "", description="Folder of vectors in clip-retrieval's layout, also on s3://; empty: none."
+    )
+    proof_images: Count = Field(
+        100,
+        description="Number of images embedded first, to check that embed.model made the published "
+        "vectors.",
+    )
+    proof_cosine: Cosine = Field(
+        0.9, description="The run ends if the median cosine of new and published vectors is lower."
+    )
+    unchanged_cosine: Cosine = Field(
+        0.8,
+        description="Images whose new vector has a lower cosine to the published one are "
+        "`content_changed`.",
+    )
 
 
 class FetchConfig(PoolSection):
-    """How urls become bytes."""
+    """How urls become the bytes of images."""
 
     timeout_s: float = Field(
-        20.0, gt=0, description="deadline of one try at a url, redirects included"
+        20.0, gt=0, description="Seconds that one attempt at a url may take, redirects included."
     )
-    max_bytes: Count = Field(20_000_000, description="of one response body")
-    max_pixels: Count = Field(50_000_000, description="of one decoded image")
-    max_redirects: int = Field(5, ge=0)
-    retries: int = Field(1, ge=0, description="of transient failures only")
-    in_flight: Count = Field(128, description="requests at once")
-    per_host: Count = Field(16, description="requests at once to one host, of each process")
+    max_bytes: Count = Field(20_000_000, description="Maximum size of a response body, in bytes.")
+    max_pixels: Count = Field(50_000_000, description="Maximum size of a decoded image, in pixels.")
+    max_redirects: int = Field(5, ge=0, description="Maximum number of redirects per url.")
+    retries: int = Field(1, ge=0, description="Further attempts after a transient failure.")
+    in_flight: Count = Field(128, description="Maximum requests at once, per process.")
+    per_host: Count = Field(16, description="Maximum requests at once to one host, per process.")
     processes: int = Field(
-        1, ge=0, description="processes of the plain loop, a core and in_flight each; 0: all cores"
+        1, ge=0, description="Processes that fetch with --local, about a core each; 0: all cores."
     )
     max_pause_s: float = Field(
-        30.0, ge=0, description="a host's Retry-After may hold it up so long; then it is given up"
+        30.0,
+        ge=0,
+        description="Total seconds of pauses that a host may request (Retry-After) per batch of "
+        "urls; beyond it, the host's other urls fail.",
     )
-    longest_side: int = Field(0, ge=0, description="shrink larger images to this; 0: bytes as is")
-    honor_opt_out: bool = Field(True, description="X-Robots-Tag noai, noimageai, noml. Method: no")
-    robots_txt: bool = Field(False, description="ask each site's robots.txt, and keep to it")
-    user_agent: str = "NamedMask/0.1 (+https://github.com/namedmask/namedmask)"
-    allow_loopback: bool = Field(False, description="let urls reach this machine: tests, demo")
-    file_root: str = Field("", description="file:// urls are read below this folder; empty: none")
+    longest_side: int = Field(
+        0,
+        ge=0,
+        description="Longest side in pixels to which larger images are shrunk; 0: the bytes are "
+        "kept as they came.",
+    )
+    honor_opt_out: bool = Field(
+        True, description="Skip images with X-Robots-Tag noai, noimageai or noml. Method: no"
+    )
+    robots_txt: bool = Field(False, description="Request each site's robots.txt, and obey it.")
+    user_agent: str = Field(
+        "NamedMask/0.1 (+https://github.com/namedmask/namedmask)",
+        description="User agent of all requests; add an address at which you can be reached.",
+    )
+    allow_loopback: bool = Field(False, description="Allow urls of this machine (tests, the demo).")
+    file_root: str = Field("", description="Folder below which file:// urls are read; empty: none.")
 
     @property
     def summary(self) -> str:
-        """Requests at once, for the plan."""
+        """Return the number of requests at once, for the plan."""
         return f"{self.in_flight} requests at once"
 
 
 class EmbedConfig(ModelSection):
-    """Image bytes and category names into one vector space."""
+    """The model that maps images and category names into one vector space."""
 
-    model: str = Field("miniworld", description="name in EMBEDDERS or a dotted path `pkg.mod:name`")
-    weights: str = Field("", description="open_clip tag, file or name of `namedmask weights`")
-    batch_size: Count = Field(64, description="forwards are padded to it: results do not vary")
+    model: str = Field(
+        "miniworld",
+        description="`miniworld`, a model of open_clip such as `open_clip:ViT-L-14`, or a dotted "
+        "path `pkg.mod:name`.",
+    )
+    weights: str = Field(
+        "",
+        description="open_clip tag, file, or name of `namedmask weights`; empty: miniworld's own.",
+    )
+    batch_size: Count = Field(
+        64, description="Images per forward; a smaller batch is padded, so results do not vary."
+    )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
-        description="of the networks; auto: bf16 where device is cuda, float32 on a CPU, though "
-        "one that multiplies in bf16 (AVX-512 BF16, AMX) is faster in it",
+        description="`float32`, `bf16`, or `auto`: bf16 on cuda, float32 on cpu. A CPU that "
+        "multiplies in bf16 (AVX-512 BF16, AMX) is faster with `bf16`.",
     )
 
     @property
     def summary(self) -> str:
-        """Model and device, for the plan."""
+        """Return model and device, for the plan."""
         return f"{self.model} on {self.device}"
 
 
 class RetrieveConfig(PoolSection):
-    """Which images each category is offered."""
+    """Which candidates each category has, and how its archive is filled from them."""
 
-    archive_size: Count = Field(500, description="images wanted a category. Method: 500")
-    overfetch: float = Field(1.5, ge=1.0, description="candidates tried first, over those wanted")
-    candidates: Count = Field(3000, description="ranks kept a category. Method: the demo's 3,000")
-    backend: Literal["exact", "faiss"] = Field("exact", description="a scan of all, or an index")
-    index: Source = Field("", description="FAISS index file of the store's vectors, for 'faiss'")
-    nprobe: int = Field(0, ge=0, description="lists an IVF index opens a query; 0: as in the file")
-    top_up_rounds: int = Field(2, ge=0, description="more rounds when an archive is not full")
-    near_duplicate_cosine: float = Field(
-        0.94, ge=-1, le=1, description="a candidate as close to a better one is dropped; 1: off"
+    archive_size: Count = Field(500, description="Images wanted per category. Method: 500")
+    overfetch: float = Field(
+        1.5, ge=1.0, description="Candidates tried first, as a multiple of the images wanted."
+    )
+    candidates: Count = Field(
+        3000, description="Best-ranked images kept per category. Method: the search page's 3,000"
+    )
+    backend: Literal["exact", "faiss"] = Field(
+        "exact",
+        description="`exact` scans all vectors; `faiss` queries the file in retrieve.index.",
+    )
+    index: Source = Field("", description="Index file for `faiss`, of the stored vectors in order.")
+    nprobe: int = Field(
+        0, ge=0, description="Lists that an IVF index searches per query; 0: as in its file."
+    )
+    top_up_rounds: int = Field(2, ge=0, description="Further rounds while an archive is not full.")
+    near_duplicate_cosine: Cosine = Field(
+        0.94,
+        description="Lowest cosine at which a candidate is a near duplicate of a better-ranked "
+        "one; 1: off.",
     )
     near_duplicates: Literal["greedy", "components"] = Field(
         "greedy",
-        description="greedy: too close to an accepted one; components: to any, in chains. Method",
+        description="`greedy` drops a candidate close to an accepted one; `components` drops all "
+        "but the best of a chain of close candidates. Method: components",
     )
     replenish_faces: bool = Field(
-        True, description="an image with a face is replaced by the next best. Method: no"
+        True, description="Replace an image with a face by the next best candidate. Method: no"
     )
-    violence_text: str = Field("", description="what violence looks like, in words; empty: off")
-    violence_cosine: float = Field(
-        0.25, ge=-1, le=1, description="a candidate at least this close to that text is dropped"
+    violence_text: str = Field("", description="Description of violence in words; empty: off.")
+    violence_cosine: Cosine = Field(
+        0.25, description="Lowest cosine to retrieve.violence_text at which a candidate is dropped."
     )
-    violence_prompts: Source = Field("", description=".npy of LAION's two prompts; empty: off")
-    safety_head: Source = Field("", description="LAION's network, .npz or .pth; empty: off")
-    safety_score: float = Field(0.5, description="`unsafe` above. Method: safe mode, 0.5")
-    hash_distance: int = Field(0, ge=0, le=64, description="bits; see images.hash_of; 0: off")
+    violence_prompts: Source = Field(
+        "", description=".npy file with LAION's two violence prompts; empty: off."
+    )
+    safety_head: Source = Field(
+        "",
+        description=".npz or .pth file, or name of `namedmask weights`, of LAION's safety network; "
+        "empty: off.",
+    )
+    safety_score: float = Field(
+        0.5, description="Candidates above this safety score are `unsafe`. Method: safe mode, 0.5"
+    )
+    hash_distance: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Bits of 64 in which the perceptual hashes (images.hash_of) of near duplicates "
+        "may differ; 0: off; 6 suits photos.",
+    )
 
     @property
     def summary(self) -> str:
-        """Archive size, backend and near duplicates, for the plan."""
-        found = f" of what {self.index} finds" if self.backend == "faiss" else ""
+        """Return archive size, backend and near duplicates, for the plan."""
+        index = f" by index {self.index}" if self.backend == "faiss" else ""
         cosine = self.near_duplicate_cosine
-        duplicates = f"duplicates above {cosine}" if cosine < 1 else "duplicates kept"
-        return f"{self.archive_size} per category{found}, {duplicates}"
+        duplicates = f"from cosine {cosine} on dropped" if cosine < 1 else "kept"
+        return f"{self.archive_size} per category{index}, near duplicates {duplicates}"
 
 
 class SearchConfig(Section):
-    """The index that the verb `search` makes and asks."""
+    """The index that the verb `search` builds and queries."""
 
     kind: Literal["auto", "flat", "hnsw", "ivfsq", "ivfpq"] = Field(
-        "auto", description="auto: flat up to 100,000 vectors, ivfsq up to 4 million, else ivfpq"
+        "auto",
+        description="`flat`, `hnsw`, `ivfsq`, `ivfpq`, or `auto`: flat up to 100,000 vectors, "
+        "ivfsq up to 4 million, ivfpq above.",
     )
-    recall: float = Field(0.95, gt=0, le=1, description="of the exact best 50, when it is made")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-
-
-class FacesConfig(ModelSection):
-    """Images with a face are dropped."""
-
-    enabled: bool = Field(True, description="the method: on for LAION, off for ImageNet folders")
-    detector: str = Field("miniworld", description="name in FACE_DETECTORS or a dotted path")
-    weights: str = Field("", description="ONNX file or name of `namedmask weights`; empty: own")
-    min_score: Share = Field(0.5, description="the seed gives none; InsightFace's default")
-    nms_iou: Share = Field(0.4, description="overlap above which the weaker box goes. InsightFace")
-    scales: tuple[float, ...] = Field(
-        (1.0, 0.5), description="image's longest side over the detector's input; 0.5: close-ups"
+    recall: float = Field(
+        0.95, gt=0, le=1, description="Share of the exact best 50 vectors that a search must find."
     )
-
-    @property
-    def summary(self) -> str:
-        """Detector and device, for the plan."""
-        return f"{self.detector} on {self.device}"
-
-
-class SaliencyConfig(ModelSection):
-    """Which pixels stand out."""
-
-    detector: str = Field("miniworld", description="name in DETECTORS or a dotted path")
-    weights: str = Field("", description="file or name of `namedmask weights`; empty: own")
-    batch_size: Count = 16
-    min_share: Share = Field(0.005, description="smaller masks are `no_mask`. Method: 0")
-    max_share: Share = Field(0.98, description="larger masks are `no_mask`. Method: 1")
-
-    @property
-    def summary(self) -> str:
-        """Detector and device, for the plan."""
-        return f"{self.detector} on {self.device}"
-
-
-class BilateralConfig(PoolSection):
-    """The pseudo-mask snapped to image edges. Method: all defaults (method of SelfMask)."""
-
-    enabled: bool = True
-    shorter_side: Count = Field(512, description="pixels every image is brought to. Method: 512")
-    sigma_spatial: float = Field(16.0, gt=0)
-    sigma_luma: float = Field(16.0, gt=0)
-    sigma_chroma: float = Field(8.0, gt=0)
-    smoothness: float = Field(256.0, gt=0, description="λ of the solver")
-    confidence: float = Field(0.999, gt=0, le=1)
-    cg_iterations: Count = 25
-
-    @property
-    def summary(self) -> str:
-        """Steps of the solver, for the plan."""
-        return f"{self.cg_iterations} steps"
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="`cpu`, or `cuda` with the extra gpu; a missing GPU is an error."
+    )
 
 
 class Sections(Section):
-    """All sections of a run file; a new one is a class above and a field here."""
+    """All sections of a run file; a new section is a class above and a field here."""
 
     run: RunConfig
     ray: RayConfig = RayConfig()

@@ -1,4 +1,4 @@
-"""The sections that shape training and evaluation; see sections.py."""
+"""The sections of image checks, training and evaluation; sections.py has all others."""
 
 from __future__ import annotations
 
@@ -6,151 +6,317 @@ from typing import Literal
 
 from pydantic import Field
 
-from namedmask.config.types import Count, ModelSection, Section, Share, Source
+from namedmask.config.types import Count, ModelSection, PoolSection, Section, Share, Source
+
+
+class FacesConfig(ModelSection):
+    """The face filter: images that show a face are dropped."""
+
+    enabled: bool = Field(
+        True, description="Drop images with a face. Method: yes for LAION, no for ImageNet folders"
+    )
+    detector: str = Field(
+        "miniworld",
+        description="`miniworld`, `scrfd`, `retinaface_priors`, `retinaface_mxnet`, or a dotted "
+        "path `pkg.mod:name`.",
+    )
+    weights: str = Field(
+        "", description="ONNX file, or name of `namedmask weights`; empty: miniworld's own."
+    )
+    min_score: Share = Field(
+        0.5, description="Lowest score of a face, as in InsightFace. Method: not known"
+    )
+    nms_iou: Share = Field(
+        0.4, description="IoU above which the weaker of two boxes is dropped, as in InsightFace."
+    )
+    scales: tuple[float, ...] = Field(
+        (1.0, 0.5),
+        description="Sizes at which faces are searched, each the image's longest side over the "
+        "side of the detector's input; 0.5 finds close-ups.",
+    )
+
+    @property
+    def summary(self) -> str:
+        """Return detector and device, for the plan."""
+        return f"{self.detector} on {self.device}"
+
+
+class SaliencyConfig(ModelSection):
+    """The saliency detector, whose thresholded map is the pseudo-mask."""
+
+    detector: str = Field(
+        "miniworld",
+        description="`miniworld`, `selfmask`, `tokencut`, or a dotted path `pkg.mod:name`.",
+    )
+    weights: str = Field(
+        "", description="File, or name of `namedmask weights`; empty: miniworld's own."
+    )
+    batch_size: Count = Field(16, description="Maximum number of images per forward.")
+    min_share: Share = Field(
+        0.005, description="Masks below this share of the image are `no_mask`. Method: 0"
+    )
+    max_share: Share = Field(
+        0.98, description="Masks above this share of the image are `no_mask`. Method: 1"
+    )
+
+    @property
+    def summary(self) -> str:
+        """Return detector and device, for the plan."""
+        return f"{self.detector} on {self.device}"
+
+
+class BilateralConfig(PoolSection):
+    """The solver that snaps a pseudo-mask to image edges. Method: all defaults (SelfMask's)."""
+
+    enabled: bool = Field(
+        True, description="Run the solver; false: the pseudo-mask is the thresholded saliency map."
+    )
+    shorter_side: Count = Field(
+        512, description="Pixels to which each image's shorter side is resized. Method: 512"
+    )
+    sigma_spatial: float = Field(16.0, gt=0, description="Side of a grid cell, in pixels.")
+    sigma_luma: float = Field(16.0, gt=0, description="Extent of a grid cell in luma (0 to 255).")
+    sigma_chroma: float = Field(
+        8.0, gt=0, description="Extent of a grid cell in chroma (0 to 255)."
+    )
+    smoothness: float = Field(256.0, gt=0, description="Weight λ of smoothness.")
+    confidence: float = Field(
+        0.999, gt=0, le=1, description="Weight of agreement with the pseudo-mask, in (0, 1]."
+    )
+    cg_iterations: Count = Field(25, description="Maximum number of conjugate gradient steps.")
+
+    @property
+    def summary(self) -> str:
+        """Return the steps of the solver, for the plan."""
+        return f"{self.cg_iterations} steps"
 
 
 class AugmentConfig(Section):
-    """Training samples. Method: all defaults."""
+    """How training samples are made. Method: all defaults."""
 
-    crop: Count = Field(384, description="side of the square crop, pixels")
-    scale: tuple[float, float] = (0.1, 1.0)
-    flip: Share = 0.5
-    jitter: Share = 0.8
-    grayscale: Share = 0.2
-    blur: Share = 0.5
-    n_max: Count = Field(2, description="images in one sample at most; 1: no copy-paste")
+    crop: Count = Field(384, description="Side of the square crop, in pixels.")
+    scale: tuple[float, float] = Field(
+        (0.1, 1.0), description="Range of the random scale, relative to the image's own size."
+    )
+    flip: Share = Field(0.5, description="Probability of a horizontal flip.")
+    jitter: Share = Field(0.8, description="Probability of color jitter.")
+    grayscale: Share = Field(0.2, description="Probability of conversion to gray.")
+    blur: Share = Field(0.5, description="Probability of Gaussian blur.")
+    n_max: Count = Field(
+        2,
+        description="Maximum number of images that copy-paste joins in a sample; 1: no copy-paste.",
+    )
     on_device: bool = Field(
-        False, description="colors and pasting by whole batches, on the device that trains"
+        False, description="Change colors and paste in whole batches, on the device that trains."
     )
 
 
 class SegmenterConfig(Section):
     """The network of the experts and of the final segmenter."""
 
-    name: str = Field("deeplabv3plus_resnet50", description="name in SEGMENTERS or a dotted path")
+    name: str = Field(
+        "deeplabv3plus_resnet50",
+        description="`deeplabv3plus_resnet50`, `deeplabv3plus_resnet101`, `deeplabv3plus_tiny`, or "
+        "a dotted path `pkg.mod:name`.",
+    )
     backbone_weights: str = Field(
-        "", description="file, name of `namedmask weights`; empty: random"
+        "",
+        description="Initial weights of the backbone: a file, a name of `namedmask weights`, or "
+        "`miniworld`; empty: random.",
     )
 
 
 class OptimConfig(Section):
-    """One optimization. Method: Adam, poly schedule, L2-style decay."""
+    """The optimization of one network. Method: Adam, poly schedule, L2-style decay."""
 
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-    iterations: Count = 20_000
-    batch_size: Count = 16
-    lr_head: float = Field(5e-4, gt=0)
-    lr_backbone: float = Field(5e-5, gt=0)
-    lr_floor: float = Field(1e-6, ge=0)
-    power: float = Field(0.9, gt=0)
-    weight_decay: float = Field(2e-4, ge=0)
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Device of the training: `cpu` or `cuda`; a missing GPU is an error."
+    )
+    iterations: Count = Field(20_000, description="Number of training steps.")
+    batch_size: Count = Field(16, description="Samples per step, in all processes.")
+    lr_head: float = Field(5e-4, gt=0, description="Initial learning rate outside the backbone.")
+    lr_backbone: float = Field(5e-5, gt=0, description="Initial learning rate of the backbone.")
+    lr_floor: float = Field(1e-6, ge=0, description="Lowest learning rate of the schedule.")
+    power: float = Field(0.9, gt=0, description="Exponent of the poly schedule.")
+    weight_decay: float = Field(2e-4, ge=0, description="L2 decay of all weights.")
     sample_processes: int = Field(
-        0, ge=0, description="processes that make samples; 0: a thread; on Ray at least 1"
+        0,
+        ge=0,
+        description="Processes that make samples, per training process; 0: a thread makes them. On "
+        "Ray there is at least 1 process.",
     )
 
     @property
     def reserved_gpus(self) -> float:
-        """GPUs that Ray keeps for each process."""
+        """Return the number of GPUs that Ray reserves per training process."""
         return 1.0 if self.device == "cuda" else 0.0
 
     @property
     def summary(self) -> str:
-        """Steps, batch and device, for the plan."""
+        """Return steps, batch size and device, for the plan."""
         return f"{self.iterations:,} × {self.batch_size} on {self.device}"
 
 
 class ExpertsConfig(OptimConfig):
-    """One small training a category, on its own archive, without copy-paste."""
+    """The experts: one short training per category on its own archive, without copy-paste."""
 
-    enabled: bool = True
-    iterations: Count = Field(5000, description="Method: 5,000")
+    enabled: bool = Field(
+        True, description="Train experts that redraw the masks; false: keep the pseudo-masks."
+    )
+    iterations: Count = Field(5000, description="Training steps per expert. Method: 5,000")
     clusters: int = Field(
-        0, ge=0, description="experts for all, each of a cluster of categories; 0: one a category"
+        0,
+        ge=0,
+        description="Number of experts, each for a cluster of categories with similar names; 0: "
+        "one expert per category.",
     )
     shared_iterations: int = Field(
-        0, ge=0, description="steps on all categories at once, where each then starts. Method: 0"
+        0,
+        ge=0,
+        description="Steps of one training on all categories, from which each expert starts; 0: "
+        "none. Method: 0",
     )
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability from which a pixel is the thing. Method: 0.5"
+        0.5, gt=0, lt=1, description="Lowest probability of the object's pixels. Method: 0.5"
     )
-    mirror: bool = Field(False, description="average with the mirror image's. Method: no")
+    mirror: bool = Field(
+        False, description="Average the predictions for an image and its mirror image. Method: no"
+    )
     keep_unseen: bool = Field(
-        True, description="where it sees nothing the pseudo-mask stays, for no mask. Method: no"
+        True, description="If the expert predicts no object, keep the pseudo-mask. Method: no"
     )
-    snap: bool = Field(False, description="the solver after the expert as well. Method: no")
-    batch_size: Count = Field(8, description="Method: 8")
-    num_cpus: float = Field(1.0, gt=0, description="cores that Ray keeps for each expert")
+    snap: bool = Field(
+        False, description="Run the bilateral solver on the expert's masks as well. Method: no"
+    )
+    batch_size: Count = Field(8, description="Samples per step. Method: 8")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs that Ray reserves per expert.")
     num_gpus: float = Field(
-        1.0, gt=0, description="GPUs that Ray keeps for each expert on 'cuda'; 0.25: four share one"
+        1.0,
+        gt=0,
+        description="GPUs that Ray reserves per expert, if the device is `cuda`; 0.25: four "
+        "experts share one GPU.",
     )
 
     @property
     def reserved_gpus(self) -> float:
-        """GPUs that Ray keeps for each expert."""
+        """Return the number of GPUs that Ray reserves per expert."""
         return self.num_gpus if self.device == "cuda" else 0.0
 
 
 class TrainConfig(OptimConfig):
-    """The segmenter over all archives."""
+    """The training of the segmenter on all archives."""
 
     start: str = Field(
-        "", description="checkpoint to go on from, of these or other categories; empty: none"
+        "",
+        description="Checkpoint whose weights the training starts from, of these or other "
+        "categories; empty: none.",
     )
-    checkpoint_every: Count = 1000
-    processes: Count = Field(1, description="processes that share each step, on Ray")
+    checkpoint_every: Count = Field(
+        1000, description="Steps between two checkpoints; a crash loses at most that many."
+    )
+    processes: Count = Field(1, description="Training processes that share each step, on Ray.")
     sync_batch_norm: bool = Field(
-        False, description="statistics over the whole batch, not each process's share; GPUs only"
+        False,
+        description="Batch norm over the whole batch, not over each process's share; GPUs only.",
     )
-    max_failures: int = Field(3, ge=0, description="lost processes that are replaced, on Ray")
+    max_failures: int = Field(
+        3, ge=0, description="Lost training processes that Ray replaces before the run fails."
+    )
 
 
 class EvaluateConfig(ModelSection):
-    """What to judge the segmenter on."""
+    """The benchmark on which the segmenter is scored."""
 
-    benchmark: str = Field("", description="name in BENCHMARKS or a dotted path; empty: none")
-    root: str = Field("", description="folder of the benchmark, in its published layout")
-    split: str = Field("val")
-    max_side: int = Field(0, ge=0, description="0: original size. Method: original size")
+    benchmark: str = Field(
+        "",
+        description="`voc2012`, `coco2017`, … (docs/guide.md lists all), or a dotted path "
+        "`pkg.mod:name`; empty: none.",
+    )
+    root: str = Field("", description="Folder of the benchmark, in its published layout.")
+    split: str = Field("val", description="Split of the benchmark, such as `val` or `test`.")
+    max_side: int = Field(
+        0,
+        ge=0,
+        description="Longest side in pixels for prediction; larger images are shrunk; 0: original "
+        "size. Method: original size",
+    )
     export: Source = Field(
-        "", description="folder for every prediction as ImageNet-S wants them; empty: none"
+        "",
+        description="Folder for all predictions in ImageNet-S's form (PNG, label id = R + 256 G); "
+        "empty: none.",
     )
 
     @property
     def summary(self) -> str:
-        """Benchmark and split, for the plan."""
+        """Return benchmark and split, for the plan."""
         return f"{self.benchmark} {self.split}"
 
 
 class BaselinesConfig(Section):
-    """MaskCLIP and ReCo, which the segmenter is held against; they run where `evaluate` does."""
+    """MaskCLIP and ReCo, with which the segmenter is compared; they run on evaluate.device."""
 
-    model: str = Field("miniworld", description="an open_clip model, as in embed.model")
-    weights: str = Field("", description="as in embed.weights. Method: OpenAI's RN50, RN50x16")
+    model: str = Field(
+        "miniworld",
+        description="CLIP model: `miniworld`, or a ResNet or ViT of open_clip, such as "
+        "`open_clip:RN50-quickgelu`.",
+    )
+    weights: str = Field(
+        "",
+        description="CLIP weights: open_clip tag, file, or name of `namedmask weights`; empty: "
+        "miniworld's own. Method: OpenAI's RN50, RN50x16",
+    )
     shorter_side: int = Field(
         512,
         ge=0,
-        description="pixels every image is brought to; 0: its own. Method: 512 (MaskCLIP)",
+        description="Pixels to which each image's shorter side is resized, the longer one to at "
+        "most 2048; 0: original size. Method: 512 (MaskCLIP)",
     )
     normalization: Literal["imagenet", "clip"] = Field(
-        "imagenet", description="of CLIP's images. Method: imagenet, though CLIP learnt on its own"
+        "imagenet",
+        description="Mean and deviation that normalize CLIP's input: `imagenet` or `clip`. Method: "
+        "imagenet, though CLIP was trained with its own",
     )
     temperature: float = Field(
-        100.0, gt=0, description="cosines times this go into MaskCLIP's softmax. Method: not known"
+        100.0,
+        gt=0,
+        description="MaskCLIP: factor of the cosines before the softmax. Method: not known",
     )
-    denoise: Share = Field(0.0, description="categories that reach this nowhere go. Method: 0, off")
-    smooth: Share = Field(0.0, description="pixels below it ask those alike. Method: 0, off")
+    denoise: Share = Field(
+        0.0,
+        description="MaskCLIP: categories whose probability is lower everywhere in an image are "
+        "dropped; 0: none. Method: 0, off",
+    )
+    smooth: Share = Field(
+        0.0,
+        description="MaskCLIP: places whose best probability is lower take the mean of similar "
+        "places; 0: none. Method: 0, off",
+    )
     encoder: str = Field(
-        "miniworld", description="ReCo's features: name in ENCODERS (timm:…) or a dotted path"
+        "miniworld",
+        description="ReCo: image encoder: `miniworld`, a model of timm such as "
+        "`timm:vit_small_patch16_224`, or a dotted path `pkg.mod:name`.",
     )
-    encoder_weights: str = Field("", description="its weights file. Method: DeiT-S/16, stylized")
-    images: Count = Field(50, description="of each archive that ReCo looks at. Method: 50")
-    crop: Count = Field(224, description="pixels of their center crop. Method: 224")
+    encoder_weights: str = Field(
+        "",
+        description="ReCo: weights of the encoder, a file or a name of `namedmask weights`. "
+        "Method: DeiT-S/16, trained on stylized ImageNet",
+    )
+    images: Count = Field(50, description="ReCo: best-ranked images used per archive. Method: 50")
+    crop: Count = Field(
+        224, description="ReCo: side of these images' center crop, in pixels. Method: 224"
+    )
     context: Source = Field(
-        "", description="archive folder of what is not looked for (sky, road, …); empty: none"
+        "",
+        description="ReCo: archive folder of context categories (sky, road, …), whose places count "
+        "less in the images of each category; empty: none.",
     )
     post: Literal["none", "softmax", "crf"] = Field(
-        "crf", description="what becomes of ReCo's products. Method: crf"
+        "crf",
+        description="ReCo: step after the products of similarities: `none`, `softmax`, or `crf` "
+        "(softmax, then a dense CRF). Method: crf",
     )
     scale: float = Field(
-        100.0, gt=0, description="products times this go into the softmax. Method: not known"
+        100.0,
+        gt=0,
+        description="ReCo: factor of the products before the softmax. Method: not known",
     )

@@ -1,4 +1,4 @@
-"""The value types and base classes that the sections of a run file are made of."""
+"""Value types of config keys, and the base classes of the sections of a run file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from namedmask.storage import Place, place_of
 from namedmask.storage.s3 import S3Path
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
@@ -23,7 +24,7 @@ def _place(value: object) -> Place:
 
 
 def _source(text: str) -> str:
-    place_of(text)  # refuses an s3:// url that names no bucket, or a secret beside it
+    place_of(text)  # refuses an s3:// url that has no bucket, or has credentials in it
     return text
 
 
@@ -32,35 +33,41 @@ Source = Annotated[str, AfterValidator(_source)]
 
 
 class Section(pydantic.BaseModel):
-    """A section of the run file: frozen, and strict about unknown keys."""
+    """A section of a run file; it is frozen and refuses unknown keys."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     @property
     def summary(self) -> str:
-        """What the section chooses, in a few words, for the plan."""
+        """Return what the section chooses, in a few words, for the plan."""
         return ""
 
 
 class PoolSection(Section):
-    """A section whose stage is a pool of actors on Ray."""
+    """A section whose stage runs in a pool of actors on Ray."""
 
-    actors: tuple[Count, Count] = Field((1, 1), description="fewest and most at once, on Ray")
-    num_cpus: float = Field(1.0, ge=0, description="of each actor, on Ray: what it reserves")
+    actors: tuple[Count, Count] = Field(
+        (1, 1), description="Minimum and maximum number of actors on Ray."
+    )
+    num_cpus: float = Field(1.0, ge=0, description="CPUs that Ray reserves per actor.")
 
     @property
     def reserved_gpus(self) -> float:
-        """GPUs that Ray keeps for each actor."""
+        """Return the number of GPUs that Ray reserves per actor."""
         return 0.0
 
 
 class ModelSection(PoolSection):
     """A section whose stage runs a network."""
 
-    device: Literal["cpu", "cuda"] = Field("cpu", description="never falls back silently")
-    num_gpus: float = Field(1.0, ge=0, description="of each actor on Ray, where device is cuda")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="Device of the network: `cpu` or `cuda`; a missing GPU is an error."
+    )
+    num_gpus: float = Field(
+        1.0, ge=0, description="GPUs that Ray reserves per actor, if the device is `cuda`."
+    )
 
     @property
     def reserved_gpus(self) -> float:
-        """GPUs that Ray keeps for each actor."""
+        """Return the number of GPUs that Ray reserves per actor."""
         return self.num_gpus if self.device == "cuda" else 0.0

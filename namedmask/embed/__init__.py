@@ -1,4 +1,4 @@
-"""Image bytes and category names into one vector space."""
+"""Images and category names are embedded in one vector space."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,8 @@
-"""A CLIP model of open_clip with the weights that a run file names, or the reason why not.
+"""Load an open_clip model with the weights that a run file names.
 
-What open_clip would pass over is refused: positions of another image size, which it interpolates,
-and an activation other than that which weights of a known name were trained with.
+open_clip accepts some wrong weights without an error. This module refuses two kinds of them:
+position embeddings for another image size, which open_clip interpolates, and weights of a known
+name whose activation function is not the model's.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from namedmask.weights.catalogue import known_weights, path_of
 
 
 def create_open_clip(config: EmbedConfig) -> Any:
-    """Return the model behind `open_clip:NAME`, its weights loaded, on the CPU.
+    """Return the model that `embed.model` (`open_clip:NAME`) names, with its weights, on the CPU.
 
     Raises:
-        ConfigError: no such model, or weights that are neither a tag of it nor a file.
-        CheckpointError: the weights cannot be read, or are another model's.
+        ConfigError: open_clip has no such model, or `embed.weights` is neither one of its
+            pretrained tags nor a file.
+        CheckpointError: the weights cannot be read or belong to another model.
     """
     import open_clip
 
@@ -36,25 +38,25 @@ def create_open_clip(config: EmbedConfig) -> Any:
     weights = config.weights if config.weights in tags else str(path_of(config.weights or "-"))
     if weights not in tags and not Path(weights).is_file():
         raise ConfigError(
-            f"embed.weights '{config.weights}' is no file and no pretrained tag of {name}; "
+            f"embed.weights '{config.weights}' is neither a file nor a pretrained tag of {name}; "
             f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
         )
-    if quick_gelu is None:  # without it open_clip only warns
+    if quick_gelu is None:  # open_clip only warns if the activation is not the weights'
         trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
         quick_gelu = bool(trained.get("quick_gelu", False))
     with loading(config.weights):
         model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=quick_gelu)
     if weights not in tags:
-        _refuse_stretched(model, Path(weights), config.model)
+        _refuse_interpolation(model, Path(weights), config.model)
     return model
 
 
 def add_in_float32(visual: Any) -> None:
-    """Keep the sums of open_clip's vision transformer in float32 where its products are in bf16.
+    """Keep the residual sums of a vision transformer in float32 while its products are in bf16.
 
-    Other image towers stay as they are. The sums would have the type that its first convolution
-    gives: in bf16 a forward of ViT-B/32 took 55 ms an image on two cores instead of 32, for vectors
-    five times as far off.
+    Other image towers are not changed. Without this function the residual sums have the type of
+    the first convolution's output. In bf16, a forward of ViT-B/32 on two cores then took 55 ms per
+    image instead of 32, and the error of the vectors was five times as large.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -63,51 +65,56 @@ def add_in_float32(visual: Any) -> None:
 
 
 def _named_quick_gelu(config: EmbedConfig) -> bool | None:
-    """Return whether weights named as in `namedmask weights` want OpenAI's activation; else None.
+    """Return whether weights listed by `namedmask weights` need QuickGELU; None for other weights.
 
     Raises:
-        ConfigError: they are another model's, whose vectors would be wrong without a word.
+        ConfigError: the weights are for another model and would give wrong vectors silently.
     """
     if config.weights not in known_weights():
         return None
     when = known_weights()[config.weights].when
-    models = [one for key, several in when.items() if key.endswith(".model") for one in several]
+    models = [model for key, names in when.items() if key.endswith(".model") for model in names]
     if config.model not in models:
         raise ConfigError(
-            f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; "
-            f"expected {' or '.join(models) or 'none'}."
+            f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; they "
+            f"fit {' or '.join(models) or 'no embedder'}. Change one of the two settings."
         )
     return f"{config.model.removesuffix('-quickgelu')}-quickgelu" in models
 
 
-STRETCHED = ("visual.positional_embedding", "positional_embedding")
-"""What open_clip interpolates without a word where a file is for another image size."""
+POSITIONS = ("visual.positional_embedding", "positional_embedding")
+"""Keys of the position embeddings, which open_clip interpolates without a warning if their number
+in a file differs from the model's."""
 
 
-def _refuse_stretched(model: Any, path: Path, name: str) -> None:
-    """Raise CheckpointError where a file's positions are not as many as the model's."""
+def _refuse_interpolation(model: Any, path: Path, name: str) -> None:
+    """Raise CheckpointError if the file and the model differ in their number of positions."""
     from namedmask.weights.tensors import read_tensors
 
     tree = {} if path.suffix in (".npz", ".npy") else read_tensors(path)
     state = tree.get("state_dict", tree)
-    for key in STRETCHED:
+    for key in POSITIONS:
         given, own = state.get(key, state.get(f"module.{key}")), model.state_dict().get(key)
         if given is not None and own is not None and given.shape != own.shape:
             raise CheckpointError(
                 f"embed: weights '{path}' are for another image size or text length than "
-                f"'{name}': {key} {tuple(given.shape)}, expected {tuple(own.shape)}. Name their "
-                "own model in embed.model."
+                f"'{name}': {key} {tuple(given.shape)}, expected {tuple(own.shape)}. Set "
+                "embed.model to the model of these weights."
             )
 
 
 @contextmanager
 def loading(weights: str) -> Iterator[None]:
-    """Turn what open_clip, torch and safetensors raise for bad weights into a CheckpointError."""
+    """Turn the errors of open_clip, torch and safetensors for bad weights into a CheckpointError.
+
+    Raises:
+        CheckpointError: the block raised one of these errors.
+    """
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, StopIteration,
             EOFError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # torch's own text advises to load the file with code and all, so it is not passed on
+        # torch's message advises the user to load the file with its code, so it is not shown
         reason = "it holds code, which is never run" if "weights_only" in str(error) else error
         raise CheckpointError(
             f"embed: weights '{weights}' cannot be loaded: {reason}. Expected a checkpoint of the "

@@ -1,6 +1,7 @@
-"""The embedders: open_clip's models, the mini world's tiny CLIP, and the registry of both.
+"""The embedders (open_clip's models and the mini world's tiny CLIP) and their registry.
 
-Every forward runs at one padded batch shape, so a vector does not depend on its neighbors.
+Every forward pass has the same padded batch shape, so that the vector of an item does not depend on
+the other items in its batch.
 """
 
 from __future__ import annotations
@@ -26,21 +27,23 @@ if TYPE_CHECKING:
     import torch
 
 
-ENOUGH = 2
-"""Pixels a side that an image keeps for each that the model sees, where a JPEG comes coarser."""
+DECODE_OVERSAMPLING = 2
+"""When libjpeg shrinks an image while decoding, keep at least twice the model's input side."""
 
-WIDEST = 16
-"""Times its shorter side that a picture may be long. Where only the middle is seen, more is cut off
-before the resizing: a line of pixels of 100 kB would come to gigabytes there."""
+MAX_ASPECT = 16
+"""Largest ratio of the longer to the shorter side of an image that is resized for a model that sees
+only its middle. The ends of a longer image are cropped first: resizing a one-pixel-wide image of
+100 kB would take gigabytes."""
 
 T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """What turns images and texts into comparable vectors.
+    """An embedder turns images and texts into vectors that can be compared.
 
-    It may have `decode(data: bytes) -> np.ndarray` too, which many threads call at once: what of a
-    file it needs, in a form that `embed_images` takes, for less work than `images.decode`.
+    An embedder may also have a thread-safe `decode(data: bytes) -> np.ndarray` that is faster than
+    `images.decode`. It returns the part of an image file that the embedder needs, as an image that
+    `embed_images` accepts, and raises BadImage like `images.decode`.
     """
 
     dim: int
@@ -55,15 +58,18 @@ class Embedder(Protocol):
 
 
 def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:
-    """Return bytes → (H, W, 3) uint8 RGB, raising BadImage: the embedder's own, or that of all."""
+    """Return the embedder's own `decode` or else `images.decode`: bytes → (H, W, 3) uint8 RGB."""
     decoder: Callable[[bytes], np.ndarray] = getattr(embedder, "decode", decode)
     return decoder
 
 
-def _in_padded_batches(
+def in_padded_batches(
     items: Sequence[T], size: int, forward: Callable[[list[T]], np.ndarray], dim: int
 ) -> np.ndarray:
-    """Return forward's rows, (len(items), dim) float32, every call being given `size` items."""
+    """Return the rows of `forward`, (len(items), dim) float32, for batches of exactly `size` items.
+
+    A shorter last batch is padded with copies of its last item.
+    """
     rows = [np.empty((0, dim), np.float32)]
     for start in range(0, len(items), size):
         batch = list(items[start : start + size])
@@ -72,21 +78,23 @@ def _in_padded_batches(
     return np.concatenate(rows)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return `vectors`, (..., D), as float32 with unit L2 norm."""
     vectors = np.asarray(vectors, np.float32)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 class OpenClip:
-    """An Embedder around an open_clip model, its own preprocessing and its own tokenizer.
+    """An embedder around an open_clip model, with the model's own preprocessing and tokenizer.
 
-    `precision` is that of the networks: auto is bf16 on a GPU and float32 on a CPU. Norms, softmax
-    and the vectors stay in float32, on a CPU so do the sums between a vision transformer's blocks.
+    `precision` is the precision of the networks; auto is bf16 on a GPU and float32 on a CPU. Norms,
+    softmax and the vectors stay in float32. On a CPU, so do the residual sums between the blocks of
+    a vision transformer.
 
-    Differs: open_clip decodes a JPEG in full. Here libjpeg shrinks a large one on the way, never
-    below twice the side that the model wants; the resizing to it is open_clip's, by torch's kernel
-    instead of Pillow's where there is one: a fifth of the time, and of a photo 3 values in 1,000
-    differ, by 2 levels of 256 at most.
+    Differs: open_clip decodes a JPEG at full size. Here libjpeg shrinks a large JPEG while decoding
+    it, but never below twice the model's input side. The resizing that follows is open_clip's, with
+    torch's kernel instead of Pillow's if the model's preprocessing starts with a plain resize. This
+    takes a fifth of the time; 3 in 1,000 values of a photo differ, by at most 2 of 256 levels.
     """
 
     def __init__(
@@ -107,14 +115,14 @@ class OpenClip:
         )
         *fit, _, _ = open_clip.transform.image_transform_v2(
             preprocessing, is_train=False
-        ).transforms  # the last two are ToTensor and Normalize, here done by `_normalized`
+        ).transforms  # `_normalized` replaces the last two, ToTensor and Normalize
         self._fits_tensors = isinstance(fit[0], Resize)
         self._fit = [
             v2.Resize(step.size, step.interpolation) if isinstance(step, Resize) else step
             for step in fit
         ]
         self._sees_middle = preprocessing.resize_mode == "shortest"
-        size = preprocessing.size  # an int or a pair
+        size = preprocessing.size  # an int, or a pair (height, width)
         self._size = (size, size) if isinstance(size, int) else tuple(size)
         self.mean, self.std = (
             torch.tensor(channels, device=device).view(1, 3, 1, 1)
@@ -123,12 +131,12 @@ class OpenClip:
         self.dim: int = self.embed_texts([""]).shape[1]
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Return the image as the model sees it, (S, S, 3) uint8 RGB of its own size S.
+        """Return the image at the model's input size S, (S, S, 3) uint8 RGB.
 
         Raises:
-            BadImage: as `images.decode`.
+            BadImage: the file cannot be decoded; see `images.decode`.
         """
-        return self._fitted(decode_coarse(data, ENOUGH * max(self._size)))
+        return self._fitted(decode_coarse(data, DECODE_OVERSAMPLING * max(self._size)))
 
     def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B images (H, W, 3) uint8 RGB of any sizes."""
@@ -137,19 +145,19 @@ class OpenClip:
         batch = torch.from_numpy(np.stack([self._fitted(image) for image in images]))
         with self._inference():
             vectors = self.model.encode_image(self._normalized(batch.to(self._device)))
-        return _unit(vectors.float().cpu().numpy())
+        return unit(vectors.float().cpu().numpy())
 
     def _fitted(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == self._size:
             return image
-        seen = _middle(image) if self._sees_middle else image
-        picture: Any = _tensor(seen) if self._fits_tensors else Image.fromarray(seen)
+        visible = _middle(image) if self._sees_middle else image
+        picture: Any = _tensor(visible) if self._fits_tensors else Image.fromarray(visible)
         for step in self._fit:
             picture = step(picture)
         return picture.permute(1, 2, 0).numpy() if self._fits_tensors else np.asarray(picture)
 
     def _normalized(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return (B, 3, H, W) float32 of a (B, H, W, 3) uint8 batch, by open_clip's arithmetic."""
+        """Return a (B, H, W, 3) uint8 batch as (B, 3, H, W) float32, normalized as in open_clip."""
         pixels = batch.permute(0, 3, 1, 2).contiguous().float().div_(255)
         return pixels.sub_(self.mean).div_(self.std)
 
@@ -164,36 +172,36 @@ class OpenClip:
             yield
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Return (B, D) float32, unit L2 norm, of B texts; cut at the model's context length."""
+        """Return (B, D) float32, unit L2 norm, of B texts, each cut to the context length."""
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
-        return _unit(vectors.float().cpu().numpy())
+        return unit(vectors.float().cpu().numpy())
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:
-    """Return an image as (3, H, W) uint8 on the same memory where that can be written."""
+    """Return an image as (3, H, W) uint8, without a copy if it is writable and in C order."""
     import torch
 
     return torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
-    """Return the middle of an image that is more than `WIDEST` times as long as wide; else it."""
+    """Return the image with its longer side cropped to `MAX_ASPECT` times its shorter side."""
     height, width = image.shape[:2]
-    most = WIDEST * min(height, width)
-    top, left = (max(0, (side - most) // 2) for side in (height, width))
+    longest = MAX_ASPECT * min(height, width)
+    top, left = (max(0, (side - longest) // 2) for side in (height, width))
     return image[top : height - top, left : width - left]
 
 
 def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto") -> OpenClip:
     """Return the embedder of a folder with `clip.json`, `clip.safetensors` and `bpe.txt.gz`.
 
-    `clip.json` is an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`); the merges of
-    the tokenizer are in open_clip's own format. Weights may be stored in half precision; they run
-    in `precision`.
+    `clip.json` is an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`). The merges of
+    the tokenizer are in open_clip's own format. The weights may be stored in half precision; the
+    model runs in `precision`.
 
     Raises:
-        CheckpointError: a file is missing or broken, or they do not fit together.
+        CheckpointError: a file is missing or broken, or the files do not fit together.
     """
     import open_clip
 
@@ -219,12 +227,13 @@ def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto"
 
 
 CLIP_FOLDER = ("clip.json", "clip.safetensors", "bpe.txt.gz")
+"""File names in a folder that `load_clip_folder` reads: model config, weights, tokenizer merges."""
 
 
 def _miniworld(config: EmbedConfig) -> OpenClip:
-    own = resources.files("namedmask.miniworld").joinpath("weights")
+    default = resources.files("namedmask.miniworld").joinpath("weights")
     device = torch_device(config.device, "embed")
-    return load_clip_folder(Path(config.weights or str(own)), device, config.precision)
+    return load_clip_folder(Path(config.weights or str(default)), device, config.precision)
 
 
 def _open_clip(config: EmbedConfig) -> OpenClip:
@@ -240,3 +249,4 @@ EMBEDDERS: dict[str, Callable[[EmbedConfig], Embedder]] = {
     "miniworld": _miniworld,
     "open_clip:": _open_clip,  # the model's name follows: open_clip:ViT-L-14
 }
+"""Factory of each embedder, by the name that `embed.model` gives."""

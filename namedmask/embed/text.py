@@ -1,7 +1,7 @@
-"""Category names into vectors: prompts through templates, averaged.
+"""Category names are embedded as prompts: templates are filled in and their vectors averaged.
 
-Method: 85 templates per name; each prompt's vector has unit length before the mean, and so has the
-mean.
+Method: 85 templates per name; each prompt's vector is normalized before the mean, and the mean is
+normalized again (method section 1).
 """
 
 from __future__ import annotations
@@ -9,39 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from namedmask.categories import fill
 from namedmask.config import EmbedConfig
 from namedmask.config.registry import resolve
-
-if TYPE_CHECKING:
-    pass
-from namedmask.embed.open_clip import EMBEDDERS, Embedder, _in_padded_batches, _unit, decoder_of
+from namedmask.embed.open_clip import EMBEDDERS, Embedder, decoder_of, in_padded_batches, unit
 
 TEXT_BATCH = 256
-"""Prompts in one forward, padded to it."""
+"""Number of prompts in one forward pass; a shorter batch is padded to it."""
 
 
 def text_features(
     embedder: Embedder, queries: Sequence[str], templates: Sequence[str], batch: int = TEXT_BATCH
 ) -> np.ndarray:
-    """Return one vector a query, (C, D) float32, unit L2 norm, averaged over the templates.
+    """Return one vector per query, (C, D) float32, unit L2 norm, averaged over the templates.
 
-    `batch` prompts go through the model at once: for a few queries fewer are faster.
+    Each forward pass has `batch` prompts. For a few queries, a smaller batch is faster.
 
-    Method: each prompt's vector has unit length before the mean, and so has the mean.
+    Method: each prompt's vector is normalized before the mean, and the mean is normalized again.
     """
     prompts = [fill(template, query) for query in queries for template in templates]
-    vectors = _unit(_in_padded_batches(prompts, batch, embedder.embed_texts, embedder.dim))
-    return _unit(vectors.reshape(len(queries), len(templates), embedder.dim).mean(axis=1))
+    vectors = unit(in_padded_batches(prompts, batch, embedder.embed_texts, embedder.dim))
+    return unit(vectors.reshape(len(queries), len(templates), embedder.dim).mean(axis=1))
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is to be encoded: texts through prompt templates, and encoded image files."""
+    """Texts with their prompt templates, and encoded image files, all of them to be embedded."""
 
     texts: Sequence[str]
     templates: tuple[str, ...]
@@ -49,34 +45,34 @@ class Prompts:
 
 
 class QueryEncoder:
-    """The text side of the embedder, and its image side for example images."""
+    """An encoder of queries: texts with prompt templates, and example images."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
         self._batch_size = config.batch_size
 
     def __call__(self, prompts: Mapping[str, Prompts]) -> dict[str, np.ndarray]:
-        """Return (N, D) float32, unit L2 norm, per name: its texts' features, its images' vectors.
+        """Return one (N, D) float32 array per name, unit L2 norm: first its texts, then its images.
 
         Raises:
             BadImage: an image cannot be decoded.
         """
         embedder = self._embedder
-        texts: dict[tuple[str, ...], list[str]] = {}
-        for asked in prompts.values():
-            texts.setdefault(asked.templates, []).extend(asked.texts)
+        texts_of: dict[tuple[str, ...], list[str]] = {}
+        for entry in prompts.values():
+            texts_of.setdefault(entry.templates, []).extend(entry.texts)
         features = {
-            templates: iter(text_features(embedder, listed, templates))
-            for templates, listed in texts.items()
+            templates: iter(text_features(embedder, texts, templates))
+            for templates, texts in texts_of.items()
         }
         decode = decoder_of(embedder)
-        images = [decode(data) for asked in prompts.values() for data in asked.images]
+        images = [decode(data) for entry in prompts.values() for data in entry.images]
         vectors = iter(
-            _in_padded_batches(images, self._batch_size, embedder.embed_images, embedder.dim)
+            in_padded_batches(images, self._batch_size, embedder.embed_images, embedder.dim)
         )
-        answers = {}
-        for name, asked in prompts.items():
-            found = [*islice(features[asked.templates], len(asked.texts))]
-            found += islice(vectors, len(asked.images))
-            answers[name] = np.array(found, np.float32).reshape(-1, embedder.dim)
-        return answers
+        encoded = {}
+        for name, entry in prompts.items():
+            rows = [*islice(features[entry.templates], len(entry.texts))]
+            rows += islice(vectors, len(entry.images))
+            encoded[name] = np.array(rows, np.float32).reshape(-1, embedder.dim)
+        return encoded

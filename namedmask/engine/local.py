@@ -1,11 +1,12 @@
 """The plain loop: every wave, category and scene one after the other, in this process.
 
-For one machine, for a notebook, for a GPU machine that has only torch; and the reference that the
-graphs on a cluster are held to. The next wave is fetched while the one before it is in use; where
-`fetch.processes` says so, by several processes, a wave each. What a verb does not need is not
-imported: torch takes seconds.
+The plain loop serves single machines, notebooks, and GPU machines that have torch and no Ray. It is
+also the reference for the graphs on a cluster, which must give the same bytes. The next wave is
+fetched while the current one passes the other stages. If `fetch.processes` says so, several
+processes fetch, one wave each. Modules that a verb does not need are not imported, since torch
+alone takes seconds.
 
-Memory: two waves of encoded images, or one more than there are such processes.
+Memory: two waves of encoded images; with several processes, one wave more than processes.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from namedmask.run.progress import Step
 from namedmask.run.stages import Stage, batch_size_of, load_stage
 from namedmask.run.waves import FetchedWave, Wave, Written, fetch_wave, slices, write
 from namedmask.storage import Place
-from namedmask.storage.read_ahead import one_ahead
+from namedmask.storage.read_ahead import prefetch_one
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class PlainLoop:
-    """An executor (see run/executor.py) without any other process."""
+    """An executor (see run/executor.py) that works without Ray."""
 
     parts = 1
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
-        """Yield the waves of the metadata, each read when it is its turn."""
+        """Yield the waves of the metadata; each is read when its turn comes."""
         tables = metadata.read_metadata(run.config.metadata)
         for number, table in enumerate(metadata.waves(tables, run.config.run.wave_rows)):
-            yield Wave(f"{number:05d}", partial(_itself, table))
+            yield Wave(f"{number:05d}", partial(_identity, table))
 
     def run(
         self,
@@ -52,7 +53,7 @@ class PlainLoop:
         store_name: str,
         step: Step,
     ) -> Iterator[Written]:
-        """Yield what became of each wave once it has passed the stages and is committed."""
+        """Yield the result of each wave once the wave has passed the stages and is committed."""
         first, *others = stages
         if not others and process_count(run.config.fetch) > 1:
             yield from _collected_by_many(run, waves, store_name, step)
@@ -60,39 +61,39 @@ class PlainLoop:
         loaded = [load_stage(name, run.config) for name in others]
         use_threads(run.config)
         batch_size = batch_size_of(stages, run.config)
-        for done in _fetched(run, waves, load_stage(first, run.config)):
-            run.seconds[first] += done.seconds
+        for fetched in _fetched(run, waves, load_stage(first, run.config)):
+            run.seconds[first] += fetched.seconds
             parts = []
-            for part in slices(done.table, batch_size):
+            for part in slices(fetched.table, batch_size):
                 for stage in loaded:
                     with run.clock(stage.name):
                         part = stage(part)
                 step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
                 parts.append(part)
             whole = pa.concat_tables(parts)
-            yield write(run.ledger.folder, store_name, done.header, whole)
+            yield write(run.ledger.folder, store_name, fetched.header, whole)
 
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
-        """Yield what the function that `make` returns makes of each item, in order."""
+        """Return an iterator over the results of the function that `make` returns, in order."""
         function = make()
         use_threads(run.config)
         return map(function, items)
 
     def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        """Return what the function that `make` returns makes of one item."""
+        """Return the result of the function that `make` returns, for one item."""
         return next(iter(self.map(run, section, make, [item])))
 
     def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
-        """Train the experts one after the other; see refine.refine_archive."""
+        """Train the experts one after the other; see experts.refine.refine_archive."""
         from namedmask.experts.refine import refine_archive
 
         use_threads(run.config)
         return refine_archive(run, clusters)
 
     def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
-        """Train the segmenter, from its last checkpoint on, and leave it at `CHECKPOINT`."""
+        """Train the segmenter, resuming from its last checkpoint, and save it at `CHECKPOINT`."""
         from namedmask.archive.store import Archive
         from namedmask.run.layout import CHECKPOINT, TRAINING
         from namedmask.segmenter.checkpoint import save_checkpoint, starting_segmenter
@@ -116,24 +117,24 @@ class PlainLoop:
         (folder / TRAINING).unlink(missing_ok=True)
 
 
-def _itself(item: T) -> T:
+def _identity(item: T) -> T:
     return item
 
 
 def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
-    """Yield each wave with the digest of its rows, how many are tried, and the rows fetched."""
+    """Yield each wave once it is fetched; the next one is fetched at the same time."""
     config = run.config.fetch
     if process_count(config) > 1:
-        return fetched_by_many(waves, config, _itself)
+        return fetched_by_many(waves, config, _identity)
     if isinstance(fetch, Fetch):
-        fetch.cores = os.cpu_count() or 1  # nothing fetches beside it
-    return one_ahead(fetch_wave(wave, fetch) for wave in waves)
+        fetch.cores = os.cpu_count() or 1  # no other process fetches
+    return prefetch_one(fetch_wave(wave, fetch) for wave in waves)
 
 
 def _collected_by_many(
     run: VerbRun, waves: Iterable[Wave], store_name: str, step: Step
 ) -> Iterator[Written]:
-    """Yield what became of each wave that the processes have fetched and committed."""
+    """Yield the result of each wave that the processes have fetched and committed."""
     commit = partial(_commit, run.ledger.folder.absolute(), store_name)
     for written, seconds in fetched_by_many(waves, run.config.fetch, commit):
         run.seconds["fetch"] += seconds
@@ -141,5 +142,5 @@ def _collected_by_many(
         yield written
 
 
-def _commit(folder: Place, store_name: str, done: FetchedWave) -> tuple[Written, float]:
-    return write(folder, store_name, done.header, done.table), done.seconds
+def _commit(folder: Place, store_name: str, fetched: FetchedWave) -> tuple[Written, float]:
+    return write(folder, store_name, fetched.header, fetched.table), fetched.seconds

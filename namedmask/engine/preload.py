@@ -1,7 +1,7 @@
-"""What a process that fetches needs, and no more: imported first, by the server of such processes.
+"""The modules that a fetching process needs; the fork server imports them once for all processes.
 
-pyarrow looks for pandas as soon as it makes an array, which takes a fifth of a second; here it is
-shown none. Who asks pyarrow for a data frame later gets one: it looks again then.
+pyarrow searches for pandas when it makes its first array, which takes a fifth of a second. Here
+that search finds nothing. pyarrow searches again when a data frame is asked for, and finds pandas.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["fetch", "local"]
 
 class _NoPandas(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> None:
-        """Raise ModuleNotFoundError for pandas; leave all else to others."""
+        """Raise ModuleNotFoundError for pandas; leave other modules to the other finders."""
         if name == "pandas":
             raise ModuleNotFoundError(name, name=name)
 
 
-hidden = _NoPandas()
-sys.meta_path.insert(0, hidden)
+no_pandas = _NoPandas()
+sys.meta_path.insert(0, no_pandas)
 pa.array([0])
-sys.meta_path.remove(hidden)
-Image.preinit()  # the decoders of the usual formats
+sys.meta_path.remove(no_pandas)
+Image.preinit()  # loads the decoders of the common formats

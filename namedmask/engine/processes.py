@@ -1,8 +1,8 @@
-"""Waves fetched by several processes beside this one, for the plain loop.
+"""Waves fetched by several worker processes, for the plain loop.
 
-One process downloads and proves images on little more than one core, since Python runs one thread
-at a time. Processes are begun by a server that has imported what they need and nothing else; they
-end with this one, however it ends.
+A single process downloads and checks images on little more than one core, since Python runs one
+thread at a time. The worker processes are forked by a server that has imported only the modules
+they need. They end with this process, however it ends.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 
 def process_count(config: FetchConfig) -> int:
-    """Return how many processes fetch."""
+    """Return the number of processes that fetch: `fetch.processes`, or one per core."""
     return config.processes or os.cpu_count() or 1
 
 
 def begin_server(config: FetchConfig) -> bool:
-    """Begin the server of processes, which imports what they need; return whether there is one."""
+    """Start the fork server if there are several worker processes; return whether it runs."""
     if process_count(config) == 1:
         return False
     multiprocessing.set_forkserver_preload([__name__, "namedmask.engine.preload"])
@@ -58,39 +58,39 @@ def _stage(config: FetchConfig) -> Stage:
 def fetched_by_many(
     waves: Iterable[Wave], config: FetchConfig, use: Callable[[FetchedWave], T]
 ) -> Iterator[T]:
-    """Yield what `use`, called where they are fetched, makes of the waves, in any order.
+    """Yield the result of `use` for each fetched wave, in any order.
 
-    Each process has one in hand. One more waits, for the first that is done while the last is in
-    use here.
+    `use` is called in the worker process that fetched the wave. Each worker process has one wave.
+    One further wave is queued, so that a worker process that is done need not wait for this one.
 
     Raises:
-        NamedMaskError: a process was lost.
+        NamedMaskError: a worker process died.
     """
     begin_server(config)
-    count, left = process_count(config), iter(waves)
+    count, remaining = process_count(config), iter(waves)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
-        coming: set[Future[T]] = set()
+        pending: set[Future[T]] = set()
         try:
             while True:
-                while len(coming) <= count and (wave := next(left, None)):
-                    coming.add(pool.submit(_fetch_here, wave, config, use))
-                if not coming:
+                while len(pending) <= count and (wave := next(remaining, None)):
+                    pending.add(pool.submit(_fetch_here, wave, config, use))
+                if not pending:
                     return
-                done = wait(coming, return_when=FIRST_COMPLETED).done.pop()
-                coming.remove(done)
+                done = wait(pending, return_when=FIRST_COMPLETED).done.pop()
+                pending.remove(done)
                 yield done.result()
         except BrokenProcessPool:
             raise NamedMaskError(
-                "a process that fetches was lost: killed, or by an image that no decoder survives. "
-                "Run the same command again; on Ray such an image ends as 'crashed'."
+                "a process that fetches images died: it was killed, or an image crashed it. Run "
+                "the same command again; on Ray, such an image gets the status 'crashed'."
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     parent = multiprocessing.parent_process()
     assert parent
 

@@ -1,4 +1,4 @@
-"""A segmenter's scores on benchmarks, and the baselines it is compared with."""
+"""Scores of a segmenter on benchmarks, and the baselines that it is compared with."""
 
 from typing import TYPE_CHECKING
 

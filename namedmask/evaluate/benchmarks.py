@@ -1,7 +1,7 @@
-"""The benchmarks: splits to judge a segmenter on, each read from the folders it is published in.
+"""Benchmarks to score a segmenter on, each read from the folder layout in which it is published.
 
-To add one: a function (root, split) → Benchmark (labeled.py), and a line in `BENCHMARKS`, or a
-dotted path.
+To add a benchmark, write a function (root, split) → Benchmark (label_maps.py). Add the function to
+`BENCHMARKS`, or name it by its dotted path in `evaluate.benchmark`.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from namedmask.metrics import Absent
 from namedmask.schema.columns import IGNORE, LABEL_DTYPE
 
 EIGHT_BIT_IGNORE = 255
-"""What VOC's label maps hold where a pixel counts nowhere, and COCO's as the method has them."""
+"""Value of ignored pixels in VOC's label maps, and in the COCO label maps of the method."""
 
 CITYSCAPES_OBJECTS = (17, 18, 19, 20, *range(24, 34))
-"""Cityscapes' own label ids of the objects, in the order of the category set."""
+"""Ids of the object classes in the files of Cityscapes, in the order of the category set."""
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def voc2012(root: Path, split: str) -> Benchmark:
-    """Return a split of PASCAL VOC 2012: `train`, `val`, `trainval`.
+    """Return a split of PASCAL VOC 2012: `train`, `val` or `trainval`.
 
-    `root` holds VOCdevkit/VOC2012, or is one of these two folders.
+    `root` is the folder that holds VOCdevkit/VOC2012, or VOCdevkit, or VOC2012 itself.
 
     Raises:
-        InputError: a folder or the split's list is missing.
+        InputError: a folder or the list of the split is missing.
     """
-    folder = _first(root, ("VOCdevkit/VOC2012", "VOC2012", "."), "JPEGImages")
+    folder = _first_folder(root, ("VOCdevkit/VOC2012", "VOC2012", "."), "JPEGImages")
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         _require_folder(folder / part, "voc2012")
     lists = folder / "ImageSets" / "Segmentation"
@@ -60,43 +60,44 @@ def voc2012(root: Path, split: str) -> Benchmark:
     photos, labels = folder / "JPEGImages", folder / "SegmentationClass"
     stems = (lists / f"{split}.txt").read_text(encoding="utf-8").split()
     samples = (Sample(stem, photos / f"{stem}.jpg", labels / f"{stem}.png", read) for stem in stems)
-    return LabeledFiles("voc2012", names, "skip", _some(samples, lists / f"{split}.txt"))
+    return LabeledFiles("voc2012", names, "skip", _require_samples(samples, lists / f"{split}.txt"))
 
 
 def coco2017(root: Path, split: str) -> Benchmark:
-    """Return a split of COCO 2017, its 80 kinds of things: `val`, `train`.
+    """Return a split of COCO 2017 with its 80 categories of objects: `val` or `train`.
 
-    `root` holds val2017 with the photos and annotations with either instances_val2017.json, as
-    published, or the folder semantic_segmentation_masks of 8 bit PNGs (1 to 80, 255 ignored). The
-    second wins. Method: such PNGs; how they were made is not published. From the instances each
-    pixel is what the smallest object over it is, crowds lying below all.
+    `root` holds the photos in val2017, and in annotations either the folder
+    semantic_segmentation_masks of 8 bit PNGs (1 to 80, 255 ignored), which takes precedence, or
+    the published instances_val2017.json. Method: such PNGs; how they were made is not published.
+    From the instances, a pixel gets the category of the smallest object that covers it; crowds lie
+    below all objects.
 
     Raises:
-        InputError: a folder or file is missing, or holds other categories.
+        InputError: a folder or file is missing, or the categories are not COCO's 80.
     """
     names, photos = load_category_set("coco2017").names, root / f"{split}2017"
     _require_folder(root / "annotations", "coco2017")
     if not photos.is_dir():
         known = [path.name.removesuffix("2017") for path in root.glob("*2017")]
         raise _no_split("coco2017", split, known, photos)
-    found = sorted(photos.glob("*.jpg"))
+    paths = sorted(photos.glob("*.jpg"))
     maps = root / "annotations" / "semantic_segmentation_masks"
     if maps.is_dir():
         read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
-        pairs = ((photo, maps / f"{photo.stem}.png") for photo in found)
-        samples = _labeled(pairs, read)
+        pairs = ((photo, maps / f"{photo.stem}.png") for photo in paths)
+        samples = _samples_of(pairs, read)
     else:
         file = root / "annotations" / f"instances_{split}2017.json"
-        drawn = _instances(file, names)
-        samples = [Sample(photo.stem, photo, file, partial(drawn, photo.name)) for photo in found]
-    return LabeledFiles("coco2017", names, "skip", _some(samples, photos))
+        draw = _instance_drawer(file, names)
+        samples = [Sample(photo.stem, photo, file, partial(draw, photo.name)) for photo in paths]
+    return LabeledFiles("coco2017", names, "skip", _require_samples(samples, photos))
 
 
 def coca(root: Path, split: str) -> Benchmark:
-    """Return CoCA, which has one split, `all`: image/<category>/*.jpg, binary/<category>/*.png.
+    """Return CoCA, whose only split is `all`: image/<category>/*.jpg, binary/<category>/*.png.
 
-    Differs: the method takes only 255 for the object and leaves smoothed edges as ids without
-    meaning; here the object begins at 128.
+    Differs: the method takes only gray level 255 as the object, which leaves smoothed edges as ids
+    without a meaning; here the object begins at 128.
 
     Raises:
         InputError: a folder or a label map is missing.
@@ -112,14 +113,14 @@ def coca(root: Path, split: str) -> Benchmark:
             _require_folder(folder, "coca")
         table = id_table({id: label if id >= 128 else 0 for id in range(256)})
         pairs = ((photo, masks / f"{photo.stem}.png") for photo in sorted(photos.glob("*.jpg")))
-        samples += _labeled(pairs, partial(read_labels, table=table), below=True)
-    return LabeledFiles("coca", names, "skip", _some(samples, root / "image"))
+        samples += _samples_of(pairs, partial(read_labels, table=table), _name_with_folder)
+    return LabeledFiles("coca", names, "skip", _require_samples(samples, root / "image"))
 
 
 def cityscapes_object(root: Path, split: str) -> Benchmark:
-    """Return a split of the objects in Cityscapes: `val`, `train`; all else is background.
+    """Return a split of the objects in Cityscapes, `val` or `train`; the rest is background.
 
-    `root` holds leftImg8bit and gtFine; of this the files *_gtFine_labelIds.png are read.
+    `root` holds leftImg8bit and gtFine, of which only the files *_gtFine_labelIds.png are read.
 
     Raises:
         InputError: a folder or a label map is missing.
@@ -136,23 +137,23 @@ def cityscapes_object(root: Path, split: str) -> Benchmark:
     for photo in sorted(photos.glob("*/*_leftImg8bit.png")):
         stem = photo.stem.removesuffix("_leftImg8bit")
         pairs.append((photo, labels / photo.parent.name / f"{stem}_gtFine_labelIds.png"))
-    samples = _labeled(pairs, partial(read_labels, table=table))
+    samples = _samples_of(pairs, partial(read_labels, table=table))
     names = load_category_set("cityscapes_object").names
-    return LabeledFiles("cityscapes_object", names, "skip", _some(samples, photos))
+    return LabeledFiles("cityscapes_object", names, "skip", _require_samples(samples, photos))
 
 
 def imagenet_s_split(root: Path, split: str, count: int) -> Benchmark:
-    """Return a split of ImageNet-S of 50, 300 or 919 categories: `val`, `train-semi`, `test`.
+    """Return a split of ImageNet-S with 50, 300 or 919 categories: `val`, `train-semi` or `test`.
 
-    `root` holds ImageNetS50 (300, 919) or is that folder: validation/<wnid>/*.JPEG and
-    validation-segmentation/<wnid>/*.png. The truth of `test` is not published: where its folder is
-    missing, label maps are all ignored, so that predictions can still be exported.
+    `root` holds ImageNetS50 (300, 919) or is that folder. It has validation/<wnid>/*.JPEG and
+    validation-segmentation/<wnid>/*.png. The truth of `test` is not published; if its folder is
+    missing, all pixels are ignored, so that predictions can still be exported.
 
     Raises:
         InputError: a folder or a label map is missing.
     """
     name, published = f"imagenet_s_{count}", {"val": "validation"}.get(split, split)
-    folder = _first(root, (f"ImageNetS{count}", "."), "validation")
+    folder = _first_folder(root, (f"ImageNetS{count}", "."), "validation")
     if not (folder / published).is_dir():
         _require_folder(folder / "validation", name)
         known = [path.name.removesuffix("-segmentation") for path in folder.glob("*-segmentation")]
@@ -165,23 +166,25 @@ def imagenet_s_split(root: Path, split: str, count: int) -> Benchmark:
         for photo in sorted(photos.glob("*/*.JPEG"))
     ]
     if published == "test" and not maps.is_dir():
-        samples = [Sample(_below(photo), photo, label, None) for photo, label in pairs]
+        samples = [Sample(_name_with_folder(photo), photo, label, None) for photo, label in pairs]
     else:
         _require_folder(maps, name)
-        samples = _labeled(pairs, partial(read_labels, table=table, read=_read_colored), below=True)
-    return LabeledFiles(name, names, "zero", _some(samples, photos), by_size=True)
+        read = partial(read_labels, table=table, read=_read_colored)
+        samples = _samples_of(pairs, read, _name_with_folder)
+    return LabeledFiles(name, names, "zero", _require_samples(samples, photos), by_size=True)
 
 
 def folder(root: Path, split: str) -> Benchmark:
-    """Return a split of your own: photos, label maps, and one file that names the label ids.
+    """Return a split of your own benchmark: photos, label maps, and a file with the label names.
 
-    `root/benchmark.toml` holds `names` (label id i + 1 is names[i]), and may hold `ignore` (label
-    id in the files that counts nowhere, 65535) and `absent` ("skip" or "zero"). The photos are
-    `root/<split>/images/*`, their label maps `root/<split>/labels/<same stem>.png` of 8 or 16 bit.
+    `root/benchmark.toml` holds `names` (label id i + 1 is names[i]). It may hold `ignore` (the id
+    of ignored pixels in the files, by default 65535) and `absent` ("skip" or "zero"). The photos
+    are `root/<split>/images/*`, their label maps `root/<split>/labels/<same stem>.png` of 8 or 16
+    bit.
 
     Raises:
-        InputError: a folder, the file, or a label map is missing.
-        ConfigError: the file does not say what it should.
+        InputError: a folder, benchmark.toml or a label map is missing.
+        ConfigError: benchmark.toml has wrong contents.
     """
     names, ignore_id, absent = _read_names(root / "benchmark.toml")
     if not (root / split).is_dir():
@@ -189,10 +192,10 @@ def folder(root: Path, split: str) -> Benchmark:
     photos, labels = root / split / "images", root / split / "labels"
     for part in (photos, labels):
         _require_folder(part, "folder")
-    found = sorted(path for path in photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-    pairs = ((path, labels / f"{path.stem}.png") for path in found)
-    samples = _labeled(pairs, partial(read_labels, table=_plain_table(names, ignore_id)))
-    return LabeledFiles(root.name, names, absent, _some(samples, photos))
+    paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
+    pairs = ((path, labels / f"{path.stem}.png") for path in paths)
+    samples = _samples_of(pairs, partial(read_labels, table=_plain_table(names, ignore_id)))
+    return LabeledFiles(root.name, names, absent, _require_samples(samples, photos))
 
 
 BENCHMARKS: dict[str, Callable[[Path, str], Benchmark]] = {
@@ -212,13 +215,13 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     """Return the benchmark that the `evaluate` section names.
 
     Raises:
-        ConfigError: none is named, or an unknown one, or no root.
-        InputError: its folders are not as published.
+        ConfigError: the section names no benchmark, an unknown one, or no root.
+        InputError: the folders of the benchmark do not have the published layout.
     """
     if not config.benchmark or not config.root:
         raise ConfigError(
-            "evaluate: 'benchmark' and 'root' say what to judge on; got "
-            f"benchmark '{config.benchmark}' and root '{config.root}'. Known benchmarks: "
+            "evaluate: 'benchmark' and 'root' say what to score on; got "
+            f"benchmark '{config.benchmark}' and root '{config.root}'. Set both; known benchmarks: "
             f"{', '.join(sorted(BENCHMARKS))}."
         )
     make = resolve("benchmark", config.benchmark, BENCHMARKS)
@@ -239,7 +242,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
         raise ConfigError(f"{path}: 'names' must be a list of names; got {names!r}.")
     if not names or len({*names, "background"}) != len(names) + 1:
         raise ConfigError(
-            f"{path}: 'names' must be at least one name, each once, without background; got "
+            f"{path}: 'names' must hold at least one name, each once, without background; got "
             f"{names!r}."
         )
     if not isinstance(ignore_id, int) or not len(names) < ignore_id <= IGNORE:
@@ -253,7 +256,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
 
 
 def _plain_table(names: Sequence[str], ignore_id: int) -> np.ndarray:
-    """Return the table of files that hold label ids as they are, and one id that is ignored."""
+    """Return the id table of files that hold the label ids themselves and one id to ignore."""
     return id_table({label: label for label in range(len(names) + 1)} | {ignore_id: IGNORE})
 
 
@@ -264,30 +267,30 @@ def _read_colored(path: Path) -> np.ndarray:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
 
 
-def _instances(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.ndarray]:
-    """Return what draws the label map, (H, W) uint16, of a photo by its file name."""
+def _instance_drawer(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.ndarray]:
+    """Return a function that draws the label map, (H, W) uint16, of the photo with a file name."""
     try:
         tree = json.loads(read_bytes(path))
         categories = sorted(tree["categories"], key=lambda category: category["id"])
         label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
-        found = [category["name"] for category in categories]
+        given = [category["name"] for category in categories]
         photos = {image["file_name"]: image for image in tree["images"]}
-        objects: dict[int, list[tuple[float, int, Any]]] = {}
-        for one in tree["annotations"]:
-            area = np.inf if one.get("iscrowd") else one["area"]
-            drawn = (area, label_of[one["category_id"]], one["segmentation"])
-            objects.setdefault(one["image_id"], []).append(drawn)
+        shapes: dict[int, list[tuple[float, int, Any]]] = {}
+        for entry in tree["annotations"]:
+            area = np.inf if entry.get("iscrowd") else entry["area"]
+            shape = (area, label_of[entry["category_id"]], entry["segmentation"])
+            shapes.setdefault(entry["image_id"], []).append(shape)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not hold COCO instances: {error!r}.") from error
-    if found != list(names):
-        raise InputError(f"{path} has other categories than COCO's 80: {', '.join(found[:5])}, …")
+    if given != list(names):
+        raise InputError(f"{path} has other categories than COCO's 80: {', '.join(given[:5])}, …")
 
-    def draw(name: str, _: Path) -> np.ndarray:
+    def draw(name: str, _path: Path) -> np.ndarray:
         if name not in photos:
-            raise InputError(f"{path} lists no photo {name}. Point evaluate.root at its own split.")
+            raise InputError(f"{path} lists no photo {name}. Use the annotations of its own split.")
         photo = photos[name]
         labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
-        for _area, label, regions in sorted(objects.get(photo["id"], []), key=lambda one: -one[0]):
+        for _, label, regions in sorted(shapes.get(photo["id"], []), key=lambda shape: -shape[0]):
             try:
                 labels[images.draw_regions(regions, *labels.shape)] = label
             except ValueError as error:
@@ -297,57 +300,50 @@ def _instances(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.nda
     return draw
 
 
-def _labeled(
+def _samples_of(
     pairs: Iterable[tuple[Path, Path]],
     read: Callable[[Path], np.ndarray],
-    *,
-    below: bool = False,
+    name_of: Callable[[Path], str] = lambda photo: photo.stem,
 ) -> list[Sample]:
-    """Return samples of photos and label maps; `below`: named with their folder.
-
-    Raises:
-        InputError: a label map is missing.
-    """
-    samples = [
-        Sample(_below(photo) if below else photo.stem, photo, label, read) for photo, label in pairs
-    ]
+    """Return one sample per photo with its label map."""
+    samples = [Sample(name_of(photo), photo, label, read) for photo, label in pairs]
     missing = [sample for sample in samples if not sample.label.is_file()]
     if missing:
         raise InputError(
             f"{missing[0].label} is missing, and {len(missing) - 1} more label maps of photos in "
-            f"{missing[0].photo.parent}. Every photo needs a label map of its own name."
+            f"{missing[0].photo.parent}. Every photo needs a label map with the name of the photo."
         )
     return samples
 
 
-def _below(photo: Path) -> str:
+def _name_with_folder(photo: Path) -> str:
     return f"{photo.parent.name}/{photo.stem}"
 
 
-def _first(root: Path, starts: Sequence[str], holding: str) -> Path:
-    """Return the first of some folders below `root` that holds another; else the first."""
-    folders = [root / start for start in starts]
-    return next((folder for folder in folders if (folder / holding).is_dir()), folders[0])
+def _first_folder(root: Path, names: Sequence[str], subfolder: str) -> Path:
+    """Return the first of the folders `names` in `root` that has `subfolder`, else the first."""
+    folders = [root / name for name in names]
+    return next((folder for folder in folders if (folder / subfolder).is_dir()), folders[0])
 
 
-def _some(samples: Iterable[Sample], place: Path) -> tuple[Sample, ...]:
-    some = tuple(samples)
-    if not some:
-        raise InputError(f"{place} holds no photo; expected at least one. Choose another split.")
-    return some
+def _require_samples(samples: Iterable[Sample], path: Path) -> tuple[Sample, ...]:
+    checked = tuple(samples)
+    if not checked:
+        raise InputError(f"{path} holds no photo; expected at least one. Choose another split.")
+    return checked
 
 
 def _require_folder(path: Path, benchmark: str) -> None:
     if not path.is_dir():
         raise InputError(
-            f"folder {path} is missing; benchmark '{benchmark}' is read in the layout it is "
-            "published in. Point evaluate.root at it."
+            f"folder {path} is missing; benchmark '{benchmark}' is read in its published layout. "
+            "Set evaluate.root to the folder that holds it."
         )
 
 
-def _no_split(benchmark: str, split: str, known: Sequence[str], place: Path) -> InputError:
+def _no_split(benchmark: str, split: str, known: Sequence[str], path: Path) -> InputError:
     listed = ", ".join(sorted(known)) or "none"
     return InputError(
-        f"benchmark '{benchmark}' has no split '{split}' in {place}; there: {listed}. "
+        f"benchmark '{benchmark}' has no split '{split}' in {path}; splits there: {listed}. "
         "Set evaluate.split to one of them."
     )

@@ -1,14 +1,15 @@
-"""A dense CRF: label probabilities drawn towards the edges of their image, by mean field.
+"""A dense CRF, which aligns label probabilities with the edges of the image by mean field.
 
-Every pixel speaks to every other, through a Gaussian over places and one over places and colors.
-Such sums over all pairs are had from a *permutohedral lattice* (Adams, Baek, Davis 2010): pixels
-are spread over the corners of simplices, the corners blurred along the lattice's axes, the pixels
-read back.
+Every pixel is connected to every other by two Gaussian kernels, one over positions and one over
+positions and colors. A *permutohedral lattice* (Adams, Baek, Davis 2010) computes the sums over all
+pairs: the values of the pixels are distributed over the corners of simplices ("splatting"), the
+corners are blurred along the axes of the lattice, and the pixels are interpolated from the corners
+("slicing").
 
-Method: the refinement of ReCo with its constants, and in what they leave open the public densecrf
-(Krähenbühl, Koltun 2011): Potts, both kernels scaled on both sides by the root of their own sums, a
-pixel speaks to itself as well.
-Cost per photo of 375 × 500 and 21 labels on one core (Xeon, 2.8 GHz): 1.7 s.
+Method: the refinement of ReCo with its constants. What ReCo leaves open follows the public densecrf
+(Krähenbühl, Koltun 2011): a Potts model; both kernels are scaled on both sides by the square root
+of their own row sums; a pixel is connected to itself as well.
+Cost on one core (Xeon, 2.8 GHz): 1.7 s per photo of 375 × 500 pixels with 21 labels.
 """
 
 from __future__ import annotations
@@ -22,25 +23,30 @@ from scipy import sparse
 from namedmask.errors import InputError
 
 ITERATIONS = 10
-"""Method: 10."""
+"""Number of mean-field iterations. Method: 10."""
 
 PLACE_WEIGHT, PLACE_SIGMA = 3.0, 1.0
-"""Weight of the Gaussian over places, and its pixels. Method: 3 and 1."""
+"""Weight and sigma in pixels of the kernel over positions. Method: 3 and 1."""
 
 COLOR_WEIGHT, COLOR_PLACE_SIGMA, COLOR_SIGMA = 4.0, 67.0, 3.0
-"""The same over places and colors: weight, pixels, gray levels. Method: 4, 67 and 3."""
+"""Weight, sigma in pixels and sigma in gray levels of the kernel over positions and colors.
+
+Method: 4, 67 and 3.
+"""
 
 LEAST_PROBABILITY = 1e-5
-"""What a probability is raised to before its logarithm. Method: that of the public densecrf."""
+"""Lower bound of a probability before its logarithm. Method: that of the public densecrf."""
 
 
 def dense_crf(image: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return the marginals of each label, (K, H, W) float32; they sum to 1 at each pixel.
 
-    `image` is (H, W, 3) uint8 RGB, `probabilities` (K, H, W) float32, summing to 1 likewise.
+    `image` is (H, W, 3) uint8 RGB. `probabilities` is (K, H, W) float32 and also sums to 1 at each
+    pixel.
 
     Raises:
-        InputError: image and probabilities do not fit each other.
+        InputError: image and probabilities have different sizes or wrong types, or the image is
+            too large for the lattice.
     """
     count, *size = probabilities.shape
     if image.dtype != np.uint8 or image.shape != (*size, 3) or not probabilities.size:
@@ -62,47 +68,48 @@ def mean_field(
 ) -> np.ndarray:
     """Return the marginals after `ITERATIONS` steps of mean field, (N, K) float32.
 
-    `unary` (N, K) are log probabilities. A kernel takes the marginals and returns what each pixel
-    hears of the others', (N, K) both; its weight says how much that counts. Potts: a label speaks
-    for itself alone.
+    Args:
+        unary: (N, K) float32, log probabilities.
+        kernels: pairs of a weight and a function from marginals, (N, K), to the messages that each
+            pixel receives, (N, K). As in a Potts model, a message supports only its own label.
     """
     marginals = softmax(unary)
     for _ in range(ITERATIONS):
-        heard = sum(weight * kernel(marginals) for weight, kernel in kernels)
-        marginals = softmax(unary + heard)
+        messages = sum(weight * kernel(marginals) for weight, kernel in kernels)
+        marginals = softmax(unary + messages)
     return marginals
 
 
 def place_features(height: int, width: int) -> np.ndarray:
-    """Return x and y of every pixel in sigmas, (H·W, 2) float32."""
+    """Return x and y of every pixel in units of sigma, (H·W, 2) float32."""
     y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32)
     return np.stack((x, y), axis=1) / np.float32(PLACE_SIGMA)
 
 
 def color_features(image: np.ndarray) -> np.ndarray:
-    """Return x, y and the three colors of every pixel in sigmas, (H·W, 5) float32."""
+    """Return x, y and the three colors of every pixel in units of sigma, (H·W, 5) float32."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].reshape(2, -1).astype(np.float32)
-    colors = image.reshape(-1, 3)[:, ::-1].astype(np.float32)  # Method: blue first
-    places = np.stack((x, y), axis=1) / np.float32(COLOR_PLACE_SIGMA)
-    return np.concatenate((places, colors / np.float32(COLOR_SIGMA)), axis=1)
+    colors = image.reshape(-1, 3)[:, ::-1].astype(np.float32)  # Method: the order is BGR
+    positions = np.stack((x, y), axis=1) / np.float32(COLOR_PLACE_SIGMA)
+    return np.concatenate((positions, colors / np.float32(COLOR_SIGMA)), axis=1)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Gaussian between all pairs of N points, its rows and columns scaled to sums of about 1."""
+    """A Gaussian kernel over all pairs of N points; its rows and columns sum to about 1."""
 
     lattice: Lattice
     scale: np.ndarray  # (N, 1) float32
 
     @classmethod
     def over(cls, features: np.ndarray) -> Kernel:
-        """Return the kernel of points (N, d) float32, in sigmas."""
+        """Return the kernel of points (N, d) float32, in units of sigma."""
         lattice = build_lattice(features)
         sums = lattice.filter(np.ones((len(features), 1), np.float32))
         return cls(lattice, 1 / np.sqrt(sums + 1e-20))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Return what every point hears of the values of all, (N, K) float32 both."""
+        """Return for each point the kernel-weighted sum of all `values`, both (N, K) float32."""
         return self.scale * self.lattice.filter(self.scale * values)
 
 
@@ -110,12 +117,15 @@ class Kernel:
 class Lattice:
     """The V occupied corners of a permutohedral lattice in d dimensions, for N points."""
 
-    splat: sparse.csr_matrix  # (V, N) float32: share of each point in each corner
-    slice: sparse.csr_matrix  # (N, V) float32: the same, and the factor that makes it a Gaussian
-    blurs: tuple[sparse.csr_matrix, ...]  # d + 1 of (V, V) float32: [1 2 1] / 2 along one axis
+    splat: sparse.csr_matrix  # (V, N) float32: share of each point that goes to each corner
+    slice: sparse.csr_matrix  # (N, V) float32: transpose of `splat`, scaled to make a Gaussian
+    blurs: tuple[sparse.csr_matrix, ...]  # d + 1 of (V, V) float32: [1 2 1] / 2 along each axis
 
     def filter(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of all values, each by the Gaussian of its distance, (N, K) float32."""
+        """Return for each point the sum of all `values` (N, K), weighted by a Gaussian of distance.
+
+        The result is (N, K) float32.
+        """
         corners = self.splat @ values
         for blur in self.blurs:
             corners = blur @ corners
@@ -124,20 +134,20 @@ class Lattice:
 
 
 def build_lattice(features: np.ndarray) -> Lattice:
-    """Return the lattice of N points (N, d) float32, in sigmas.
+    """Return the lattice of N points (N, d) float32, in units of sigma.
 
-    A corner is d + 1 integers that sum to 0 and are equal modulo d + 1. What a blur would reach
-    beyond the occupied ones is lost.
+    A corner has d + 1 integer coordinates, which sum to 0 and are equal modulo d + 1. The lattice
+    has only corners of simplices that contain points; blurring drops what would go elsewhere.
 
     Raises:
-        InputError: points too far apart, tens of thousands of pixels.
+        InputError: the points are too far apart, such as tens of thousands of pixels.
     """
     count, dims = features.shape
     corners, shares = _simplices(_elevate(features))
     if np.ptp(corners) >= 1 << _bits(dims + 1):
         raise InputError(
-            f"the dense CRF cannot tell apart places over {np.ptp(corners):,} steps of its "
-            "lattice. Give it a smaller image."
+            f"the image spans {np.ptp(corners):,} steps of the dense CRF's lattice; expected less "
+            f"than {1 << _bits(dims + 1):,}. Use a smaller image."
         )
     keys, vertex_of = np.unique(_codes(corners), return_inverse=True)
     rows = np.repeat(np.arange(count), dims + 1)
@@ -152,14 +162,14 @@ def build_lattice(features: np.ndarray) -> Lattice:
 
 
 def _elevate(features: np.ndarray) -> np.ndarray:
-    """Return the points on the plane where d + 1 numbers sum to 0, (N, d + 1) float32.
+    """Return the points on the plane where d + 1 numbers sum to 0, (N, d + 1) float64.
 
-    Scaled so that splatting, blurring and slicing together are a Gaussian of sigma 1.
+    They are scaled so that splatting, blurring and slicing together are a Gaussian of sigma 1.
     """
     dims = features.shape[1]
     axis = np.arange(1, dims + 1)
     scaled = features * (np.sqrt(2 / 3) * (dims + 1) / np.sqrt(axis * (axis + 1)))
-    after = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]  # the sum of an axis and all behind it
+    after = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]  # the sum of an axis and all later ones
     elevated = np.zeros((len(features), dims + 1))
     elevated[:, :-1] = after
     elevated[:, 1:] -= axis * scaled
@@ -174,7 +184,7 @@ def _simplices(elevated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-(elevated - base * size), axis=1, kind="stable")
     rank = np.empty_like(base)
     np.put_along_axis(rank, order, np.arange(size, dtype=np.int32)[None], axis=1)
-    rank += excess  # the rounded corner is off the plane: step back along the best axes
+    rank += excess  # a corner off the plane steps back along the axes rounded the most
     wraps = (rank < 0).astype(np.int32) - (rank >= size)
     rank, base = rank + wraps * size, base + wraps
     base *= size
@@ -190,31 +200,31 @@ def _simplices(elevated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _codes(corners: np.ndarray) -> np.ndarray:
-    """Return one integer for each corner (..., d + 1), (...) int64; its last number follows."""
+    """Return one int64 per corner (..., d + 1); the last coordinate follows from the others."""
     shifts = _bits(corners.shape[-1]) * np.arange(corners.shape[-1] - 1)
     codes: np.ndarray = corners[..., :-1].astype(np.int64) @ (np.int64(1) << shifts)
     return codes
 
 
 def _bits(size: int) -> int:
-    """Return the bits of a code that each number of a corner has."""
+    """Return the number of bits per coordinate in the code of a corner with `size` coordinates."""
     return 62 // (size - 1)
 
 
 def _blur(corners: np.ndarray, keys: np.ndarray, axis: int) -> sparse.csr_matrix:
-    """Return the blur along one axis; `keys` (V,) are the ascending codes of corners (V, d + 1)."""
+    """Return the blur along one axis; `keys` (V,) are the sorted codes of `corners` (V, d + 1)."""
     count, size = corners.shape
     step = np.full(size, -1)
     step[axis] = size - 1
-    ahead = _codes(corners) + int(_codes(step[None])[0])
-    place = np.searchsorted(keys, ahead).clip(max=count - 1)
-    here = np.flatnonzero(keys[place] == ahead)
-    half = np.full(len(here), 0.5, np.float32)
-    links = sparse.csr_matrix((half, (here, place[here])), shape=(count, count))
+    next_keys = _codes(corners) + int(_codes(step[None])[0])
+    neighbors = np.searchsorted(keys, next_keys).clip(max=count - 1)
+    linked = np.flatnonzero(keys[neighbors] == next_keys)
+    half = np.full(len(linked), 0.5, np.float32)
+    links = sparse.csr_matrix((half, (linked, neighbors[linked])), shape=(count, count))
     return (sparse.identity(count, np.float32, "csr") + links + links.T).tocsr()
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax over the last axis, (N, K) float32."""
+    """Return the softmax of `logits` (N, K) over the last axis, (N, K) float32."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float32)
     return powers / powers.sum(axis=1, keepdims=True)

@@ -1,11 +1,12 @@
-"""ImageNet-S's own: label maps in color PNGs, and the scores its protocol has beside mean IoU.
+"""Label maps in the color PNGs of ImageNet-S, and the scores of its protocol besides mean IoU.
 
 Method: the definitions are those of the benchmark's published evaluation (LUSSeg/ImageNet-S,
-`evaluation/` and `data/data.py`). All but the boundary follow from the counts of one image,
-(K, K) int64 as in `ConfusionMatrix.counts`: counts[t, p] pixels of the true label t were predicted
-p, ignored pixels left out. An overlap is (3, K) int64: of each label the pixels that truth and
-prediction share, those in truth, those in prediction; overlaps of images add up.
-Differs: its evaluation splits the boundary mean by size as well; ours does not.
+`evaluation/` and `data/data.py`). All scores except that of the boundaries follow from the counts
+of one image, (K, K) int64 as in `ConfusionMatrix.counts`: counts[t, p] is the number of pixels with
+the true label t and the predicted label p, without ignored pixels. An overlap is (3, K) int64. Its
+rows are the numbers of pixels per label in both truth and prediction, in the truth, and in the
+prediction. Overlaps of several images are added up.
+Differs: the published evaluation also splits the boundary mean by size; this one does not.
 """
 
 from __future__ import annotations
@@ -22,29 +23,35 @@ from namedmask.metrics import mean_iou, overlap_iou
 from namedmask.schema.columns import BACKGROUND, IGNORE
 
 PNG_IGNORE = 1000
-"""What stands in the files where a pixel counts nowhere. Method: 1000."""
+"""Id of ignored pixels in the files. Method: 1000."""
 
 SIZES = {"s": 5, "ms": 25, "ml": 50, "l": 100}
-"""Percent of the counted pixels that a category of each size covers at most. Method."""
+"""Sizes of categories in an image, by their largest percentage of the counted pixels.
+
+Method: these four sizes.
+"""
 
 BOUNDARY_SHARE = 0.03
-"""Width of a boundary over the image's diagonal. Method: 3 %."""
+"""Width of a boundary as a share of the image's diagonal. Method: 3 %."""
 
 BETA_SQUARED = 0.3
-"""How much recall weighs in the F-measure beside precision. Method: 0.3."""
+"""Weight of recall relative to precision in the F-measure. Method: 0.3."""
 
 
 def encode_label_map(labels: np.ndarray) -> bytes:
-    """Return the PNG of label ids (H, W) uint16: red = id mod 256, green = id // 256, blue = 0."""
+    """Return the PNG of label ids (H, W) uint16: red = id mod 256, green = id // 256, blue = 0.
+
+    Ignored pixels get the id 1000.
+    """
     ids = np.where(labels == IGNORE, PNG_IGNORE, labels)
     return images.encode_png(np.stack((ids % 256, ids // 256, ids * 0), axis=2).astype(np.uint8))
 
 
 def decode_ids(data: bytes) -> np.ndarray:
-    """Return red + 256 · green of such a PNG, (H, W) uint16; 1000 stays what it is.
+    """Return red + 256 · green of a PNG, (H, W) uint16; ignored pixels keep the id 1000.
 
     Raises:
-        ValueError: no PNG, one without colors, or with blue in it.
+        ValueError: the data is not a PNG, or the PNG has no colors or a blue that is not 0.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -58,10 +65,10 @@ def decode_ids(data: bytes) -> np.ndarray:
 
 
 def sizes_of(counts: np.ndarray) -> np.ndarray:
-    """Return the size of each label in one image, (K,) int: place in `SIZES`, else -1.
+    """Return the size of each label in one image, (K,) int: its index in `SIZES`, or -1.
 
-    A size is the share of counted pixels, in percent, rounded up. -1 is for background and for
-    labels that the truth lacks.
+    The size follows from the label's percentage of the counted pixels, rounded up. Background and
+    labels that the truth lacks have size -1.
     """
     true = counts.sum(axis=1)
     percent = -(-100 * true // max(1, int(true.sum())))
@@ -72,7 +79,8 @@ def sizes_of(counts: np.ndarray) -> np.ndarray:
 def size_overlaps(counts: np.ndarray) -> np.ndarray:
     """Return the overlaps of one image by size, (4, 3, K) int64, in the order of `SIZES`.
 
-    Where an image has categories of a size, their true pixels and those of its background count.
+    The overlap of a size covers the true pixels of its categories and of background. It is 0 if the
+    image has no category of this size.
     """
     sizes, overlaps = sizes_of(counts), np.zeros((len(SIZES), 3, len(counts)), np.int64)
     for size in range(len(SIZES)):
@@ -86,10 +94,10 @@ def size_overlaps(counts: np.ndarray) -> np.ndarray:
 
 
 def is_boundary(labels: np.ndarray) -> np.ndarray:
-    """Return which pixels of a label map (H, W) uint16 lie near another label, (H, W) bool.
+    """Return whether each pixel of a label map (H, W) uint16 is near another label, (H, W) bool.
 
-    Near is within 3 % of the diagonal, at least 1 pixel, in each direction; what lies beyond the
-    image is another label.
+    Near means within 3 % of the diagonal (at least 1 pixel) in each direction. Pixels beyond the
+    image count as another label.
     """
     height, width = labels.shape
     reach = max(1, round(BOUNDARY_SHARE * float(np.hypot(height, width))))
@@ -104,7 +112,7 @@ def is_boundary(labels: np.ndarray) -> np.ndarray:
 def boundary_overlap(
     target: np.ndarray, prediction: np.ndarray, num_labels: int, ignore_id: int = IGNORE
 ) -> np.ndarray:
-    """Return the overlap of the boundaries in two label maps (H, W) uint16, (3, K) int64."""
+    """Return the overlap of the boundaries of two label maps (H, W) uint16, (3, K) int64."""
     counted = target != ignore_id
     near_true, near_predicted = is_boundary(target) & counted, is_boundary(prediction) & counted
     both = near_true & near_predicted & (target == prediction)
@@ -113,9 +121,10 @@ def boundary_overlap(
 
 
 def f_measure(counts: np.ndarray) -> float:
-    """Return how well one image's objects are told from background, whichever they are, in [0, 1].
+    """Return the F-measure of one image for objects of any category against background, in [0, 1].
 
-    It is the weighted mean of precision and recall; 0 where nothing is right, nan without pixels.
+    It is the weighted mean of precision and recall; 0 if no object pixel is right, nan without
+    pixels.
     """
     if not counts.any():
         return float("nan")
@@ -129,7 +138,7 @@ def f_measure(counts: np.ndarray) -> float:
 def image_accuracy(counts: np.ndarray) -> float:
     """Return 1 if the category predicted on most pixels of one image is in its truth, else 0.
 
-    nan without pixels.
+    The result is nan without pixels.
     """
     if not counts.any():
         return float("nan")
@@ -139,14 +148,14 @@ def image_accuracy(counts: np.ndarray) -> float:
 
 
 def sum_scores(overlaps: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
-    """Return the means over a split: `miou_s` to `miou_l`, `boundary_miou`; nan where none counts.
+    """Return `miou_s`, `miou_ms`, `miou_ml`, `miou_l` and `boundary_miou` of a split, in [0, 1].
 
-    The mean of a size is over the labels that its truth has, background among them; that of the
-    boundaries over all, an absent one as 0.
+    The mean of a size covers the labels in its truth, including background. The mean of the
+    boundaries covers all labels; an absent label counts as 0. A mean over nothing is nan.
 
     Args:
-        overlaps: (5, 3, K) int64, those by size, then that of the boundaries, of all images.
-        labels: label ids that count, background among them.
+        overlaps: (5, 3, K) int64, the sums over all images: four by size, then the boundaries.
+        labels: label ids to include, background among them.
     """
     chosen = overlaps[:, :, list(labels)]
     scores = {}

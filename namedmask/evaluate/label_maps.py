@@ -1,7 +1,7 @@
-"""Labeled pictures: what a benchmark is made of, and how its label maps become label ids.
+"""Labeled images, which make up a benchmark, and the conversion of label files to label ids.
 
-A benchmark is a sequence of (sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16); its
-label id i + 1 is `names[i]`, 0 is background, and whatever the benchmark ignores is 65535.
+A benchmark is a sequence of (sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16). In
+its label maps 0 is background, label id i + 1 is `names[i]`, and ignored pixels are 65535.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from namedmask.schema.columns import IGNORE, LABEL_DTYPE
 from namedmask.storage import Place
 
 LABEL_MODES = ("1", "L", "P", "I;16")
-"""Pillow's names for one number a pixel; for a palette image that is the index."""
+"""Pillow's modes with one number per pixel; the number of a palette image is the index."""
 
 UNKNOWN = -1
-"""In a table of ids: the files may not hold it."""
+"""Entry of an id table for an id that the files must not contain."""
 
 
 class Benchmark(Protocol):
@@ -34,7 +34,7 @@ class Benchmark(Protocol):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Name of the benchmark in reports."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -42,14 +42,14 @@ class Benchmark(Protocol):
 
     @property
     def absent(self) -> Absent:
-        """What a label counts that occurs nowhere."""
+        """How the mean IoU treats a label that occurs nowhere."""
 
     @property
     def by_size(self) -> bool:
-        """Whether it is judged by ImageNet-S's further scores as well (imagenet_s.py)."""
+        """Whether the additional scores of ImageNet-S are computed as well (imagenet_s.py)."""
 
     def __len__(self) -> int:
-        """Return how many samples there are."""
+        """Return the number of samples."""
 
     def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
         """Return sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16."""
@@ -57,17 +57,17 @@ class Benchmark(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """A photo and where its truth lies."""
+    """A photo, the file of its label map, and the function that reads this file."""
 
     name: str
     photo: Path
     label: Path
-    read: Callable[[Path], np.ndarray] | None  # label → (H, W) uint16; None: truth is not published
+    read: Callable[[Path], np.ndarray] | None  # label → (H, W) uint16; None: not published
 
 
 @dataclass(frozen=True)
 class LabeledFiles:
-    """A benchmark whose samples are files."""
+    """A benchmark whose samples are pairs of files."""
 
     name: str
     names: tuple[str, ...]
@@ -81,11 +81,11 @@ class LabeledFiles:
     def __getitem__(self, index: int) -> tuple[str, np.ndarray, np.ndarray]:
         """Return sample name, image (H, W, 3) uint8 RGB, label map (H, W) uint16.
 
-        Where the truth is not published, all of the label map is ignored. A photo is upright, as
-        its EXIF orientation says, unless its label map fits it only as it is stored.
+        If the truth is not published, all pixels of the label map are ignored. The photo is rotated
+        by its EXIF orientation, unless the label map fits only the photo as it is stored.
 
         Raises:
-            InputError: a file is missing or broken, sizes differ, or a label id has no name.
+            InputError: a file is missing or broken, the sizes differ, or a label id has no name.
         """
         sample = self.samples[index]
         image = _read_photo(sample.photo)
@@ -97,13 +97,13 @@ class LabeledFiles:
         if label.shape != image.shape[:2]:
             raise InputError(
                 f"{sample.label} is {label.shape} and its photo {sample.photo} "
-                f"{image.shape[:2]}; expected one size. Give the label map that was made for it."
+                f"{image.shape[:2]}; expected one size. Use the label map made for this photo."
             )
         return sample.name, image, label
 
 
 def id_table(label_of: Mapping[int, int], other: int = UNKNOWN) -> np.ndarray:
-    """Return a table, (65536,) int32, from ids in files to label ids; `other` for all others."""
+    """Return a table, (65536,) int32, from ids in files to label ids; other ids map to `other`."""
     table = np.full(IGNORE + 1, other, np.int32)
     table[list(label_of)] = list(label_of.values())
     return table
@@ -112,17 +112,20 @@ def id_table(label_of: Mapping[int, int], other: int = UNKNOWN) -> np.ndarray:
 def read_labels(
     path: Path, table: np.ndarray, read: Callable[[Path], np.ndarray] | None = None
 ) -> np.ndarray:
-    """Return the label map of a file, (H, W) uint16; `read` gives its ids, (H, W) uint16.
+    """Return the label map of a file, (H, W) uint16.
+
+    `read` returns the ids in the file, (H, W) uint16, by default as `read_label_map`. `table` maps
+    the ids to label ids; see `id_table`.
 
     Raises:
-        InputError: as `read`, or an id that the table does not know.
+        InputError: as `read`; or the file contains an id that the table does not know.
     """
     ids = (read or read_label_map)(path)
     labels: np.ndarray = table[ids]
     if labels.size and labels.min() < 0:
         raise InputError(
-            f"{path} holds label id {int(ids[labels < 0][0])}; expected {_told(table)}. Give the "
-            "label maps that are published with the benchmark."
+            f"{path} holds label id {int(ids[labels < 0][0])}; expected {_known_ids(table)}. Use "
+            "the label maps that are published with the benchmark."
         )
     return labels.astype(LABEL_DTYPE)
 
@@ -131,7 +134,7 @@ def read_label_map(path: Place) -> np.ndarray:
     """Return the label ids in a PNG of 8 or 16 bit or with a palette, (H, W) uint16.
 
     Raises:
-        InputError: no such file, not decodable, or colors instead of ids.
+        InputError: the file does not exist, cannot be decoded, or holds colors instead of ids.
     """
     try:
         with Image.open(io.BytesIO(read_bytes(path)), formats=("PNG",)) as image:
@@ -141,17 +144,17 @@ def read_label_map(path: Place) -> np.ndarray:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
     if mode not in LABEL_MODES:
         raise InputError(
-            f"label map {path} holds colors (mode {mode}); expected one label id a pixel, in a PNG "
-            "of 8 or 16 bit or with a palette."
+            f"label map {path} holds colors (mode {mode}); expected one label id per pixel, in a "
+            "PNG of 8 or 16 bit or with a palette."
         )
     return array.astype(LABEL_DTYPE)
 
 
 def read_bytes(path: Place) -> bytes:
-    """Return what a file holds.
+    """Return the contents of a file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -166,7 +169,8 @@ def _read_photo(path: Path, *, upright: bool = True) -> np.ndarray:
         raise InputError(f"{path} cannot be decoded: {error}.") from error
 
 
-def _told(table: np.ndarray) -> str:
+def _known_ids(table: np.ndarray) -> str:
+    """Return the ids that a table maps to label ids as text, such as "0 to 2, 7, 255"."""
     known = np.flatnonzero(table >= 0).tolist()
     starts = [known[0], *(b for a, b in pairwise(known) if b > a + 1)]
     ends = [*(a for a, b in pairwise(known) if b > a + 1), known[-1]]

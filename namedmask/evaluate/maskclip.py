@@ -1,15 +1,16 @@
-"""CLIP asked at every place of an image, and the baseline that this is: MaskCLIP.
+"""MaskCLIP, a baseline that compares every position of an image with category names by CLIP.
 
-The last attention of the image tower, which gathers one vector from all places, is left out; its
-value and output projections are applied to each place, so that each has a vector that compares with
-texts. Position tables are interpolated to the image's size.
+The last attention layer of CLIP's image tower gathers one vector from all positions. MaskCLIP skips
+this attention and applies the layer's value and output projections to each position, which gives
+each position a vector to compare with text vectors. Position embeddings are interpolated to the
+size of the image.
 
-Method: `maskclip_head` and `vit` of MaskCLIP; image with its shorter side 512 (longer up to 2048)
-in the mean and deviation of ImageNet, though CLIP was trained with its own. Not known: by what the
-paper multiplied cosines before the softmax whose threshold is 0.25; CLIP's own 100 is assumed, for
-without a factor the best of 20 categories stays at 0.07. Differs: sides are rounded to whole cells,
-where the original cuts the rest off; weights of the smoothing are not negative and sum to 1, so
-that probabilities stay some.
+Method: `maskclip_head` and `vit` of MaskCLIP. The image has a shorter side of 512 pixels (a longer
+one of up to 2048) and is normalized with ImageNet's mean and deviation, although CLIP was trained
+with its own. Not known: the factor on the cosines before the softmax whose threshold is 0.25. The
+100 of CLIP is assumed, because without a factor the best of 20 categories stays at 0.07. Differs:
+sides are rounded to whole cells, whereas the original cuts off the rest; the weights of the
+smoothing are not negative and sum to 1, so that the results remain probabilities.
 """
 
 from __future__ import annotations
@@ -32,26 +33,27 @@ from namedmask.embed.text import text_features
 from namedmask.errors import ConfigError
 
 THRESHOLD = 0.25
-"""Background below it. Method: 0.25, the best on VOC2012 train."""
+"""Probability below which a pixel is background. Method: 0.25, the best on VOC2012 train."""
 
 SETTINGS = (
     "model", "weights", "shorter_side", "normalization", "temperature", "denoise", "smooth",
 )  # fmt: skip
-"""Keys of `[baselines]` that MaskCLIP follows."""
+"""Keys of `[baselines]` that MaskCLIP uses."""
 
 LONGER_SIDE = 2048
-"""Pixels at most for the longer side. Method: 2048."""
+"""Largest longer side of an image in pixels. Method: 2048."""
 
 RESNET_STRIDE = 32
+"""Distance in pixels between neighboring positions of a ResNet tower."""
 
 
 class DenseClip:
-    """An open_clip model whose image tower answers for every place.
+    """An open_clip model whose image tower returns a vector for every position.
 
     Raises:
-        ConfigError: no model of open_clip, or one whose image tower cannot be opened so.
+        ConfigError: the model is not of open_clip, or its image tower is not supported.
         CheckpointError: as `embed.Embed`.
-        InputError: the device is not there.
+        InputError: the device is missing.
     """
 
     def __init__(self, config: BaselinesConfig, device: str) -> None:
@@ -62,24 +64,24 @@ class DenseClip:
         if not isinstance(self._clip, OpenClip) or not is_open(self._clip.model.visual):
             raise ConfigError(
                 f"baselines.model '{config.model}' has no image tower that MaskCLIP can read; "
-                "expected a ResNet or plain ViT of CLIP. Name one: 'open_clip:RN50-quickgelu', "
-                "'open_clip:ViT-B-16-quickgelu'."
+                "expected a ResNet or plain ViT of CLIP. Set baselines.model to one of them, such "
+                "as 'open_clip:RN50-quickgelu' or 'open_clip:ViT-B-16-quickgelu'."
             )
         self._tower: nn.Module = self._clip.model.visual
         self._device = torch_device(device, "evaluate")
-        own = config.normalization == "clip"
-        self._mean = self._clip.mean.flatten().tolist() if own else images.IMAGENET_MEAN
-        self._std = self._clip.std.flatten().tolist() if own else images.IMAGENET_STD
+        as_clip = config.normalization == "clip"
+        self._mean = self._clip.mean.flatten().tolist() if as_clip else images.IMAGENET_MEAN
+        self._std = self._clip.std.flatten().tolist() if as_clip else images.IMAGENET_STD
         self.stride = stride_of(self._tower)
 
     def texts(self, queries: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Return one vector a query, (C, D) float32, unit L2 norm."""
+        """Return one vector per query, (C, D) float32, unit L2 norm."""
         return torch.from_numpy(text_features(self._clip, queries, templates)).to(self._device)
 
     def features(self, pictures: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Return vectors (B, D, h, w) and keys (B, E, h, w) of every place, unit L2 norm.
+        """Return a vector and a key per position, (B, D, h, w) and (B, E, h, w) float32.
 
-        `pictures` are (H, W, 3) uint8 RGB of one size.
+        Vectors and keys have unit L2 norm. `pictures` are B images (H, W, 3) uint8 RGB of one size.
         """
         with torch.inference_mode():
             batch = images.to_tensor(pictures, self._mean, self._std).to(self._device)
@@ -87,7 +89,7 @@ class DenseClip:
 
 
 def is_open(tower: nn.Module) -> bool:
-    """Return whether `dense_features` can read this image tower."""
+    """Return whether `dense_features` supports this image tower."""
     if isinstance(tower, VisionTransformer):
         blocks = tower.transformer.resblocks
         return tower.attn_pool is None and all(type(b) is ResidualAttentionBlock for b in blocks)
@@ -95,14 +97,15 @@ def is_open(tower: nn.Module) -> bool:
 
 
 def stride_of(tower: nn.Module) -> int:
-    """Return the pixels between two places of an image tower."""
+    """Return the distance in pixels between neighboring positions of an image tower."""
     return tower.patch_size[0] if isinstance(tower, VisionTransformer) else RESNET_STRIDE
 
 
 def dense_features(tower: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Return vectors (B, D, h, w) and keys (B, E, h, w) of every place, unit L2 norm.
+    """Return a vector and a key per position, (B, D, h, w) and (B, E, h, w) float32.
 
-    `batch` is (B, 3, H, W) float32, normalized, its sides multiples of the stride.
+    Vectors and keys have unit L2 norm. `batch` is (B, 3, H, W) float32, normalized; H and W are
+    multiples of the stride.
     """
     read = _read_transformer if isinstance(tower, VisionTransformer) else _read_resnet
     size = [side // stride_of(tower) for side in batch.shape[2:]]
@@ -138,7 +141,7 @@ def _read_transformer(tower: Any, batch: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positions(tower: Any, size: torch.Size) -> Tensor:
-    """Return the position table for a grid of this size, (1 + h·w, D). Method: bicubic."""
+    """Return the position embeddings for a grid of this size, (1 + h·w, D). Method: bicubic."""
     table: Tensor = tower.positional_embedding
     grid = table[1:].T.unflatten(1, tower.grid_size)[None]
     grid = F.interpolate(grid, size, mode="bicubic", align_corners=False)
@@ -146,9 +149,9 @@ def _positions(tower: Any, size: torch.Size) -> Tensor:
 
 
 def fit(image: np.ndarray, shorter_side: int, stride: int) -> np.ndarray:
-    """Return the image brought to a shorter side, its sides rounded to multiples of `stride`.
+    """Return the image resized to a shorter side, with sides rounded to multiples of `stride`.
 
-    (H, W, 3) uint8 both; 0 leaves the size but for the rounding.
+    Both images are (H, W, 3) uint8. If `shorter_side` is 0, the sides are only rounded.
     """
     height, width = image.shape[:2]
     wanted = shorter_side / min(height, width) if shorter_side else 1.0
@@ -158,7 +161,7 @@ def fit(image: np.ndarray, shorter_side: int, stride: int) -> np.ndarray:
 
 
 class MaskClip:
-    """The baseline: image in, probability of every category at every pixel out."""
+    """The MaskCLIP baseline, which maps an image to the probability of each category per pixel."""
 
     def __init__(
         self, clip: DenseClip, queries: Sequence[str], templates: Sequence[str],
@@ -168,7 +171,10 @@ class MaskClip:
         self._texts = clip.texts(queries, templates)
 
     def __call__(self, image: np.ndarray) -> Tensor:
-        """Return the probabilities of each category, (C, H, W) float32, without background."""
+        """Return the probabilities of each category, (C, H, W) float32, without background.
+
+        `image` is (H, W, 3) uint8 RGB. The probabilities sum to 1 at each pixel.
+        """
         config = self._config
         small = fit(image, config.shorter_side, self._clip.stride)
         vectors, keys = self._clip.features([small])
@@ -181,31 +187,33 @@ def probabilities(
     """Return the probabilities of each category, (C, H, W) float32.
 
     Args:
-        vectors: (D, h, w) of every place, unit L2 norm.
-        keys: (E, h, w), the same; only smoothing asks for them.
-        texts: (C, D), unit L2 norm.
-        size: H and W to interpolate to; logits are, or smoothed probabilities.
+        vectors: (D, h, w) float32, one per position, unit L2 norm.
+        keys: (E, h, w) float32, likewise; only the smoothing needs them.
+        texts: (C, D) float32, unit L2 norm.
+        size: H and W of the result. The logits are interpolated, or with smoothing the
+            probabilities.
+        config: the `baselines` section.
     """
     logits = config.temperature * torch.einsum("dhw,cd->chw", vectors, texts)
     if config.denoise:
-        seen = logits.softmax(dim=0).amax(dim=(1, 2)) >= config.denoise
-        logits = torch.where(seen[:, None, None], logits, -100 * config.temperature)
+        present = logits.softmax(dim=0).amax(dim=(1, 2)) >= config.denoise
+        logits = torch.where(present[:, None, None], logits, -100 * config.temperature)
     if not config.smooth:
-        return _grow(logits, size).softmax(dim=0)
-    return _grow(smoothed(logits.softmax(dim=0), keys, config.smooth), size)
+        return _interpolate(logits, size).softmax(dim=0)
+    return _interpolate(smooth(logits.softmax(dim=0), keys, config.smooth), size)
 
 
-def smoothed(found: Tensor, keys: Tensor, least: float) -> Tensor:
-    """Return probabilities (C, h, w); those of unsure places are a mean over places alike.
+def smooth(scores: Tensor, keys: Tensor, least: float) -> Tensor:
+    """Return the probabilities `scores` (C, h, w) with a mean at each uncertain position.
 
-    A place is unsure whose best probability is below `least`; alike is a positive cosine of keys
-    (E, h, w), which is also the weight.
+    A position is uncertain if its best probability is below `least`. The mean is over all
+    positions, weighted by the cosines of their keys (E, h, w); negative cosines count as 0.
     """
-    flat, alike = found.flatten(1), keys.flatten(1)
-    alike = (alike.T @ alike).clamp(min=0)
-    means = flat @ (alike / alike.sum(dim=1, keepdim=True)).T
-    return torch.where(flat.amax(dim=0) < least, means, flat).view_as(found)
+    flat, flat_keys = scores.flatten(1), keys.flatten(1)
+    weights = (flat_keys.T @ flat_keys).clamp(min=0)
+    means = flat @ (weights / weights.sum(dim=1, keepdim=True)).T
+    return torch.where(flat.amax(dim=0) < least, means, flat).view_as(scores)
 
 
-def _grow(maps: Tensor, size: Sequence[int]) -> Tensor:
+def _interpolate(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps[None], tuple(size), mode="bilinear", align_corners=False)[0]

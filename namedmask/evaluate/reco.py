@@ -1,18 +1,20 @@
-"""The baseline ReCo: places like what the images of a category have in common.
+"""ReCo, a baseline that finds positions similar to what the images of a category have in common.
 
-A category's best images are compared place by place; in each image the place that all the others
-have something like is its *seed*, and the mean of the seeds is the category's vector. A pixel's
-product is how like that vector it is, times how like the category's name CLIP finds it.
+The best images of a category are compared position by position. The *seed* of an image is the
+position that is most similar to positions of all other images, and the mean of the seeds is the
+vector of the category. The product of a pixel is its similarity to that vector times its similarity
+to the category's name according to CLIP.
 
-Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Not known: what made of
-the product, which 0.73 bounds, a probability whose threshold is 0.9. Its released code feeds the
-product to softmax and CRF as it is; over 20 names, no cosine negative, marginals then end at 0.14
-(test_reco.py), so here the product is multiplied by 100 first, as MaskCLIP's cosines are
-(`baselines.scale`, `post`). Differs: a place's affinities to one image stay with that image, where
-a slip of an index lets those of later ones in; the images are those of the run's archives, checked
-and without near duplicates, where the original retrieves from ImageNet for itself; its encoder
-(DeiT-S/16, trained on stylized ImageNet) is a file to give; context words are what
-`baselines.context` has archives of, none by default.
+Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Not known: how the paper
+turned the product, which is at most 0.73, into a probability with a threshold of 0.9. The released
+code feeds the product itself to softmax and CRF. With 20 names and no negative cosine, marginals
+then reach at most 0.14 (test_reco.py). Here the product is therefore multiplied by 100 first, as
+MaskCLIP's cosines are (`baselines.scale`, `post`). Differs: a position's affinities to one image
+are used only for that image, whereas an indexing mistake of the original mixes in those of later
+images; the images are those of the run's archives, checked and without near duplicates, whereas
+the original retrieves its own from ImageNet; the user must provide the weights of the encoder
+(DeiT-S/16, trained on stylized ImageNet); context words are the categories in the archives of
+`baselines.context`, none by default.
 """
 
 from __future__ import annotations
@@ -44,33 +46,40 @@ from namedmask.weights.catalogue import path_of
 from namedmask.weights.tensors import load_strict, read_tensors
 
 THRESHOLD = 0.9
-"""Background below it. Method: 0.9, the best on VOC2012 train."""
+"""Probability below which a pixel is background. Method: 0.9, the best on VOC2012 train."""
 
 SETTINGS = (
     "model", "weights", "shorter_side", "normalization", "encoder", "encoder_weights", "images",
     "crop", "context", "post", "scale",
 )  # fmt: skip
-"""Keys of `[baselines]` that ReCo follows."""
+"""Keys of `[baselines]` that ReCo uses."""
 
 SHARPNESS = 10.0
-"""A cosine with a text goes into the sigmoid times this. Method: 10."""
+"""Factor on the cosine with a text before the sigmoid. Method: 10."""
 
 BATCH = 10
-"""Images of an archive in one forward."""
+"""Number of images of an archive per forward pass."""
 
 
 class Encoder(Protocol):
-    """What ReCo compares places by; a torch module, which it puts into eval mode."""
+    """A torch module whose features ReCo compares; ReCo puts the module into eval mode."""
 
     stride: int
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Return features (B, D, H / stride, W / stride) of (B, 3, H, W), ImageNet-normalized."""
+        """Return features, (B, E, H / stride, W / stride), of images (B, 3, H, W) float32.
+
+        The images are normalized with ImageNet's mean and deviation.
+        """
         ...
 
 
 class TinyEncoder(nn.Module):
-    """The mini world's backbone."""
+    """The mini world's backbone as an encoder.
+
+    Raises:
+        CheckpointError: the weights are missing or do not fit.
+    """
 
     stride = 8
 
@@ -87,17 +96,22 @@ class TinyEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A ViT or ResNet of timm: its last features, of a ViT the normalized patch tokens."""
+    """A timm ViT or ResNet that returns its last feature map, of a ViT the normalized patches.
+
+    Raises:
+        ConfigError: timm has no such model.
+        CheckpointError: the weights are missing or do not fit.
+    """
 
     def __init__(self, config: BaselinesConfig) -> None:
         super().__init__()
         name = config.encoder.partition(":")[2]
         if not timm.is_model(name):
             raise unknown_name("timm model", name, timm.list_models(f"*{name.partition('_')[0]}*"))
-        made: dict[str, Any] = {"pretrained": False, "num_classes": 0}
-        model: Any = timm.create_model(name, **made)
+        options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
+        model: Any = timm.create_model(name, **options)
         if isinstance(model, timm.models.VisionTransformer):
-            model = timm.create_model(name, **made, dynamic_img_size=True)
+            model = timm.create_model(name, **options, dynamic_img_size=True)
         _load(model, config)
         self.stride = int(model.feature_info[-1]["reduction"])
         self._features = partial(
@@ -113,7 +127,7 @@ class TimmEncoder(nn.Module):
 
 
 def _load(model: nn.Module, config: BaselinesConfig) -> None:
-    """Load an encoder's file, which may hold a classifier besides."""
+    """Load the file of an encoder's weights, which may also hold a classifier."""
     path = config.encoder_weights
     try:
         if not path_of(path).is_file():
@@ -124,7 +138,7 @@ def _load(model: nn.Module, config: BaselinesConfig) -> None:
             raise ValueError(f"it lacks {', '.join(lacking[:3])}")
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, EOFError,
             pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # torch's own text advises to load the file with code and all, so it is not passed on
+        # torch's own message advises loading the file with its code, so it is not shown
         reason = "it holds code, which is never run" if "weights_only" in str(error) else error
         raise CheckpointError(
             f"baselines.encoder_weights '{path}' cannot be loaded: {reason}. Expected a checkpoint "
@@ -134,12 +148,17 @@ def _load(model: nn.Module, config: BaselinesConfig) -> None:
 
 ENCODERS: dict[str, Callable[[BaselinesConfig], Any]] = {
     "miniworld": TinyEncoder,
-    "timm:": TimmEncoder,  # the model's name follows: timm:deit_small_distilled_patch16_224
+    "timm:": TimmEncoder,  # a prefix, as in timm:deit_small_distilled_patch16_224
 }
+"""Encoders by name; a name that ends in a colon is a prefix."""
 
 
 class Places:
-    """Images to the features of their places, and what CLIP says of each."""
+    """The two networks of ReCo, which give features and CLIP's attention at every position.
+
+    Raises:
+        ConfigError, CheckpointError, InputError: as `DenseClip` and the encoders.
+    """
 
     def __init__(self, config: BaselinesConfig, device: str, templates: Sequence[str]) -> None:
         self.clip = DenseClip(config, device)
@@ -149,19 +168,25 @@ class Places:
         self.encoder = encoder.eval().requires_grad_(False).to(self._device)
 
     def texts(self, queries: Sequence[str]) -> Tensor:
-        """Return one vector a query, (C, D) float32, unit L2 norm."""
+        """Return one vector per query, (C, D) float32, unit L2 norm."""
         return self.clip.texts(queries, self._templates)
 
     def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Return the encoder's features (B, E, h, w) of (H, W, 3) uint8 RGB of one size."""
+        """Return the encoder's features, (B, E, h, w) float32.
+
+        `pictures` are B images (H, W, 3) uint8 RGB of one size.
+        """
         stride = self.encoder.stride
         fitted = [fit(picture, 0, stride) for picture in pictures]
         with torch.inference_mode():
-            found: Tensor = self.encoder(images.to_tensor(fitted).to(self._device))
-        return found.float()
+            features: Tensor = self.encoder(images.to_tensor(fitted).to(self._device))
+        return features.float()
 
     def attention(self, pictures: Sequence[np.ndarray], texts: Tensor) -> Tensor:
-        """Return how like each text CLIP finds every place, (B, C, h, w) float32, in [0, 1]."""
+        """Return CLIP's similarity of every position to each text, (B, C, h, w) float32 in [0, 1].
+
+        `pictures` are B images (H, W, 3) uint8 RGB of one size, `texts` vectors (C, D) float32.
+        """
         fitted = [fit(picture, 0, self.clip.stride) for picture in pictures]
         vectors, _ = self.clip.features(fitted)
         return torch.sigmoid(SHARPNESS * torch.einsum("bdhw,cd->bchw", vectors, texts))
@@ -169,13 +194,19 @@ class Places:
     def class_vector(
         self, encoded: Sequence[bytes], query: str, context: Mapping[str, Tensor]
     ) -> Tensor:
-        """Return the vector of a category by its best images, (E,) float32, unit L2 norm."""
+        """Return the vector of a category, (E,) float32, unit L2 norm.
+
+        Args:
+            encoded: image files of the category, the best first.
+            query: what CLIP looks for in them.
+            context: vectors (E,) of context words; positions similar to them count less.
+        """
         texts, parts = self.texts([query]), []
         pictures = [crop(images.decode(data), self._config.crop) for data in encoded]
         for start in range(0, len(pictures), BATCH):
             batch = pictures[start : start + BATCH]
             features = self.features(batch)
-            weights = _grow(self.attention(batch, texts), features.shape[2:])[:, 0]
+            weights = _interpolate(self.attention(batch, texts), features.shape[2:])[:, 0]
             for vector in context.values():
                 weights = weights * (1 - torch.sigmoid(_cosines(features, vector[None])[:, 0]))
             parts.append((features, weights))
@@ -184,33 +215,33 @@ class Places:
 
 
 def crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the center of an image whose shorter side is `side`, (side, side, 3) uint8."""
+    """Return the center of the image resized to a shorter side of `side`, (side, side, 3) uint8."""
     return images.center_crop(images.resize_shorter_side(image, side), side)
 
 
 def cosegment(features: Tensor, weights: Tensor) -> Tensor:
-    """Return what the images have in common, (E,) float32, unit L2 norm.
+    """Return the vector of what the images have in common, (E,) float32, unit L2 norm.
 
-    A place is worth, in the mean over all images, the best weighted cosine that it has with a place
-    of each; the place of an image worth most is its seed.
+    The score of a position is its best weighted cosine with the positions of an image, averaged
+    over all images. The seed of an image is its position with the highest score.
 
     Args:
-        features: (N, E, h, w) of N images.
-        weights: (N, h, w), how much a place counts when others look for one like them.
+        features: (N, E, h, w) float32 of N images.
+        weights: (N, h, w) float32, factors on all cosines with a position of an image.
     """
     count, _, height, width = features.shape
-    places = features.flatten(2)  # (N, E, P)
-    unit = F.normalize(places, dim=1)
-    worth = torch.zeros(count, height * width, device=features.device)
+    vectors = features.flatten(2)  # (N, E, P)
+    unit = F.normalize(vectors, dim=1)
+    scores = torch.zeros(count, height * width, device=features.device)
     for image, weight in zip(unit, weights.flatten(1), strict=True):
         cosines = torch.einsum("nep,eq->npq", unit, image)
-        worth += (cosines * weight).amax(dim=2) / count
-    seeds = places[torch.arange(count), :, worth.argmax(dim=1)]
+        scores += (cosines * weight).amax(dim=2) / count
+    seeds = vectors[torch.arange(count), :, scores.argmax(dim=1)]
     return F.normalize(seeds.mean(dim=0), dim=0)
 
 
 class ClassVectors:
-    """Categories to their vectors, by the archives of a run."""
+    """A function from a category to its vector, computed from the archives of a run."""
 
     def __init__(
         self, archive: Archive, config: BaselinesConfig, device: str, templates: Sequence[str]
@@ -220,14 +251,18 @@ class ClassVectors:
         self._context: dict[str, Tensor] = {}
         if config.context:
             context = Archive.open(place_of(config.context))
-            for line in context.categories:  # each in view of those before it
-                found = self._vector(context, line.name, line.query)
-                self._context[line.name] = found
+            for word in context.categories:  # each vector depends on those before it
+                vector = self._vector(context, word.name, word.query)
+                self._context[word.name] = vector
 
     def __call__(self, category: tuple[str, str]) -> np.ndarray:
-        """Return the vector of a category, its name and query, (E,) float32, unit L2 norm.
+        """Return the vector of a category, (E,) float32, unit L2 norm.
 
-        One that is context as well has the vector that it has there. Method.
+        `category` is a pair of name and query. Method: a category that is also a context word has
+        the vector of the context word.
+
+        Raises:
+            InputError: the archive has no image of the category.
         """
         name, query = category
         known = self._context.get(name)
@@ -237,12 +272,15 @@ class ClassVectors:
     def _vector(self, archive: Archive, name: str, query: str) -> Tensor:
         encoded = archive.entries(name)["image"].slice(0, self._count).to_pylist()
         if not encoded:
-            raise InputError(f"archive {archive.folder} has no image of '{name}'; ReCo needs some.")
+            raise InputError(
+                f"archive {archive.folder} has no image of '{name}'; ReCo needs at least one. "
+                "Build an archive of this category."
+            )
         return self._places.class_vector(encoded, query, self._context)
 
 
 class ReCo:
-    """The baseline: image in, probability of every category at every pixel out."""
+    """The ReCo baseline, which maps an image to the probability of each category per pixel."""
 
     def __init__(
         self, places: Places, queries: Sequence[str], vectors: np.ndarray, config: BaselinesConfig
@@ -254,25 +292,26 @@ class ReCo:
     def __call__(self, image: np.ndarray) -> Tensor:
         """Return the probabilities of each category, (C, H, W) float32, without background.
 
-        With `post` "none" they are products, and do not sum to 1.
+        `image` is (H, W, 3) uint8 RGB. If `post` is "none", the results are the products, which do
+        not sum to 1.
         """
         size, config = image.shape[:2], self._config
         small = fit(image, config.shorter_side, 1)
         likeness = torch.sigmoid(_cosines(self._places.features([small]), self._vectors))
         attention = self._places.attention([small], self._texts)
-        product = _grow(likeness, size)[0] * _grow(attention, size)[0]
+        product = _interpolate(likeness, size)[0] * _interpolate(attention, size)[0]
         if config.post == "none":
             return product
-        found = (config.scale * product).softmax(dim=0)
+        probabilities = (config.scale * product).softmax(dim=0)
         if config.post == "softmax":
-            return found
-        return torch.from_numpy(dense_crf(image, found.cpu().numpy()))
+            return probabilities
+        return torch.from_numpy(dense_crf(image, probabilities.cpu().numpy()))
 
 
 def _cosines(features: Tensor, vectors: Tensor) -> Tensor:
-    """Return (N, C, h, w) cosines of features (N, E, h, w) and vectors (C, E) of unit length."""
+    """Return the cosines (N, C, h, w) of features (N, E, h, w) and unit vectors (C, E)."""
     return torch.einsum("nehw,ce->nchw", F.normalize(features, dim=1), vectors)
 
 
-def _grow(maps: Tensor, size: Iterable[int]) -> Tensor:
+def _interpolate(maps: Tensor, size: Iterable[int]) -> Tensor:
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

@@ -1,10 +1,11 @@
-"""A segmenter judged on a benchmark: label maps predicted, compared, summed up as plain values.
+"""Scores of a segmenter on a benchmark, from predicted label maps to a dict of plain values.
 
-Truth and prediction are brought together by name: a benchmark may list its labels in another order
+Labels of truth and prediction are matched by name. A benchmark may list its labels in another order
 than the segmenter, and the segmenter may know more labels than the benchmark.
 
-Method: one picture at a time at its original size, argmax, one confusion matrix over the split; for
-ImageNet-S also by size, at boundaries, and whether the right thing is found at all (imagenet_s.py).
+Method: one image at a time at its original size, argmax, one confusion matrix over the split.
+ImageNet-S adds scores by size, scores at boundaries, and the share of images in which the right
+category is found (imagenet_s.py).
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from namedmask.storage import Place, place_of
 from namedmask.storage.files import write_file
 
 SHOWN_SCENES = 6
-"""Best and worst scenes, this many each, whose predicted label maps are kept for the report."""
+"""Number of best and of worst scenes whose predicted label maps are kept for the report."""
 
 SCENES = 32
-"""Scenes judged at a time by one process."""
+"""Number of scenes that a process scores at a time."""
 
-OF_IMAGES = {"f_measure": imagenet_s.f_measure, "image_accuracy": imagenet_s.image_accuracy}
-"""ImageNet-S's scores whose mean is over images."""
+IMAGE_SCORES = {"f_measure": imagenet_s.f_measure, "image_accuracy": imagenet_s.image_accuracy}
+"""Scores of ImageNet-S that are computed per image and averaged over the images."""
 
 
 def score_benchmark(
@@ -51,25 +52,25 @@ def score_benchmark(
     out: Place | None = None,
     on_scenes: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Return the scores on a benchmark as plain values; None stands for a number that there is not.
+    """Return the scores on a benchmark as plain values; an undefined score is None.
 
-    `miou` and `pixel_accuracy` over the split; `iou` by label name, `background` among them;
-    `scenes`: one {name, index, miou} per sample, its mean over the labels in truth or prediction.
-    ImageNet-S adds `miou_s`, `miou_ms`, `miou_ml`, `miou_l`, `boundary_miou`, and the means over
-    scenes `f_measure` and `image_accuracy`.
+    `miou` and `pixel_accuracy` cover the split. `iou` has one IoU per label name, including
+    `background`. `scenes` has one {name, index, miou} per sample, where `miou` is the mean over the
+    labels in its truth or prediction. ImageNet-S adds `miou_s`, `miou_ms`, `miou_ml`, `miou_l`,
+    `boundary_miou`, and the means over scenes `f_measure` and `image_accuracy`.
 
     Args:
-        parts_of: ranges of scenes → what a `Scorer` makes of each, in any order: a plain `map`, or
-            processes on a cluster.
+        parts_of: a function from ranges of scenes to the results of a `Scorer` for each range, in
+            any order, such as a plain `map` or processes on a cluster.
         names: label names without background; label id i + 1 stands for names[i].
-        benchmark: what to score on.
-        config: the section `evaluate`.
+        benchmark: the benchmark to score on.
+        config: the `evaluate` section.
         out: folder for predicted label maps (PNG, 16 bit, label ids of `names`) of the best and the
-            worst scenes; `scenes` then says `prediction` = file name below it.
+            worst scenes; their entries in `scenes` then have the file name as `prediction`.
         on_scenes: called with the number of scenes that were just scored.
 
     Raises:
-        InputError: the benchmark has labels that the segmenter does not know; a broken sample.
+        InputError: the segmenter does not know a label of the benchmark, or a sample is broken.
     """
 
     def parts() -> Iterator[Part]:
@@ -83,18 +84,21 @@ def score_benchmark(
 
 @dataclass(frozen=True)
 class Part:
-    """What some scenes came to: one confusion matrix, an entry a scene, and maps worth showing."""
+    """The results for some scenes: a confusion matrix, an entry per scene, and maps to show."""
 
     total: ConfusionMatrix
     overlaps: np.ndarray  # (5, 3, K) int64, see imagenet_s.sum_scores; zeros for other benchmarks
-    scenes: list[dict[str, Any]]  # {name, index, miou}, and ImageNet-S's of one image
-    predictions: dict[int, bytes]  # by index: PNG, 16 bit, (H, W) label ids
+    scenes: list[dict[str, Any]]  # {name, index, miou}, and `IMAGE_SCORES`
+    predictions: dict[int, bytes]  # index → PNG, 16 bit, (H, W) label ids
 
 
 class Scorer:
-    """What predicts label maps on a benchmark, some scenes at a time.
+    """A function that predicts and scores the label maps of some scenes of a benchmark.
 
     `predict` maps an image (H, W, 3) uint8 RGB to label ids of `names`, (H, W) uint16.
+
+    Raises:
+        InputError: `names` lacks a label of the benchmark.
     """
 
     def __init__(
@@ -114,7 +118,11 @@ class Scorer:
         )
 
     def __call__(self, indices: Iterable[int]) -> Part:
-        """Return what these scenes came to."""
+        """Return the results for the scenes with these indices.
+
+        Raises:
+            InputError: a sample is broken.
+        """
         total, scenes, predictions = ConfusionMatrix(self._num_labels), [], {}
         overlaps = _no_overlaps(self._num_labels)
         for index in indices:
@@ -128,7 +136,7 @@ class Scorer:
             if self._benchmark.by_size:
                 overlaps[:-1] += imagenet_s.size_overlaps(scene.counts)
                 overlaps[-1] += imagenet_s.boundary_overlap(truth, predicted, self._num_labels)
-                entry |= {key: _plain(of(scene.counts)) for key, of in OF_IMAGES.items()}
+                entry |= {key: _plain(score(scene.counts)) for key, score in IMAGE_SCORES.items()}
             scenes.append(entry)
             predictions[index] = images.encode_png(predicted)
             self._export(name, predicted)
@@ -143,20 +151,28 @@ class Scorer:
 
 
 def open_scorer(checkpoint: Place, config: Config) -> Scorer:
-    """Return the scorer of a run's segmenter on its benchmark."""
+    """Return the scorer of a checkpoint's segmenter on the configured benchmark.
+
+    Raises:
+        CheckpointError, ConfigError, InputError: as `load_checkpoint`, `open_benchmark`, `Scorer`.
+    """
     model, names = load_checkpoint(checkpoint, config.segmenter)
     predict = predictor_of(model, config.evaluate)
     return Scorer(predict, names, open_benchmark(config.evaluate), config.evaluate)
 
 
 def predictor_of(model: nn.Module, config: EvaluateConfig) -> Callable[[np.ndarray], np.ndarray]:
-    """Return `predict_labels` of a segmenter, on its device."""
+    """Return a function from an image to the label map that `model` predicts on its device.
+
+    Raises:
+        InputError: the device is missing.
+    """
     model = model.to(torch_device(config.device, "evaluate"))
     return partial(predict_labels, model, max_side=config.max_side)
 
 
 def scene_ranges(count: int) -> list[range]:
-    """Return all scenes, the same number in each range but the last."""
+    """Return ranges of `SCENES` scenes that together cover all scenes; the last may be shorter."""
     return [range(start, min(start + SCENES, count)) for start in range(0, count, SCENES)]
 
 
@@ -167,7 +183,7 @@ def sum_up(
     config: EvaluateConfig,
     out: Place | None,
 ) -> dict[str, Any]:
-    """Return the scores of all scenes together; one of `parts` is in memory at a time."""
+    """Return the scores of all scenes together; only one of `parts` is in memory at a time."""
     total, overlaps = ConfusionMatrix(len(names) + 1), _no_overlaps(len(names) + 1)
     scenes: list[dict[str, Any]] = []
     predictions: dict[int, bytes] = {}
@@ -182,9 +198,9 @@ def sum_up(
             scene["prediction"] = f"{scene['index']:05d}-{scene['name'].replace('/', '_')}.png"
             write_file(out / scene["prediction"], predictions[scene["index"]])
     label_of = label_ids(benchmark.names, names)
-    judged = [BACKGROUND, *label_of[1 : len(benchmark.names) + 1].tolist()]
-    iou = total.iou()[judged]
-    further = _further_scores(overlaps, scenes, judged) if benchmark.by_size else {}
+    labels = [BACKGROUND, *label_of[1 : len(benchmark.names) + 1].tolist()]
+    iou = total.iou()[labels]
+    further = _further_scores(overlaps, scenes, labels) if benchmark.by_size else {}
     return {
         "benchmark": benchmark.name,
         "split": config.split,
@@ -204,22 +220,22 @@ def _no_overlaps(num_labels: int) -> np.ndarray:
 
 
 def _further_scores(
-    overlaps: np.ndarray, scenes: Sequence[dict[str, Any]], judged: Sequence[int]
+    overlaps: np.ndarray, scenes: Sequence[dict[str, Any]], labels: Sequence[int]
 ) -> dict[str, float | None]:
-    scores = imagenet_s.sum_scores(overlaps, judged)
-    for key in OF_IMAGES:
+    scores = imagenet_s.sum_scores(overlaps, labels)
+    for key in IMAGE_SCORES:
         values = [scene[key] for scene in scenes if scene[key] is not None]
         scores[key] = float(np.mean(values)) if values else float("nan")
     return {key: _plain(score) for key, score in scores.items()}
 
 
 def label_ids(from_names: Sequence[str], to_names: Sequence[str]) -> np.ndarray:
-    """Return a table, (65536,) uint16, from the label ids of one list of names to another's.
+    """Return a table, (65536,) uint16, from label ids of `from_names` to those of `to_names`.
 
-    Background and the ignore id stay what they are; ids without a name become the ignore id.
+    Background and the ignore id do not change; ids without a name become the ignore id.
 
     Raises:
-        InputError: names that the other list lacks.
+        InputError: `to_names` lacks one of `from_names`.
     """
     position = {name: number for number, name in enumerate(to_names, start=1)}
     lacking = [name for name in from_names if name not in position]
@@ -237,7 +253,7 @@ def label_ids(from_names: Sequence[str], to_names: Sequence[str]) -> np.ndarray:
 def shown_scenes(
     scenes: Sequence[dict[str, Any]], count: int = SHOWN_SCENES
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the best scenes, best first, and the worst, worst first; none is in both."""
+    """Return the best scenes, best first, and the worst, worst first; no scene is in both."""
     ranked = sorted(
         (scene for scene in scenes if scene["miou"] is not None),
         key=lambda scene: (-scene["miou"], scene["index"]),

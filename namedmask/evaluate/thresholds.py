@@ -1,10 +1,11 @@
-"""How a baseline's background threshold is found: twenty of them judged in one pass.
+"""Threshold sweeps, which find the background threshold of a baseline in one pass over a split.
 
-MaskCLIP and ReCo know no background; a pixel whose best category has a probability below the
-threshold is taken for it. An image is counted once, by true label, best category and the number of
-thresholds that the probability reaches; all twenty confusion matrices follow from the sum.
+MaskCLIP and ReCo do not predict background. A pixel is background if the probability of its best
+category is below a threshold. Pixels are counted once, by true label, best category and the number
+of thresholds that the probability reaches. The confusion matrices of all twenty thresholds follow
+from these counts.
 
-Method: thresholds 0, 0.05, … 0.95; the paper chose on VOC2012 train and kept what it found.
+Method: thresholds 0, 0.05, … 0.95; the paper chose on VOC2012 train and used the result throughout.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ from namedmask.storage import Place
 from namedmask.storage.files import read_json
 
 THRESHOLDS = (np.arange(20) / 20).astype(np.float32)
-"""Method: from 0 to 0.95 in steps of 0.05. Single precision, as the probabilities are."""
+"""Thresholds of a sweep, in single precision like the probabilities.
 
-"""Below a run folder: what was measured of the baselines."""
+Method: from 0 to 0.95 in steps of 0.05.
+"""
 
 
 def with_background(best: np.ndarray, labels: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the label map, (H, W) uint16: background where the probability is below `threshold`.
+    """Return the label map, (H, W) uint16, with background where `best` is below `threshold`.
 
-    `best` is the probability of the best category, (H, W) float32; `labels` its label id, from 1.
+    `best` is the probability of the best category, (H, W) float32 in [0, 1]; `labels` is its label
+    id, (H, W) integers from 1.
     """
     below = best < np.float32(threshold)
     return np.where(below, BACKGROUND, labels).astype(LABEL_DTYPE)
 
 
 class Tally:
-    """Pixels by true label, best category, and how many thresholds its probability reaches.
+    """Numbers of pixels by true label, best category, and number of thresholds reached.
 
     `counts` is (K, K, 21) int64; the second axis is the label id of the best category, never 0.
     Memory: at 920 labels 142 MB.
@@ -49,9 +52,9 @@ class Tally:
         self.counts = np.zeros((num_labels, num_labels, len(THRESHOLDS) + 1), np.int64)
 
     def add(self, pixels: tuple[np.ndarray, np.ndarray]) -> None:
-        """Add what `tally` returned."""
-        places, counts = pixels
-        np.add.at(self.counts.reshape(-1), places, counts)
+        """Add the numbers of pixels that `tally` returned."""
+        indices, counts = pixels
+        np.add.at(self.counts.reshape(-1), indices, counts)
 
     def matrices(self) -> Iterator[ConfusionMatrix]:
         """Yield the confusion matrix of each threshold, in order."""
@@ -65,15 +68,16 @@ class Tally:
 def tally(
     truth: np.ndarray, best: np.ndarray, labels: np.ndarray, num_labels: int, ignore_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the occupied places of `Tally.counts`, flat, and their pixels: two (M,) int64.
+    """Return the flat indices of `Tally.counts` that an image changes, and the counts to add.
 
-    Of an image that touches a few of 920 × 920 × 21, only those.
+    Both results are (M,) int64. One image changes only a few of 920 × 920 × 21 counts. `truth` and
+    `labels` are (H, W) label ids; `best` is (H, W) float32, as in `with_background`.
     """
     counted = truth != ignore_id
     reached = np.searchsorted(THRESHOLDS, best[counted], side="right")
     pairs = truth[counted].astype(np.int64) * num_labels + labels[counted]
-    places, counts = np.unique(pairs * (len(THRESHOLDS) + 1) + reached, return_counts=True)
-    return places, counts.astype(np.int64)
+    indices, counts = np.unique(pairs * (len(THRESHOLDS) + 1) + reached, return_counts=True)
+    return indices, counts.astype(np.int64)
 
 
 def curve_of(pixels: Tally, absent: Absent) -> list[dict[str, float | None]]:
@@ -89,58 +93,60 @@ def curve_of(pixels: Tally, absent: Absent) -> list[dict[str, float | None]]:
 
 
 def best_of(curve: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the point with the best mean IoU, of equal ones that of the lowest threshold.
+    """Return the point with the best mean IoU; of equal points, that with the lowest threshold.
 
     Raises:
-        InputError: no point has one: the benchmark has no truth.
+        InputError: no point has a mean IoU, because the benchmark has no truth.
     """
     known = [point for point in curve if point["miou"] is not None]
     if not known:
         raise InputError(
-            "no threshold can be chosen: the benchmark's split has no pixel with a truth. Sweep on "
-            "a split that has one, then use --threshold-from."
+            "no threshold can be chosen, because no pixel of the split has a true label. Run "
+            "'evaluate' with --sweep on a split with label maps, then use --threshold-from."
         )
     return max(known, key=lambda point: point["miou"])
 
 
 def read_sweep(path: Place, baseline: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a sweep of this baseline with these settings wrote to `path`.
+    """Return the threshold sweep of this baseline with these settings from the file `path`.
 
     Raises:
-        InputError: it cannot be read, is no sweep, or one of another baseline or other settings.
+        InputError: the file cannot be read, is not a threshold sweep, or belongs to another
+            baseline or to other settings.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        kind, made_with = found["baseline"], dict(found["settings"])
-        float(found["threshold"]), found["curve"], found["benchmark"], found["split"]
+        sweep: dict[str, Any] = json.loads(path.read_bytes())
+        kind, made_with = sweep["baseline"], dict(sweep["settings"])
+        float(sweep["threshold"]), sweep["curve"], sweep["benchmark"], sweep["split"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is not what a sweep writes: {error!r}. Run 'evaluate' with --sweep first and "
-            "name its file."
+            f"{path} does not hold a threshold sweep: {error!r}. Run 'evaluate' with --sweep first "
+            "and name the file that it writes."
         ) from error
     changed = [key for key in settings if made_with.get(key) != settings[key]]
     if kind != baseline or changed:
         other = "; ".join(f"{key} {made_with.get(key)!r}, now {settings[key]!r}" for key in changed)
         raise InputError(
-            f"{path} holds a threshold of '{kind}' ({other or 'equal settings'}), asked for is one "
-            f"of '{baseline}': it would mean nothing. Sweep again with these settings."
+            f"{path} holds a threshold of '{kind}' ({other or 'equal settings'}); expected one "
+            f"of '{baseline}' with the present settings. Run 'evaluate' with --sweep again."
         )
-    return found
+    return sweep
 
 
 def measured(folder: Place) -> list[dict[str, Any]]:
-    """Return what was measured of the baselines in a run folder, sweeps last."""
+    """Return the results of the baselines in a run folder, threshold sweeps last."""
     if not (folder / layout.BASELINES).is_dir():
         return []
     paths: list[Place] = [*(folder / layout.BASELINES).glob("*.json")]
-    found = [read_json(path) for path in sorted(paths, key=lambda path: path.name)]
-    return sorted(found, key=lambda one: "curve" in one)
+    results = [read_json(path) for path in sorted(paths, key=lambda path: path.name)]
+    return sorted(results, key=lambda result: "curve" in result)
 
 
 def standings(folder: Place, benchmark: str, split: str) -> list[dict[str, Any]]:
-    """Return {method, threshold, chosen_on, miou, pixel_accuracy} of all judged on one split.
+    """Return one row per method that was scored on a split.
 
-    The run's own segmenter comes first; it knows background, so that it has no threshold.
+    A row is {baseline, threshold, chosen_on, chosen_here, miou, pixel_accuracy}. The run's own
+    segmenter comes first, as "namedmask"; it predicts background and so has no threshold.
     """
     rows, own = [], folder / layout.EVALUATION
     if own.exists():

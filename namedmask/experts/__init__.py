@@ -1,4 +1,4 @@
-"""Category experts: small segmenters that redraw the masks of the archives."""
+"""Category experts: small segmenters that refine the masks of the archives."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""Unit vectors → clusters of equal size, by directions that lie close together.
+"""Balanced clustering of unit vectors by cosine similarity.
 
-Cost: 919 random vectors of 768 numbers into 50 clusters, 0.6 s of one core; into 200, 2 s.
+Cost on one core: 0.6 s for 919 random vectors of 768 numbers in 50 clusters, 2 s in 200 clusters.
 """
 
 from __future__ import annotations
@@ -9,37 +9,39 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 ROUNDS = 50
-"""At most; like vectors are together long before."""
+"""Largest number of k-means rounds; the clusters converge long before."""
 
 
 def balanced_clusters(vectors: np.ndarray, count: int, seed: int) -> list[list[int]]:
-    """Return `count` clusters of row numbers, ascending in each, those of the lowest rows first.
+    """Return `count` clusters of row numbers whose sizes differ by at most one.
 
-    Sizes differ by one at most. K-means by cosine, but each round gives the rows away so that all
-    together lie closest to the means of clusters of these sizes.
+    The algorithm is k-means by cosine similarity, with fixed cluster sizes. Each round assigns the
+    rows to the clusters so that the sum of similarities to the cluster means is as large as
+    possible. Rows ascend within a cluster, and clusters are in order of their lowest row.
 
     Args:
-        vectors: (N, D) float32, unit L2 norm, N at least `count`.
-        seed: of the first means.
+        vectors: (N, D) float32, unit L2 norm.
+        count: number of clusters, at most N.
+        seed: seed for the choice of the initial means.
     """
     rows = len(vectors)
     means = vectors[_spread(vectors, count, np.random.default_rng(seed))]
-    places = np.arange(rows) % count  # of each place that a row may take, its cluster
+    cluster_of_place = np.arange(rows) % count  # a cluster has one place per member
     labels = np.full(rows, -1)
     for _ in range(ROUNDS):
-        row, place = linear_sum_assignment(-(vectors @ means.T)[:, places])
-        found = np.empty(rows, np.int64)
-        found[row] = places[place]
-        if np.array_equal(found, labels):
+        row, place = linear_sum_assignment(-(vectors @ means.T)[:, cluster_of_place])
+        assigned = np.empty(rows, np.int64)
+        assigned[row] = cluster_of_place[place]
+        if np.array_equal(assigned, labels):
             break
-        labels = found
+        labels = assigned
         means = np.stack([vectors[labels == cluster].mean(axis=0) for cluster in range(count)])
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     return sorted(np.flatnonzero(labels == cluster).tolist() for cluster in range(count))
 
 
 def _spread(vectors: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Return rows far from one another: each is the farthest from those before it."""
+    """Return `count` rows far from one another; each is the farthest from the rows before it."""
     chosen = [int(rng.integers(len(vectors)))]
     nearest = vectors @ vectors[chosen[0]]
     for _ in range(count - 1):

@@ -1,14 +1,15 @@
-"""Category experts: each learns from the pseudo-masks of one category, then draws them anew.
+"""Category experts: each is trained on the pseudo-masks of one category, then predicts them again.
 
-Trained on hundreds of noisy masks of one kind of thing, it keeps what they agree on. The loop over
-categories, and what is stored, is the caller's.
+An expert learns what hundreds of noisy masks of one category have in common, so its predictions are
+cleaner than the masks. The functions here handle one expert; refine.py loops over the categories
+and stores the results.
 
-Method: sections 1 and 3.2; 2 labels, no copy-paste, masks at original size one picture at a time.
-Differs: an expert that sees nothing in a picture leaves its pseudo-mask standing, and an expert may
-start from one trained on all categories at once, to need fewer steps.
+Method: sections 1 and 3.2; 2 labels, no copy-paste, masks at original size, one image at a time.
+Differs: if an expert predicts no object in an image, the pseudo-mask is kept. An expert may also
+start from an expert trained on all categories at once, to need fewer steps.
 
-Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny` redraws 1,000 pictures of 136 × 136 in
-43 s, mirrored and snapped.
+Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny` refines 1,000 images of 136 × 136 in
+43 s, with mirroring and snapping.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from namedmask.train.augment import Samples
 from namedmask.train.loop import train
 
 EXPERT_LABELS = 2
-"""Background and the thing."""
+"""Number of labels of an expert: background and object."""
 
 
 class OneLabel:
-    """Samples whose objects all have label id 1, whatever their category: what an expert sees."""
+    """Training samples of an expert: the given samples, with label id 1 for every object."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
@@ -44,10 +45,10 @@ class OneLabel:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an image (H, W, 3) uint8 RGB and labels (H, W) uint16: 0, 1 or ignore."""
+        """Return an image (H, W, 3) uint8 RGB and its labels (H, W) uint16: 0, 1 or `IGNORE`."""
         image, label = self._samples[index]
-        things = (label != BACKGROUND) & (label != IGNORE)
-        return image, np.where(things, label.dtype.type(1), label)
+        is_object = (label != BACKGROUND) & (label != IGNORE)
+        return image, np.where(is_object, label.dtype.type(1), label)
 
 
 def train_expert(
@@ -59,11 +60,18 @@ def train_expert(
     checkpoint: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """Return an expert for `samples`, in eval mode on `experts.device`.
+    """Return an expert trained on `samples`, in eval mode on `experts.device`.
 
-    Any label id counts as the thing. `start`, an expert itself, is copied and trained further;
-    without it the expert begins at `segmenter.backbone_weights`. Method: crop, scale and color as
-    in training, `n_max` 1.
+    Method: crop, scale and color augmentation as for the segmenter, with `n_max` 1.
+
+    Args:
+        samples: training samples; every label id other than background counts as the object.
+        config: the config of the run.
+        seed: seed of the initial weights and of the training.
+        start: an expert to copy and train further. Without it, training starts from
+            `segmenter.backbone_weights`.
+        checkpoint: see `train`.
+        on_step: called after each step with the number of steps done and the loss.
 
     Raises:
         as `build_segmenter` and `train`.
@@ -88,12 +96,13 @@ def train_expert(
 def train_shared_expert(
     samples: Samples, config: Config, *, on_step: Callable[[int, float], None] | None = None
 ) -> nn.Module:
-    """Return an expert for all categories at once, in eval mode: where each expert may start.
+    """Return an expert trained on all categories at once, in eval mode.
 
-    Trained for `experts.shared_iterations` steps at `run.seed`. Raises as `train_expert`.
+    Category experts may start from it. It is trained for `experts.shared_iterations` steps with
+    seed `run.seed`. Raises as `train_expert`.
     """
-    optim = config.experts.model_copy(update={"iterations": config.experts.shared_iterations})
-    config = config.model_copy(update={"experts": optim})
+    experts = config.experts.model_copy(update={"iterations": config.experts.shared_iterations})
+    config = config.model_copy(update={"experts": experts})
     return train_expert(samples, config, config.run.seed, on_step=on_step)
 
 
@@ -104,13 +113,18 @@ def refine_masks(
     threshold: float = 0.5,
     mirror: bool = False,
 ) -> list[np.ndarray]:
-    """Return the expert's mask of each image, (H, W) bool: where the thing is likelier than that.
+    """Return the expert's mask of each image, (H, W) bool: object probability above `threshold`.
 
-    `images`: (H, W, 3) uint8 RGB of any sizes. Each goes through alone, so that its mask does not
-    depend on the others; with `mirror` its logits are averaged with those of its mirror image.
-    Method: the more likely label, a threshold of 0.5; no mirror.
+    Each image is a batch of its own, so its mask does not depend on the other images. Method: the
+    more likely label, which is a threshold of 0.5; no mirroring.
+
+    Args:
+        expert: a segmenter with `EXPERT_LABELS` labels.
+        images: (H, W, 3) uint8 RGB each, of any sizes.
+        threshold: probability in (0, 1).
+        mirror: average the logits with those of the horizontally mirrored image.
     """
-    lead = math.log(threshold / (1 - threshold))
+    margin = math.log(threshold / (1 - threshold))
     expert.eval()
     device = next(expert.parameters()).device
     masks = []
@@ -119,8 +133,8 @@ def refine_masks(
         logits = expert(batch)
         if mirror:
             logits = (logits + expert(batch.flip(-1)).flip(-1)) / 2
-        background, thing = logits[0]
-        masks.append((thing - background > lead).cpu().numpy())
+        background, foreground = logits[0]
+        masks.append((foreground - background > margin).cpu().numpy())
     return masks
 
 
@@ -130,14 +144,14 @@ def redraw(
     config: ExpertsConfig,
     solver: BilateralConfig | None = None,
 ) -> tuple[list[np.ndarray], int]:
-    """Return the expert's mask (H, W) bool of each sample, and how many are as they were.
+    """Return the refined mask of each sample, (H, W) bool, and the number of masks kept.
 
-    With a `solver` the masks are snapped to the image's edges, as the pseudo-masks were. An empty
-    one gives way to the pseudo-mask, unless `keep_unseen` is false. Differs: the method trains on
-    empty masks, and snaps none.
+    With a `solver`, the expert's masks are snapped to the image's edges, as the pseudo-masks were.
+    If the expert predicts no object, the pseudo-mask is kept, unless `experts.keep_unseen` is
+    false. Differs: the method trains on empty masks and does not snap the expert's masks.
     """
     masks, kept = [], 0
-    for index in range(len(samples)):  # decoded one by one: all together may not fit
+    for index in range(len(samples)):  # one at a time: all decoded images may not fit into memory
         image, label = samples[index]
         mask = refine_masks(expert, [image], config.threshold, config.mirror)[0]
         if mask.any():

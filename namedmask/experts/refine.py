@@ -1,11 +1,13 @@
-"""Archives → better masks: one expert a category, or a cluster of them, committed one by one.
+"""Refines the masks of the archives with one expert per category, or per cluster of categories.
 
-An expert and the masks it drew are one unit of the run folder's ledger: what is done is not done
-again while its archives stay as they are, and adding categories trains only theirs. An expert needs
-no other, so they may be trained one after the other, as here, or many at once.
+An expert and its refined masks are committed together, as one unit of the run folder's ledger. A
+committed unit is reused as long as its archives do not change, and a new category trains only its
+own expert. Experts do not depend on one another (beyond an optional shared expert to start from),
+so they can be trained one after the other, as in this file, or in parallel.
 
-Clusters are of like names (clusters.py), found once for a list of categories. When the list
-changes they are found anew, and those with other members are trained again.
+Clusters group categories with similar names (clusters.py). They are computed once per list of
+categories. When the list changes, they are computed again, and experts of clusters with other
+members are trained again.
 """
 
 from __future__ import annotations
@@ -38,32 +40,36 @@ from namedmask.storage import Place
 from namedmask.storage.files import Content, digest, read_json, write_json
 
 SHARED_FILE = layout.expert_file(SHARED_EXPERT)
-"""The expert where all others start; its unit is `SHARED_EXPERT`."""
+"""Checkpoint of the expert from which all others start; its unit is `SHARED_EXPERT`."""
 
 OnStep = Callable[[int, float], None]
+"""Called after each training step with the number of steps done and the loss."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The categories of one expert, by ascending label id; mostly a single one."""
+    """The categories of one expert, by ascending label id. Usually this is a single category."""
 
     members: tuple[ArchivedCategory, ...]
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Return the name to use for the cluster in messages."""
         return ", ".join(category.name for category in self.members)
 
     @property
     def digest(self) -> str:
-        """Of the archives that its masks follow from."""
+        """Return a digest of the archives that the cluster's masks depend on."""
         if len(self.members) == 1:
             return self.members[0].sha256
-        return digest([f"{one.label_id} {one.sha256}" for one in self.members])
+        return digest([f"{member.label_id} {member.sha256}" for member in self.members])
 
     @property
     def unit(self) -> str:
-        """Its name in the ledger; of several, one that no other members or archives have."""
+        """Return the cluster's name in the ledger.
+
+        For several categories it contains the digest, so it changes with the members or archives.
+        """
         first = self.members[0]
         if len(self.members) == 1:
             return stem(first.label_id, first.name)
@@ -71,26 +77,29 @@ class Cluster:
 
     @property
     def files(self) -> list[str]:
-        """The files of its refined masks, below the run folder, one a category."""
+        """Return the files of the refined masks, relative to the run folder, one per category."""
         return [f"{REFINED}/{category.file}" for category in self.members]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to refine in a run folder."""
+    """The finished and the remaining work of `refine` in a run folder."""
 
     clusters: list[Cluster]
     done: list[Commit]
     left: list[Cluster]
-    needs_shared: bool  # whether the shared expert is still to be trained
-    start: Place | None  # where the shared expert lies, or will; None: experts start without it
+    needs_shared: bool  # whether the shared expert must be trained first
+    start: Place | None  # checkpoint of the shared expert, which may not exist yet; None: unused
 
 
 def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
-    """Return the names of each cluster of a run; [] where every category has its own expert.
+    """Return the category names of each cluster; [] if every category has its own expert.
+
+    The clusters are read from the run folder if they are still valid; otherwise they are computed
+    and written there.
 
     Raises:
-        ConfigError: more clusters than categories.
+        ConfigError: `experts.clusters` exceeds the number of categories.
     """
     config, path = run.config, run.ledger.folder / layout.CLUSTERS
     count = config.experts.clusters
@@ -100,16 +109,16 @@ def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
     if count > len(categories):
         raise ConfigError(
             f"experts.clusters is {count}, and there are {len(categories)} categories. Lower it, "
-            "or set it to 0: one expert a category."
+            "or set it to 0 for one expert per category."
         )
-    asked = [(one.name, one.query) for one in categories]
+    queries = [(category.name, category.query) for category in categories]
     templates = templates_of(config.categories)
-    follows_from = digest([json.dumps([asked, templates, settings_of(config, ("embed",)), count,
+    follows_from = digest([json.dumps([queries, templates, settings_of(config, ("embed",)), count,
                                        config.run.seed])])  # fmt: skip
-    if path.exists() and (found := read_json(path))["follows_from"] == follows_from:
-        clusters: list[list[str]] = found["clusters"]
+    if path.exists() and (record := read_json(path))["follows_from"] == follows_from:
+        clusters: list[list[str]] = record["clusters"]
         return clusters
-    prompts = {"categories": Prompts([query for _, query in asked], templates)}
+    prompts = {"categories": Prompts([query for _, query in queries], templates)}
     encode = partial(QueryEncoder, config.embed)
     vectors = executor.call(run, "embed", encode, prompts)["categories"]
     clusters = [
@@ -121,10 +130,15 @@ def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
 
 
 def open_work(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> Work:
-    """Return what is done and what is left, once the leftovers of a killed run are gone."""
+    """Return the finished and the remaining work, after removing stale and uncommitted files.
+
+    `clusters` are the category names of each cluster, from `find_clusters`. If empty, every
+    category is a cluster of its own.
+    """
     archive = Archive.open(run.ledger.folder / layout.ARCHIVE)
     listed = [[archive.category(name) for name in names] for names in clusters]
-    wanted = [Cluster(tuple(one)) for one in listed or [[one] for one in archive.categories]]
+    groups = listed or [[category] for category in archive.categories]
+    wanted = [Cluster(tuple(members)) for members in groups]
     committed = run.ledger.commits(REFINED)
     done, left = [], []
     for cluster in wanted:
@@ -134,7 +148,8 @@ def open_work(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> Work:
         else:
             left.append(cluster)
     current = {file for cluster in wanted for file in cluster.files}
-    for commit in committed.values():  # of other archives or members; the sweep takes its files
+    for commit in committed.values():
+        # remove stale commits of these categories; the sweep below then deletes their files
         if commit not in done and current & commit.files.keys():
             (run.ledger.folder / REFINED / layout.commit_file(commit.unit)).unlink()
     run.ledger.sweep(REFINED, EXPERTS)
@@ -147,21 +162,21 @@ def open_work(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> Work:
 
 
 def total_steps(work: Work, config: Config) -> int:
-    """Return the steps of all experts, those that are done included."""
+    """Return the number of training steps of all experts, including finished experts."""
     experts = config.experts
     shared = experts.shared_iterations if work.start else 0
     return shared + experts.iterations * len(work.clusters)
 
 
 def steps_done(work: Work, config: Config) -> int:
-    """Return how many of `total_steps` were taken before."""
+    """Return how many of `total_steps` belong to finished experts."""
     experts = config.experts
     shared = experts.shared_iterations if work.start and not work.needs_shared else 0
     return shared + experts.iterations * len(work.done)
 
 
 def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
-    """Return what the verb ends with: how many categories, masks redrawn and masks kept."""
+    """Return the result of the verb: the number of categories, and of masks redrawn and kept."""
     counts: Counter[str] = Counter()
     categories = 0
     for commit in commits:
@@ -171,9 +186,10 @@ def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
 
 
 def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
-    """Return how many masks were redrawn and kept; archives refined before are left as they are.
+    """Train the remaining experts of a run and commit their masks; return the verb's result.
 
-    `clusters` are the names of each, see `find_clusters`; without any, every category is one.
+    Finished clusters are not refined again. `clusters` are as for `open_work`, the result as from
+    `sum_up`. Raises as `train_expert`.
     """
     config, folder = run.config, run.ledger.folder
     work = open_work(run, clusters)
@@ -200,10 +216,11 @@ def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict
 
 
 def refine_cluster(config: Config, folder: Place, cluster: Cluster, start: Place | None) -> Commit:
-    """Return the record of one cluster, refined and committed to the run folder `folder`.
+    """Train the expert of one cluster, commit its masks to `folder`, and return the commit.
 
-    Needs no lock of its own: whoever holds the folder's may have many refined at once. `start` is
-    the checkpoint of the expert to start from. Raises as `experts.train_expert`.
+    `folder` is the run folder. The function takes no lock, so the process that holds the folder's
+    lock may refine many clusters in parallel. `start` is the checkpoint of the expert to start
+    from. Raises as `train_expert`.
     """
     expert = cluster_expert(config, folder, cluster, start)
     redrawn = redraw_cluster(config, folder, cluster, expert)
@@ -211,18 +228,18 @@ def refine_cluster(config: Config, folder: Place, cluster: Cluster, start: Place
 
 
 def refine_shared(config: Config, folder: Place) -> Commit:
-    """Return the record of the expert of all categories, trained and committed to `folder`."""
+    """Train the shared expert, commit it to the run folder `folder`, and return the commit."""
     return commit_shared(config, folder, shared_expert(config, folder))
 
 
 def shared_expert(config: Config, folder: Place, on_step: OnStep | None = None) -> Module:
-    """Return the expert of all categories."""
+    """Return the shared expert, trained on the archives of all categories."""
     samples = Archive.open(folder / layout.ARCHIVE).samples(refined=False)
     return train_shared_expert(samples, config, on_step=on_step)
 
 
 def commit_shared(config: Config, folder: Place, expert: Module) -> Commit:
-    """Return the record of the expert of all categories, once it is written."""
+    """Write the shared expert to the run folder and return the commit."""
     save = partial(save_checkpoint, model=expert, name=config.segmenter.name, names=["thing"])
     return write_unit(folder, EXPERTS, SHARED_EXPERT, {SHARED_FILE: save}, rows=0, counts={})
 
@@ -234,7 +251,7 @@ def cluster_expert(
     start: Place | None,
     on_step: OnStep | None = None,
 ) -> Module:
-    """Return the expert of a cluster, begun at the checkpoint `start` if there is one."""
+    """Return the expert of a cluster, trained from the checkpoint `start` if it is given."""
     names = [category.name for category in cluster.members]
     samples = Archive.open(folder / layout.ARCHIVE).thing_samples(*names)
     model = load_checkpoint(start, config.segmenter)[0] if start else None
@@ -245,7 +262,7 @@ def cluster_expert(
 def redraw_cluster(
     config: Config, folder: Place, cluster: Cluster, expert: Module
 ) -> list[tuple[pa.Table, int]]:
-    """Return each category's entries with new masks (schema.REFINED), how many are as before."""
+    """Return per category: its entries (schema.REFINED), and how many pseudo-masks were kept."""
     archive = Archive.open(folder / layout.ARCHIVE)
     solver = config.bilateral if config.experts.snap else None
     redrawn = []
@@ -266,7 +283,10 @@ def commit_cluster(
     expert: Module,
     redrawn: Sequence[tuple[pa.Table, int]],
 ) -> Commit:
-    """Return the record of one cluster, once its masks and its expert are written."""
+    """Write the masks and the expert of a cluster to the run folder, and return the commit.
+
+    `redrawn` is the result of `redraw_cluster`.
+    """
     names = [category.name for category in cluster.members]
     save = partial(
         save_checkpoint, model=expert, name=config.segmenter.name,

@@ -1,4 +1,4 @@
-"""Images in which a face can be seen are dropped."""
+"""Faces are detected, and images with a visible face are dropped."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The face detectors: InsightFace's SCRFD, RetinaFace, the mini world's, and their registry."""
+"""The face detectors (InsightFace's SCRFD, RetinaFace, the mini world's) and their registry."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from namedmask.faces.forms import MXNET, PRIORS, Form
 from namedmask.weights.catalogue import path_of
 
 DYNAMIC_SIDE = 640
-"""Canvas side of a detector that takes any: what InsightFace's detectors were trained at."""
+"""Canvas side, in pixels, for a detector that accepts any size; the training size of InsightFace's
+detectors."""
 
 
 class FaceDetector(Protocol):
-    """What finds faces on a square canvas."""
+    """A face detector finds faces on a square canvas of `side` pixels."""
 
     side: int
 
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB.
 
-        They may overlap and reach over the edge: `find_faces` sees to both.
+        The boxes may overlap and reach beyond the canvas; `find_faces` suppresses and clips them.
         """
         ...
 
@@ -34,14 +35,15 @@ class FaceDetector(Protocol):
 class InsightFaceDetector:
     """A detector file in the SCRFD form, decoded by InsightFace.
 
-    The form: scores, boxes and maybe key points, each over strides 8, 16, 32 (two anchors a cell)
-    or 8 to 128 (one). InsightFace's own loader guesses the kind of a model from the number of its
-    outputs and would decode other nine-output files to nonsense, so the outputs are checked here
-    and its decoder is named.
+    The outputs of this form are scores, boxes and, in some files, key points. Each of them has one
+    output per stride: 8, 16, 32 with two anchors per cell, or 8 to 128 with one anchor per cell.
+    InsightFace's own loader guesses the form from the number of outputs and would decode other
+    files with nine outputs to nonsense. Therefore this class checks the outputs itself and calls
+    InsightFace's SCRFD decoder directly.
 
     Raises:
-        CheckpointError: no such file, or not in that form.
-        InputError: the execution provider that was asked for is not to be had.
+        CheckpointError: the file does not exist or is not in the SCRFD form.
+        InputError: onnxruntime lacks the execution provider for `faces.device`.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -50,17 +52,18 @@ class InsightFaceDetector:
         widths = [output.shape[-1] for output in session.get_outputs()]
         if widths not in SCRFD_WIDTHS:
             raise CheckpointError(
-                f"face detector file {path} is not in the SCRFD form: its outputs are {widths} "
-                f"wide; expected one of {SCRFD_WIDTHS}. Use a detector that InsightFace ships, "
-                "such as det_10g.onnx of buffalo_l, or name the file's own form in faces.detector."
+                f"face detector file {path} is not in the SCRFD form: the last dimensions of its "
+                f"outputs are {widths}; expected one of {SCRFD_WIDTHS}. Use a detector that "
+                "InsightFace ships, such as det_10g.onnx of buffalo_l, or set faces.detector to "
+                "the file's own form."
             )
         from insightface.model_zoo.scrfd import SCRFD
 
         self.side, coarsest = _side_of(session, path), 32 if len(widths) < 10 else 128
         if self.side % coarsest:
             raise CheckpointError(
-                f"face detector file {path} takes {self.side} pixels; expected a multiple of "
-                f"{coarsest}, of which InsightFace's decoder counts the cells. Export it at 640."
+                f"face detector file {path} takes {self.side} pixels per side; expected a multiple "
+                f"of {coarsest}, the coarsest stride of its outputs. Export it at 640 pixels."
             )
         self._model = SCRFD(model_file=str(path), session=session)
         self._model.nms_thresh = config.nms_iou
@@ -69,8 +72,8 @@ class InsightFaceDetector:
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
         boxes, _ = self._model.detect(
-            np.ascontiguousarray(image[:, :, ::-1]),  # it takes BGR
-            input_size=(self.side, self.side),  # unset, it would run twice, at 128 and 640
+            np.ascontiguousarray(image[:, :, ::-1]),  # InsightFace expects BGR
+            input_size=(self.side, self.side),  # the default runs twice, at 128 and at 640
             det_thresh=self._min_score,
         )
         return np.asarray(boxes, np.float32)
@@ -81,17 +84,18 @@ SCRFD_WIDTHS = [
     for strides in (3, 5)
     for kinds in ((1, 4), (1, 4, 10))
 ]
-"""Last dimension of each output: scores, then boxes, then key points."""
+"""Allowed last dimensions of the outputs of an SCRFD file: scores, boxes, maybe key points."""
 
 
 class RetinaFaceDetector:
-    """A detector file in one of the forms of RetinaFace, which no library of today decodes.
+    """A detector file in one of the forms of RetinaFace, decoded by forms.py.
 
-    A blank canvas goes through it at once: a file of another form is refused before any image.
+    No current library decodes these forms. The constructor runs the network on a blank canvas, so
+    that a file of another form is refused before the first image.
 
     Raises:
-        CheckpointError: no such file, or not in that form.
-        InputError: the execution provider that was asked for is not to be had.
+        CheckpointError: the file does not exist or is not in the given form.
+        InputError: onnxruntime lacks the execution provider for `faces.device`.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -105,8 +109,8 @@ class RetinaFaceDetector:
 
     def detect(self, image: np.ndarray) -> np.ndarray:
         """Return boxes (N, 5) float32, XYXY pixels and score, of (side, side, 3) uint8 RGB."""
-        boxes, chances = self._form.decode(self._run(image), self.side)
-        scores = chances[:, 1]
+        boxes, probabilities = self._form.decode(self._run(image), self.side)
+        scores = probabilities[:, 1]
         return np.column_stack([boxes, scores])[scores >= self._min_score]
 
     def _run(self, image: np.ndarray) -> list[np.ndarray]:
@@ -116,28 +120,28 @@ class RetinaFaceDetector:
 
 
 def _require_form(outputs: Sequence[np.ndarray], form: Form, side: int, problem: str) -> None:
-    """Raise a CheckpointError unless shapes are the form's and each two chances add up to 1."""
-    way_out = "Name the file's own form in faces.detector (scrfd, retinaface_priors, "
-    way_out += "retinaface_mxnet), or export it again."
+    """Raise CheckpointError unless the outputs have the form's shapes and are probabilities."""
+    way_out = "Set faces.detector to the file's own form (scrfd, retinaface_priors, "
+    way_out += "retinaface_mxnet), or export the file again."
     shapes, expected = [output.shape for output in outputs], form.shapes(side)
     if shapes != expected:
         raise CheckpointError(
             f"face detector file {problem}: for {side} × {side} pixels it gives {len(shapes)} "
-            f"outputs {shapes}; expected {len(expected)}, {expected}. {way_out}"
+            f"outputs of shapes {shapes}; expected {len(expected)}, {expected}. {way_out}"
         )
-    _, chances = form.decode(outputs, side)
-    if not np.allclose(chances.sum(axis=1), 1, atol=1e-3):
+    _, probabilities = form.decode(outputs, side)
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise CheckpointError(
-            f"face detector file {problem}: its scores are no probabilities, for face and no face "
-            f"do not add up to 1. The softmax was left out of it. {way_out}"
+            f"face detector file {problem}: its scores for face and no face do not add up to 1. "
+            f"The softmax was left out of the export. {way_out}"
         )
 
 
 def _open_session(path: Path, device: str) -> Any:
-    """Return the onnxruntime session of a file, on the device asked for and on no other."""
+    """Return the onnxruntime session of a file on `device`; there is no fallback to another."""
     try:
         import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as raised
+        from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
     except ImportError as error:
         extra = "gpu" if device == "cuda" else "cpu"
         raise MissingExtraError(
@@ -149,36 +153,38 @@ def _open_session(path: Path, device: str) -> Any:
     if provider not in available:
         raise InputError(
             f"faces.device is '{device}', which needs {provider}; this onnxruntime has "
-            f"{', '.join(available)}. Set faces.device to 'cpu', or pip install 'namedmask[gpu]'."
+            f"{', '.join(available)}. Set faces.device to 'cpu', or run: pip install "
+            "'namedmask[gpu]'"
         )
     options = onnxruntime.SessionOptions()
-    # idle threads would otherwise spin, on cores that the other stages need
+    # idle threads would otherwise spin on cores that the other stages need
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except (
-        raised.Fail,
-        raised.InvalidArgument,
-        raised.InvalidGraph,
-        raised.InvalidProtobuf,
-        raised.NoSuchFile,
-        raised.NotImplemented,
-        raised.RuntimeException,
+        ort_errors.Fail,
+        ort_errors.InvalidArgument,
+        ort_errors.InvalidGraph,
+        ort_errors.InvalidProtobuf,
+        ort_errors.NoSuchFile,
+        ort_errors.NotImplemented,
+        ort_errors.RuntimeException,
     ) as error:
         raise CheckpointError(
-            f"face detector file {path} cannot be loaded: {error}. Set faces.weights to an .onnx "
-            "file of a detector; `namedmask export-faces` makes one of a checkpoint."
+            f"face detector file {path} cannot be loaded: {error}. Set faces.weights to the .onnx "
+            "file of a detector; `namedmask export-faces` converts a RetinaFace checkpoint to one."
         ) from error
     if session.get_providers()[0] != provider:
         raise InputError(
             f"face detector {path} runs on {session.get_providers()[0]} instead of {provider}: "
-            "the onnxruntime build, the driver and cuDNN do not fit. `namedmask doctor` tells more."
+            "the versions of onnxruntime, the driver and cuDNN do not fit together. Run "
+            "`namedmask doctor` for details."
         )
     return session
 
 
 def _side_of(session: Any, path: Path) -> int:
-    """Return the canvas side of a network for images (1, 3, H, W), where names mean any size."""
+    """Return the canvas side of a network for (1, 3, H, W); `DYNAMIC_SIDE` if it takes any."""
     inputs = [(value.type, value.shape) for value in session.get_inputs()]
     kind, shape = inputs[0]
     fixed = [size if isinstance(size, int) else None for size in shape]
@@ -186,7 +192,7 @@ def _side_of(session: Any, path: Path) -> int:
     if not (image and fixed[0] in (1, None) and fixed[1] in (3, None) and fixed[2] == fixed[3]):
         raise CheckpointError(
             f"face detector file {path} takes {inputs}; expected one batch (1, 3, H, W) of float32 "
-            "for a square image."
+            "with H equal to W. Export the detector again for a square image."
         )
     return fixed[2] or DYNAMIC_SIDE
 
@@ -204,15 +210,15 @@ def _retinaface_mxnet(config: FacesConfig) -> FaceDetector:
 
 
 def _miniworld(config: FacesConfig) -> FaceDetector:
-    own = resources.files("namedmask.miniworld").joinpath("weights", "faces.onnx")
-    return InsightFaceDetector(path_of(config.weights or str(own)), config)
+    default = resources.files("namedmask.miniworld").joinpath("weights", "faces.onnx")
+    return InsightFaceDetector(path_of(config.weights or str(default)), config)
 
 
 def _weights_of(config: FacesConfig) -> Path:
     if not config.weights:
         raise ConfigError(
-            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file there. "
-            "'namedmask weights' lists some."
+            f"faces.weights is empty; detector '{config.detector}' needs an .onnx file. Set "
+            "faces.weights to a file or to a name that 'namedmask weights' lists."
         )
     return path_of(config.weights)
 
@@ -223,3 +229,4 @@ FACE_DETECTORS: dict[str, Callable[[FacesConfig], FaceDetector]] = {
     "retinaface_priors": _retinaface_priors,
     "scrfd": _scrfd,
 }
+"""Factory of each face detector, by the name that `faces.detector` gives."""

@@ -1,9 +1,9 @@
 """RetinaFace on a ResNet-50, the method's face detector: its network, checkpoint and ONNX file.
 
-The layout is that of the public PyTorch checkpoint. Stages run detectors in ONNX Runtime, so
-`export_onnx` writes the checkpoint as such a file, once, and proves that both give the same; the
-command is `namedmask export-faces CHECKPOINT OUT.onnx`. What the outputs mean stands in
-`face_boxes.py`.
+The layout is that of the public PyTorch checkpoint. The faces stage runs detectors in ONNX Runtime.
+Therefore `export_onnx` converts a checkpoint to an ONNX file once and checks that both give the
+same outputs. The command is `namedmask export-faces CHECKPOINT OUT.onnx`. The decoder of the
+outputs is in forms.py.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from namedmask.storage.place import replaced
 from namedmask.weights.tensors import load_strict, read_tensors
 
 WIDTH = 256
-"""Channels between the backbone and the heads."""
-SQUARES = 2
-"""How many squares a cell looks through."""
+"""Number of channels between the backbone and the heads."""
+ANCHORS = 2
+"""Number of anchors per cell."""
 TOLERANCE = 1e-4
-"""Relative error up to which an exported file is the network."""
+"""Bound of the relative error between the outputs of an exported file and of the network."""
 
 
 class RetinaFace(nn.Module):
-    """Backbone, feature pyramid, context modules, heads; 27,293,600 parameters."""
+    """The network: backbone, feature pyramid, context modules, heads; 27,293,600 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,31 +46,31 @@ class RetinaFace(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return box deltas (B, N, 4), class softmax (B, N, 2) and landmarks (B, N, 10), float32.
 
-        `images`: (B, 3, H, W) float32 BGR minus (104, 117, 123), not scaled. N is twice the sum of
-        ⌈H/s⌉ · ⌈W/s⌉ over the strides s = 8, 16, 32, in that order; class 1 is a face.
+        `images` is (B, 3, H, W) float32 BGR minus (104, 117, 123), not scaled. N is twice the sum
+        of ⌈H/s⌉ · ⌈W/s⌉ over the strides s = 8, 16, 32, in that order. Class 1 is a face.
         """
         fine, middle, coarse = self.fpn(self.body(images))
         levels = [self.ssh1(fine), self.ssh2(middle), self.ssh3(coarse)]
-        chances = _flat(self.ClassHead, levels, 2).softmax(dim=-1)
-        return _flat(self.BboxHead, levels, 4), chances, _flat(self.LandmarkHead, levels, 10)
+        classes = _flat(self.ClassHead, levels, 2).softmax(dim=-1)
+        return _flat(self.BboxHead, levels, 4), classes, _flat(self.LandmarkHead, levels, 10)
 
 
 class Body(ResNet):
-    """ResNet-50 without its classifier."""
+    """A ResNet-50 without its classifier."""
 
     def __init__(self) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3])
         del self.fc
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features at strides 8, 16 and 32: 512, 1024 and 2048 channels."""
+        """Return the float32 features at strides 8, 16 and 32: 512, 1024 and 2048 channels."""
         fine = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images))))))
         middle = self.layer3(fine)
         return fine, middle, self.layer4(middle)
 
 
 class Pyramid(nn.Module):
-    """Each level gets what the coarser one knows."""
+    """The feature pyramid: the features of the next coarser level are added to each level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Pyramid(nn.Module):
         self.merge1, self.merge2 = _step(WIDTH, WIDTH), _step(WIDTH, WIDTH)
 
     def forward(self, levels: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the three levels, (B, 256, h, w) float32 each, finest first."""
+        """Return the three merged levels, each (B, 256, h, w) float32, finest first."""
         fine, middle, coarse = levels
         coarse = self.output3(coarse)
         middle = self.merge2(_added(self.output2(middle), coarse))
@@ -88,7 +88,10 @@ class Pyramid(nn.Module):
 
 
 class Context(nn.Module):
-    """Half the channels see 3 × 3 cells, a quarter 5 × 5, a quarter 7 × 7 ("SSH")."""
+    """The context module "SSH".
+
+    Half of the channels see 3 × 3 cells, a quarter 5 × 5 cells and a quarter 7 × 7 cells.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,10 +103,11 @@ class Context(nn.Module):
         self.conv7x7_3 = _step(quarter, quarter, relu=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (B, 256, h, w) float32 for the same."""
+        """Return (B, 256, h, w) float32 for features of the same shape."""
         wide = self.conv5X5_1(features)
-        seen = [self.conv3X3(features), self.conv5X5_2(wide), self.conv7x7_3(self.conv7X7_2(wide))]
-        return torch.relu(torch.cat(seen, dim=1))
+        small, medium = self.conv3X3(features), self.conv5X5_2(wide)
+        large = self.conv7x7_3(self.conv7X7_2(wide))
+        return torch.relu(torch.cat([small, medium, large], dim=1))
 
 
 def _step(inputs: int, outputs: int, *, kernel: int = 3, relu: bool = True) -> nn.Sequential:
@@ -112,9 +116,9 @@ def _step(inputs: int, outputs: int, *, kernel: int = 3, relu: bool = True) -> n
 
 
 def _heads(width: int) -> nn.ModuleList:
-    """Return a head a level, `width` numbers for each square of a cell."""
+    """Return one head per level, with `width` outputs per anchor."""
     return nn.ModuleList(
-        nn.Sequential(OrderedDict(conv1x1=nn.Conv2d(WIDTH, SQUARES * width, 1))) for _ in range(3)
+        nn.Sequential(OrderedDict(conv1x1=nn.Conv2d(WIDTH, ANCHORS * width, 1))) for _ in range(3)
     )
 
 
@@ -123,19 +127,20 @@ def _added(features: Tensor, coarser: Tensor) -> Tensor:
 
 
 def _flat(heads: nn.ModuleList, levels: Sequence[Tensor], width: int) -> Tensor:
-    """Return (B, N, width): by level, row, column, square."""
-    read = [head(level).permute(0, 2, 3, 1) for head, level in zip(heads, levels, strict=True)]
-    return torch.cat([each.reshape(each.shape[0], -1, width) for each in read], dim=1)
+    """Return the outputs of the heads as (B, N, width), ordered by level, row, column, anchor."""
+    outputs = [head(level).permute(0, 2, 3, 1) for head, level in zip(heads, levels, strict=True)]
+    return torch.cat([output.reshape(output.shape[0], -1, width) for output in outputs], dim=1)
 
 
 def load_retinaface(path: Path) -> RetinaFace:
-    """Return the RetinaFace of a checkpoint in eval mode; torch's random generator is not touched.
+    """Return the RetinaFace of a checkpoint in eval mode; torch's random state does not change.
 
-    The file is a state dict, flat or under `state_dict`, its keys with or without `module.`, which
-    a training on many GPUs leaves; half precision is widened.
+    The file is a state dict, flat or under the entry `state_dict`. Its keys may begin with
+    `module.`, which a training on several GPUs adds. Half precision is converted to float32.
 
     Raises:
-        CheckpointError: missing, truncated, holding code, or not exactly this network's entries.
+        CheckpointError: the file is missing, truncated or holds code, or its entries are not
+            exactly this network's.
     """
     tree = read_tensors(path)
     state = tree["state_dict"] if isinstance(tree.get("state_dict"), Mapping) else tree
@@ -151,17 +156,18 @@ def export_onnx(checkpoint: Path, out: Path, side: int = 640) -> dict[str, Any]:
     """Write a checkpoint as the ONNX file for `faces.detector = "retinaface_priors"`.
 
     Args:
-        checkpoint: as `load_retinaface` takes it.
-        out: the file; an older one is replaced whole, or stays.
-        side: of the square canvas that the file will take, pixels.
+        checkpoint: a file that `load_retinaface` accepts.
+        out: the ONNX file. An existing file is replaced atomically, and stays if the export fails.
+        side: side, in pixels, of the square canvas that the network will take.
 
     Returns:
-        The path, the side, and the largest relative error of the file's three outputs.
+        A dict with the path `file`, the `side`, and `relative_error`, the largest of the three
+        outputs.
 
     Raises:
-        CheckpointError: as `load_retinaface`.
+        CheckpointError: the checkpoint is not valid; see `load_retinaface`.
         MissingExtraError: onnxruntime is not installed.
-        NamedMaskError: the file's outputs are not the network's.
+        NamedMaskError: the outputs of the ONNX file differ from the network's.
     """
     model = load_retinaface(checkpoint)
     rng = np.random.default_rng(0)
@@ -180,7 +186,7 @@ def export_onnx(checkpoint: Path, out: Path, side: int = 640) -> dict[str, Any]:
 
 def _write_onnx(model: RetinaFace, batch: np.ndarray, path: Path) -> None:
     with warnings.catch_warnings():
-        # the newer exporter needs one package more, for the same graph
+        # the newer exporter gives the same graph but needs one more package
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         torch.onnx.export(
             model, (torch.from_numpy(batch),), str(path), input_names=["image"],
@@ -189,19 +195,19 @@ def _write_onnx(model: RetinaFace, batch: np.ndarray, path: Path) -> None:
 
 
 def _relative_error(model: RetinaFace, batch: np.ndarray, path: Path) -> float:
-    """Return the largest ‖a−b‖/‖b‖ of the outputs of the file and the network."""
+    """Return the largest ‖a−b‖/‖b‖ over the outputs a of the file and b of the network."""
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError(
-            f"an exported detector is checked in onnxruntime, which is not installed: {error}. "
+            f"the export of a face detector needs onnxruntime, which is not installed: {error}. "
             "Run: pip install 'namedmask[cpu]'"
         ) from error
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"image": batch})
+    exported = session.run(None, {"image": batch})
     with torch.inference_mode():
         expected = [output.numpy() for output in model(torch.from_numpy(batch))]
     return max(
         float(np.linalg.norm(a - b) / np.linalg.norm(b))
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(exported, expected, strict=True)
     )

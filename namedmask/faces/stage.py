@@ -1,17 +1,4 @@
-"""Images in which a face can be seen are dropped, their pixels at once.
-
-Reads `image`, adds `num_faces` and `status` (`has_face`; `not_an_image`, `truncated`,
-`too_many_pixels`); `image` is null wherever the status is not ok.
-
-A detector sees a square canvas of one size. Each image is laid on it twice: at full size, and at
-half size, where a face that fills the picture still has the surroundings that a detector wants.
-Differs: the seed's detector is a ResNet50 RetinaFace at settings it does not give; by default ours
-is what InsightFace ships today (SCRFD) at InsightFace's thresholds, at both scales. RetinaFace is
-one setting away, see `retinaface.py`.
-
-Cost per 1,000 images at both scales: 200 seconds of one CPU core with SCRFD 2.5G at 640 pixels,
-about 20 times that with a ResNet50 RetinaFace.
-"""
+"""The faces stage drops images with a visible face and deletes their pixels at once."""
 
 from __future__ import annotations
 
@@ -32,32 +19,34 @@ from namedmask.schema.status import HAS_FACE
 def find_faces(
     detector: FaceDetector, image: np.ndarray, scales: Sequence[float], nms_iou: float
 ) -> np.ndarray:
-    """Return the faces of an image at all scales, (N, 5) float32, best score first.
+    """Return the faces of an image that are found at any of the scales, best score first.
 
     Args:
+        detector: the face detector, run once per scale.
         image: (H, W, 3) uint8 RGB.
-        scales: the image's longest side over the canvas side.
-        nms_iou: of two boxes that overlap more than this, the weaker one goes.
+        scales: ratios, in (0, 1], of the image's longest side to the side of the detector's canvas.
+        nms_iou: IoU above which the weaker of two boxes is suppressed.
 
     Returns:
-        XYXY pixels of `image`, x in [0, W] and y in [0, H], then the score in [0, 1].
+        (N, 5) float32: XYXY pixels of `image`, x in [0, W] and y in [0, H], and score in [0, 1].
     """
-    found = [np.empty((0, 5), np.float32)]
+    boxes_by_scale = [np.empty((0, 5), np.float32)]
     for scale in scales:
         canvas, factor = letterbox(image, detector.side, scale)
         boxes = np.array(detector.detect(canvas), np.float32).reshape(-1, 5)
         boxes[:, :4] /= factor
-        found.append(boxes)
-    boxes = np.concatenate(found)
+        boxes_by_scale.append(boxes)
+    boxes = np.concatenate(boxes_by_scale)
     height, width = image.shape[:2]
     boxes[:, :4] = np.clip(boxes[:, :4], 0, [width, height, width, height])
     return boxes[non_maximum_suppression(boxes, nms_iou)]
 
 
 def letterbox(image: np.ndarray, side: int, scale: float = 1.0) -> tuple[np.ndarray, float]:
-    """Return a black canvas with the image at its top left, and the factor it was resized by.
+    """Return a black canvas with the resized image at its top left, and the resize factor.
 
-    The canvas is (side, side, 3) uint8; the image's longest side becomes `side · scale` on it.
+    The image is (H, W, 3) uint8 RGB and the canvas (side, side, 3) uint8 RGB. The longest side of
+    the image becomes `side · scale` pixels.
     """
     height, width = image.shape[:2]
     factor = side * scale / max(height, width)
@@ -68,7 +57,10 @@ def letterbox(image: np.ndarray, side: int, scale: float = 1.0) -> tuple[np.ndar
 
 
 def non_maximum_suppression(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Return the indices, best score first, of the boxes (N, 5) that no better one overlaps."""
+    """Return the indices, (K,) int64, of the boxes that remain of (N, 5), best score first.
+
+    A box is suppressed if its IoU with a remaining box of a better score is above `iou`.
+    """
     corners = boxes[:, :4].astype(np.float64)
     kept: list[int] = []
     order = np.argsort(-boxes[:, 4], kind="stable")
@@ -79,16 +71,35 @@ def non_maximum_suppression(boxes: np.ndarray, iou: float) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def _iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the overlap (N,) of one box (4,) with each of the others (N, 4), in [0, 1]."""
-    sides = np.minimum(one[2:], others[:, 2:]) - np.maximum(one[:2], others[:, :2])
-    both = np.maximum(sides, 0).prod(axis=1)
-    union = (one[2:] - one[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the IoU, (N,) in [0, 1], of a box (4,) with each of the others (N, 4), all XYXY."""
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 class Faces:
-    """Images with at least one face become tombstones without pixels."""
+    """The stage that drops images with at least one face.
+
+    Columns in: `image` (encoded bytes) and `status`.
+
+    Columns out: `num_faces` (int32) and `status`: `has_face`, or `not_an_image`, `truncated`,
+    `too_many_pixels` or `too_many_scans` if the image cannot be decoded. The pixels (`image`,
+    `saliency`, `mask`) of a row whose status is not ok become null.
+
+    A detector takes a square canvas of one size. Each image is placed on it twice: at full size,
+    and at half size, where a face that fills the image still has the surroundings that detectors
+    need.
+
+    Cost per 1,000 images at both scales on one CPU core: 200 s with SCRFD 2.5G at 640 pixels, about
+    20 times as much with RetinaFace on a ResNet-50.
+
+    Method: images with a face are dropped (method sections 1 and 8).
+    Differs: the paper uses RetinaFace on a ResNet-50, with settings that it does not give. The
+    LAION run files here use SCRFD, the detector that InsightFace ships today, with InsightFace's
+    thresholds and at both scales. To use RetinaFace, set `faces.detector`; see retinaface.py.
+    """
 
     name = "faces"
     reads = ("image",)
@@ -97,28 +108,30 @@ class Faces:
     def __init__(self, config: FacesConfig) -> None:
         if not config.scales or not all(0 < scale <= 1 for scale in config.scales):
             raise ConfigError(
-                f"faces.scales are {config.scales}; expected one or more, above 0 and at most 1."
+                f"faces.scales is {config.scales}; expected one or more numbers above 0 and at "
+                "most 1. The default is 1.0 and 0.5."
             )
         self.detector = resolve("face detector", config.detector, FACE_DETECTORS)(config)
         self._scales = config.scales
         self._nms_iou = config.nms_iou
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with `num_faces`, and `has_face` instead of pixels where it is above 0."""
+        """Return `table` with `num_faces`; where it is above 0, `has_face` and no pixels."""
         schema.require_columns(table, self.reads, self.name)
         rows = schema.alive(table)
-        judged = [self._judge(data) for data in table["image"].take(rows).to_pylist()]
+        results = [self._check(data) for data in table["image"].take(rows).to_pylist()]
         table = schema.update(
             table,
             rows,
             {
-                "num_faces": [count for count, _ in judged],
-                "status": [status for _, status in judged],
+                "num_faces": [count for count, _ in results],
+                "status": [status for _, status in results],
             },
         )
         return schema.bury(table, ("image", "saliency", "mask"))
 
-    def _judge(self, data: bytes) -> tuple[int | None, str]:
+    def _check(self, data: bytes) -> tuple[int | None, str]:
+        """Return the number of faces, None if the image cannot be decoded, and the status."""
         try:
             image = decode(data)
         except BadImage as error:

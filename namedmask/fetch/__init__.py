@@ -1,4 +1,4 @@
-"""Urls into proven image bytes."""
+"""Download images by url, and verify that the bytes are images."""
 
 from typing import TYPE_CHECKING
 

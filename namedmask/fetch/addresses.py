@@ -1,8 +1,9 @@
-"""The addresses that may be connected to, and the names that are asked for them.
+"""DNS lookups of image hosts, and the check that limits connections to public addresses.
 
-Safe by construction: the address is judged where the socket is made, so that the one checked is
-the one connected to, whatever name, notation or redirect led there. Names are asked once in a
-while for a whole process, those that do not exist too; several addresses of a name are tried.
+An address is checked when its socket is created. The checked address is therefore always the
+address of the connection, whatever host name, notation or redirect led to it. Each process caches
+the result of a lookup for a limited time, including the result that a name does not exist. If a
+host has several addresses, several are tried.
 """
 
 from __future__ import annotations
@@ -22,32 +23,43 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from namedmask.fetch.ttl_cache import TtlCache
 
 MAX_THREADS = 1024
-"""That wait for name servers. A name whose own server is silent takes one for up to half a minute:
-fewer than urls in flight, and a domain of many such names would keep all others waiting."""
+"""Maximum number of threads that wait for name servers.
+
+If the name server of a host does not answer, the lookup occupies a thread for up to half a minute.
+With fewer threads than urls in flight, a domain with many such hosts would block all other lookups.
+"""
 
 NAME_S = 300.0
-"""For so long an answer holds, also that a name does not exist: the system tells no lifetime."""
+"""Seconds that the result of a lookup is cached, including the result that a name does not exist.
+
+The operating system does not report how long an answer is valid."""
 
 FAILED_S = 0.4
-"""For so long a name server's failure holds: rows of one batch share it, a retry asks anew."""
+"""Seconds that a failure of the name server is cached.
+
+The rows of one batch share the failure, and a retry asks the name server again."""
 
 ADDRESSES_TRIED = 3
-"""Of each family of one name, so that a name with thousands makes no thousands of attempts."""
+"""Maximum number of addresses tried per host and address family.
+
+Without this limit, a host with thousands of addresses would cause thousands of attempts."""
 
 MANY_NAMES = 20
-"""From so many names on, more than half without an address speak against the name server."""
+"""Minimum number of lookups for a warning about the name server.
 
-_WORLD = ipaddress.IPv6Network("2000::/3")
+The warning is logged if more than half of the lookups found no address."""
 
-# Listed here, and not asked of `ipaddress`, which knows other networks in each patch of Python.
-_CLOSED = tuple(
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+# The networks are listed here because `ipaddress` knows different ones in each patch of Python.
+_NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
         "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
         "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16",
         "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
-        "168.63.129.16/32",  # a cloud's own services, on a number of the public web
-        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",  # tunnels and examples
+        "168.63.129.16/32",  # services of a cloud platform, at a public address
+        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",  # tunnels and documentation
     )
 )  # fmt: skip
 
@@ -58,43 +70,44 @@ _log = logging.getLogger(__name__)
 
 @lru_cache(4096)
 def is_allowed(address: str, allow_loopback: bool) -> bool:
-    """Return whether a numeric address is one of the public web, or this machine if allowed."""
-    if "%" in address:  # a zone: of no use on the web, and asyncio would look it up as a name
+    """Return whether a numeric address is public, or is loopback and loopback is allowed."""
+    if "%" in address:  # a zone id has no use on the web, and asyncio would resolve it as a name
         return False
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        ip = _inner(ip)
+        ip = _unwrapped(ip)
     if ip.is_loopback:
         return allow_loopback
-    if isinstance(ip, ipaddress.IPv6Address) and ip not in _WORLD:
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in _GLOBAL_UNICAST:
         return False
-    return not any(ip in network for network in _CLOSED)
+    return not any(ip in network for network in _NOT_PUBLIC)
 
 
-def _inner(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _unwrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return the IPv4 address that an IPv6 address embeds, or else the IPv6 address."""
     if ip in _NAT64:
         return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip
 
 
 class BlockedAddressError(OSError):
-    """An address that must not be connected to; an OSError so that the next address is tried."""
+    """Connections to an address are forbidden; an OSError makes aiohttp try the next address."""
 
 
 def open_socket(allow_loopback: bool, address: tuple[Any, ...]) -> socket.socket:
-    """Return a socket for one answer of getaddrinfo.
+    """Return a socket for one result of `getaddrinfo`, after checking the address.
 
     Raises:
-        BlockedAddressError: the address may not be connected to.
+        BlockedAddressError: connections to the address are forbidden.
     """
     family, kind, protocol, _, (host, *_) = address
     if not is_allowed(host, allow_loopback):
-        raise BlockedAddressError(errno.EACCES, "the address is not of the public web")
+        raise BlockedAddressError(errno.EACCES, "the address is not on the public web")
     return socket.socket(family=family, type=kind, proto=protocol)
 
 
 class Address(NamedTuple):
-    """One address of a name, as getaddrinfo tells it."""
+    """One address of a host, as `getaddrinfo` reports it."""
 
     family: int
     protocol: int
@@ -102,26 +115,33 @@ class Address(NamedTuple):
 
 
 resolved: TtlCache[tuple[Address, ...] | OSError] = TtlCache(100_000)
-"""The addresses of the names asked lately, or why there are none."""
+"""Cache of lookups by host name: the addresses, or the error of a lookup that found none."""
 
 
 class Resolver(AbstractResolver):
-    """Names asked in threads that nobody waits for, each once while it is being asked."""
+    """Resolver that calls `getaddrinfo` in threads; concurrent lookups of one host share a call.
+
+    Closing the resolver does not wait for its threads.
+    """
 
     def __init__(self, in_flight: int) -> None:
         self.threads = ThreadPoolExecutor(min(2 * in_flight, MAX_THREADS), "namedmask-dns")
-        self.asking: dict[str, asyncio.Future[tuple[Address, ...]]] = {}
-        self.asked = self.without = 0
+        self.pending: dict[str, asyncio.Future[tuple[Address, ...]]] = {}
+        self.lookups = self.failures = 0
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the addresses of `host`; OSError when it has none."""
-        found = resolved.get(host)
-        if found is None:
-            found = await self._ask(host, family)
-        if isinstance(found, OSError):
-            raise copy_of(found)
+        """Return the addresses of `host`.
+
+        Raises:
+            OSError: the host has no address, or the name server failed.
+        """
+        answer = resolved.get(host)
+        if answer is None:
+            answer = await self._look_up(host, family)
+        if isinstance(answer, OSError):
+            raise copy_of(answer)
         return [
             ResolveResult(
                 hostname=host,
@@ -131,66 +151,68 @@ class Resolver(AbstractResolver):
                 proto=address.protocol,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
-            for address in found
+            for address in answer
         ]
 
-    async def _ask(self, host: str, family: int) -> tuple[Address, ...]:
-        if host not in self.asking:
+    async def _look_up(self, host: str, family: int) -> tuple[Address, ...]:
+        if host not in self.pending:
             work = partial(addresses_of, host, family)
-            self.asking[host] = asyncio.get_running_loop().run_in_executor(self.threads, work)
-            self.asking[host].add_done_callback(partial(self._note, host))
-        # shielded: the deadline of one row must not take the answer from the others
-        return await asyncio.shield(self.asking[host])
+            self.pending[host] = asyncio.get_running_loop().run_in_executor(self.threads, work)
+            self.pending[host].add_done_callback(partial(self._count, host))
+        # The shield keeps the timeout of one row from canceling the lookup of the other rows.
+        return await asyncio.shield(self.pending[host])
 
-    def _note(self, host: str, done: asyncio.Future[tuple[Address, ...]]) -> None:
-        del self.asking[host]
+    def _count(self, host: str, done: asyncio.Future[tuple[Address, ...]]) -> None:
+        del self.pending[host]
         if not done.cancelled():
-            self.asked += 1
-            self.without += done.exception() is not None
+            self.lookups += 1
+            self.failures += done.exception() is not None
 
     async def close(self) -> None:
-        """Forget what is still being asked; say so when it is the name server that fails."""
-        for answer in list(self.asking.values()):
-            answer.cancel()
+        """Cancel all pending lookups; warn if so many failed that the name server may be down."""
+        for lookup in list(self.pending.values()):
+            lookup.cancel()
         self.threads.shutdown(wait=False, cancel_futures=True)
-        if self.asked >= MANY_NAMES and self.without * 2 > self.asked:
+        if self.lookups >= MANY_NAMES and self.failures * 2 > self.lookups:
             _log.warning(
-                "%d of %d names have no address; of a web that is alive most have one. "
-                "Is the name server of this machine (/etc/resolv.conf) in order?",
-                self.without, self.asked,
+                "%d of %d names have no address, and on the live web most names have one. "
+                "Check the name server of this machine (/etc/resolv.conf).",
+                self.failures, self.lookups,
             )  # fmt: skip
 
 
 def addresses_of(host: str, family: int = socket.AF_UNSPEC) -> tuple[Address, ...]:
-    """Return a few addresses of a name, and remember them, or that there are none.
+    """Return at most `ADDRESSES_TRIED` addresses per family of a host, and cache the result.
 
     Raises:
-        OSError: the name has none, or the name server failed; see `is_failure`.
+        OSError: the host has no address, or the name server failed; see `is_failure`.
     """
     try:
-        found = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)
+        results = socket.getaddrinfo(host, 0, family, socket.SOCK_STREAM)
     except OSError as error:
         resolved.put(host, copy_of(error), FAILED_S if is_failure(error) else NAME_S)
         raise
-    answer = _few(Address(kind, protocol, str(place[0])) for kind, _, protocol, _, place in found)
+    answer = _first_per_family(
+        Address(kind, protocol, str(address[0])) for kind, _, protocol, _, address in results
+    )
     resolved.put(host, answer, NAME_S)
     return answer
 
 
 def copy_of(error: OSError) -> OSError:
-    """Return the error without its traceback, which would keep what it passed through alive."""
+    """Return a copy of an error without its traceback, which would keep its frames in memory."""
     return type(error)(*error.args)
 
 
 def is_failure(error: BaseException | None) -> bool:
-    """Return whether a name could not be asked; not: it was, and there is no such name."""
+    """Return whether a lookup failed, as opposed to finding that the host has no address."""
     none = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY)
     return isinstance(error, socket.gaierror) and error.errno not in none
 
 
-def _few(addresses: Iterable[Address]) -> tuple[Address, ...]:
-    few: list[Address] = []
+def _first_per_family(addresses: Iterable[Address]) -> tuple[Address, ...]:
+    chosen: list[Address] = []
     for address in addresses:
-        if sum(one.family == address.family for one in few) < ADDRESSES_TRIED:
-            few.append(address)
-    return tuple(few)
+        if sum(other.family == address.family for other in chosen) < ADDRESSES_TRIED:
+            chosen.append(address)
+    return tuple(chosen)

@@ -1,8 +1,8 @@
-"""One url to its bytes, within bounds of time, size and hops, and as polite as it is asked to be.
+"""Download one url within limits on time, size and redirects, and by the rules of its host.
 
-The deadline of a url holds for one attempt with all its redirects; waiting for a turn, for a pause
-that the host asked for, and for its robots.txt do not count. Redirects are followed by hand, so
-that each hop is judged as the first.
+The timeout of a url covers one attempt with all its redirects. It does not cover the time spent
+waiting for a free slot, for a pause that the host asked for, or for the host's robots.txt. This
+module follows redirects itself, so that every hop passes the same checks as the first.
 """
 
 from __future__ import annotations
@@ -49,21 +49,31 @@ from namedmask.schema.status import (
 )
 
 REDIRECTS = frozenset((301, 302, 303, 307, 308))
+
 PAUSES = frozenset((429, 503))
-KEEPALIVE_S = 2.0  # hosts rarely repeat within seconds: idle connections would use up descriptors
-OTHER_FILES = 256  # that a process has open beside its connections
+"""HTTP codes whose Retry-After header pauses the requests to a host."""
+
+KEEPALIVE_S = 2.0
+"""Seconds that an idle connection stays open.
+
+Few hosts occur again within seconds, and idle connections would use up the file descriptors."""
+
+OTHER_FILES = 256
+"""Number of files that a process may have open in addition to its connections."""
+
 ROBOTS_S = 3600.0
+"""Seconds that a robots.txt is cached."""
 
 T = TypeVar("T")
 Use = Callable[[bytes], Awaitable[T]]
 Read = Callable[[aiohttp.ClientResponse], Awaitable[bytes]]
 
 robots_texts: TtlCache[bytes] = TtlCache(8 * 2**20)
-"""robots.txt by site, for all batches of this process."""
+"""Cache of robots.txt by site, shared by all batches of this process."""
 
 
 class FailedError(Exception):
-    """A url that gave no body; `status` is the word for its row."""
+    """A download failed; `status` is the status of its row."""
 
     def __init__(self, status: str) -> None:
         super().__init__(status)
@@ -71,7 +81,7 @@ class FailedError(Exception):
 
 
 class Downloader:
-    """One batch in flight: its session, its turns, what its hosts ask for."""
+    """The downloads of one batch: their session, their slots, and the limits of their hosts."""
 
     def __init__(self, session: aiohttp.ClientSession, config: FetchConfig) -> None:
         self.session = session
@@ -81,34 +91,34 @@ class Downloader:
         self.robots: dict[str, asyncio.Task[bytes]] = {}
 
     async def get(self, url: str, use: Use[T]) -> T:
-        """Return what `use` makes of the body that `url` leads to.
+        """Return the result of `use` for the body at the end of the redirects from `url`.
 
-        `use` is run while the url still holds its turn: bodies in hand are at most `in_flight`.
+        The url keeps its slot while `use` runs, so that at most `in_flight` bodies are in memory.
 
         Raises:
-            FailedError: with the status of its row.
+            FailedError: the download failed; the error has the status of the row.
         """
         return await self._follow(parsed(url), self._body, use, self.config.robots_txt)
 
-    async def _follow(self, target: URL, read: Read, use: Use[T], ask_robots: bool) -> T:
+    async def _follow(self, target: URL, read: Read, use: Use[T], check_robots: bool) -> T:
         left = self.config.timeout_s
         for _ in range(self.config.max_redirects + 1):
             if target.scheme not in ("http", "https") or not target.raw_host:
                 raise FailedError(BAD_URL)
-            if ask_robots and not await self._may_fetch(target):
+            if check_robots and not await self._may_fetch(target):
                 raise FailedError(ROBOTS_TXT)
             host = self._host(target.raw_host)
-            # the host's turn first: rows of a slow host must not hold the slots of all others
-            async with host.turns:
-                if given_up := await host.quiet():
+            # The host's slot comes first, so that rows of a slow host block no slot of the batch.
+            async with host.slots:
+                if given_up := await host.wait_for_pause():
                     raise FailedError(given_up)
                 async with self.slots:
                     started = time.monotonic()
-                    answer = await self._bounded(target, read, left)
-                    if isinstance(answer, bytes):
-                        return await use(answer)
+                    body_or_location = await self._bounded(target, read, left)
+                    if isinstance(body_or_location, bytes):
+                        return await use(body_or_location)
             left -= time.monotonic() - started
-            target = target.join(parsed(answer))
+            target = target.join(parsed(body_or_location))
         raise FailedError(TOO_MANY_REDIRECTS)
 
     def _host(self, name: str) -> Host:
@@ -124,7 +134,7 @@ class Downloader:
             raise FailedError(status_of(error)) from error
 
     async def _hop(self, target: URL, read: Read) -> bytes | str:
-        """Return the body, or where it is said to be."""
+        """Return the body, or the location that a redirect names."""
         async with self.session.get(target, allow_redirects=False) as response:
             if response.status in REDIRECTS and "Location" in response.headers:
                 return response.headers["Location"]
@@ -133,7 +143,7 @@ class Downloader:
             status = of_http(response.status)
             if response.status in PAUSES and "Retry-After" in response.headers:
                 pause = retry_after(response.headers["Retry-After"])
-                self._host(target.raw_host or "").hear(status, pause)
+                self._host(target.raw_host or "").record_pause(status, pause)
             raise FailedError(status)
 
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
@@ -165,13 +175,13 @@ class Downloader:
         except FailedError as error:
             if not http_code_of(error.status) or failure_class_of(error.status) == TRANSIENT:
                 raise
-            text = b""  # RFC 9309: a site that answers and has none lets everything be fetched
+            text = b""  # RFC 9309: a site without a robots.txt allows everything
         robots_texts.put(site, text, ROBOTS_S, len(text) + 100)
         return text
 
 
 async def first_bytes(response: aiohttp.ClientResponse) -> bytes:
-    """Return as much of a robots.txt as is read."""
+    """Return the first `ROBOTS_BYTES` bytes of a robots.txt."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -181,41 +191,45 @@ async def first_bytes(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def as_is(body: bytes) -> bytes:
-    """Return the body."""
+    """Return the body unchanged."""
     return body
 
 
 def parsed(url: str) -> URL:
-    """Return the parts of `url`; FailedError when it is none."""
+    """Return `url` as a parsed URL.
+
+    Raises:
+        FailedError: the url is malformed; the status is `bad_url`.
+    """
     try:
         return URL(url.strip())
-    except (ValueError, IndexError) as error:  # the second for a host that is an empty bracket
+    except (ValueError, IndexError) as error:  # IndexError: the host is an empty pair of brackets
         raise FailedError(BAD_URL) from error
 
 
 def status_of(error: Exception) -> str:
-    """Return the status word of what a request raised."""
+    """Return the status of a row whose request raised `error`."""
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
         error, aiohttp.ClientSSLError
     ):
         return _status_of_connecting(error.os_error)
-    if isinstance(error, aiohttp.ClientPayloadError) and _is_nonsense(error.__cause__):
-        return BAD_RESPONSE  # as it is where the same bytes come together with the headers
-    words: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
+    if isinstance(error, aiohttp.ClientPayloadError) and _is_malformed(error.__cause__):
+        return BAD_RESPONSE  # the same status as if the body had arrived with the headers
+    statuses: tuple[tuple[str, tuple[type[Exception], ...]], ...] = (
         (TIMEOUT, (TimeoutError,)),
         (BAD_TLS, (aiohttp.ClientSSLError,)),
         (BAD_URL, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)),
         (BAD_RESPONSE, (aiohttp.ClientResponseError,)),
         (RESET, (aiohttp.ClientError, OSError)),
     )
-    return next((word for word, kinds in words if isinstance(error, kinds)), BAD_URL)
+    return next((status for status, kinds in statuses if isinstance(error, kinds)), BAD_URL)
 
 
-def _is_nonsense(cause: BaseException | None) -> bool:
-    """Return whether a body broke a rule of HTTP, and not merely off."""
-    broken_off = (http_exceptions.ContentLengthError, http_exceptions.TransferEncodingError)
-    is_broken = isinstance(cause, http_exceptions.HttpProcessingError)
-    return is_broken and not isinstance(cause, broken_off)
+def _is_malformed(cause: BaseException | None) -> bool:
+    """Return whether a body violated HTTP, as opposed to ending too early."""
+    too_short = (http_exceptions.ContentLengthError, http_exceptions.TransferEncodingError)
+    is_violation = isinstance(cause, http_exceptions.HttpProcessingError)
+    return is_violation and not isinstance(cause, too_short)
 
 
 def _status_of_connecting(error: OSError) -> str:
@@ -223,18 +237,18 @@ def _status_of_connecting(error: OSError) -> str:
         return BLOCKED_ADDRESS
     if isinstance(error, socket.gaierror):
         return DNS_FAILED if addresses.is_failure(error) else DNS
-    words = {errno.ECONNREFUSED: REFUSED, errno.ECONNRESET: RESET, errno.EPIPE: RESET}
-    return words.get(error.errno or 0, UNREACHABLE)
+    statuses = {errno.ECONNREFUSED: REFUSED, errno.ECONNRESET: RESET, errno.EPIPE: RESET}
+    return statuses.get(error.errno or 0, UNREACHABLE)
 
 
-def make_room(in_flight: int) -> None:
-    """Let this process have as many connections open as it will make.
+def raise_open_file_limit(in_flight: int) -> None:
+    """Raise this process's limit on open files to what `in_flight` downloads need.
 
     Raises:
-        ConfigError: the machine does not let it.
+        ConfigError: the hard limit of the system is too low.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * in_flight + OTHER_FILES  # those kept alive for the next row are open too
+    wanted = 4 * in_flight + OTHER_FILES  # idle connections are open files as well
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -247,11 +261,15 @@ def make_room(in_flight: int) -> None:
 
 @asynccontextmanager
 async def session_of(config: FetchConfig) -> AsyncIterator[aiohttp.ClientSession]:
-    """Return the session of one batch, whose sockets go to allowed addresses alone."""
-    make_room(config.in_flight)
+    """Yield the HTTP session of one batch; it connects to allowed addresses only.
+
+    Raises:
+        ConfigError: as `raise_open_file_limit`.
+    """
+    raise_open_file_limit(config.in_flight)
     resolver = addresses.Resolver(config.in_flight)
     connector = aiohttp.TCPConnector(
-        limit=0,  # `Downloader` counts
+        limit=0,  # `Downloader` limits the number of connections
         resolver=resolver,
         use_dns_cache=False,
         keepalive_timeout=KEEPALIVE_S,

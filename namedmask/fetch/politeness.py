@@ -1,4 +1,4 @@
-"""What the owner of an image asks of those who fetch it: no use at all, fewer requests, a pause."""
+"""The rules that image owners set for downloads: opt-outs, robots.txt and pauses."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from functools import lru_cache
 from urllib.robotparser import RobotFileParser
 
 OPT_OUTS = frozenset(("noai", "noimageai", "noml"))
+"""X-Robots-Tag directives that opt an image out of machine learning."""
 
 VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
-"""Words of X-Robots-Tag that have a colon and a value after them."""
+"""X-Robots-Tag directives that are followed by a colon and a value."""
 
 _AGENT = re.compile(r"[a-z0-9_.*-]+")
 
 ROBOTS_BYTES = 500 * 1024
-"""Of a robots.txt are read; RFC 9309 asks for no less."""
+"""Number of bytes of a robots.txt that are read, the minimum that RFC 9309 requires."""
 
 
 def agent_of(user_agent: str) -> str:
-    """Return the name that tags and robots.txt call this program by, in lower case."""
+    """Return the lower-case name by which X-Robots-Tag and robots.txt address this program."""
     return user_agent.split("/")[0].strip().lower()
 
 
 def opted_out(tags: Iterable[str], user_agent: str) -> bool:
-    """Return whether X-Robots-Tag values ask all agents, or this one, to leave the image alone.
+    """Return whether X-Robots-Tag values forbid all agents, or this one, to use the image.
 
-    A value is `noai, noindex` or `agent: noai`; a named agent holds for what follows it. A date or
-    a size with a colon, as in `max-image-preview: large, noai`, names no agent.
+    A value looks like `noai, noindex` or `agent: noai`. An agent's name applies to all directives
+    after it in the same value. A directive of `VALUED`, as in `max-image-preview: large, noai`, is
+    not the name of an agent.
     """
     ours = agent_of(user_agent)
     for tag in tags:
@@ -46,7 +48,7 @@ def opted_out(tags: Iterable[str], user_agent: str) -> bool:
 
 
 def retry_after(value: str) -> float:
-    """Return the seconds, from 0 to inf, that a Retry-After asks for; 0 when it makes no sense."""
+    """Return the seconds, in [0, inf], that a Retry-After header asks for; 0 if it is malformed."""
     text = value.strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -59,10 +61,10 @@ def retry_after(value: str) -> float:
 
 
 def may_fetch(robots_txt: bytes, user_agent: str, url: str) -> bool:
-    """Return whether a robots.txt lets this program have `url`.
+    """Return whether a robots.txt allows this program to fetch `url`.
 
-    Differs: the first rule that fits counts and wildcards are not known, as in the standard
-    library; RFC 9309 takes the longest, and knows them.
+    Differs: the first rule that matches applies, and wildcards are not supported, as in Python's
+    standard library. In RFC 9309, the longest match applies and wildcards are supported.
     """
     return _rules_of(robots_txt).can_fetch(agent_of(user_agent), url)
 
@@ -75,26 +77,31 @@ def _rules_of(robots_txt: bytes) -> RobotFileParser:
 
 
 class Host:
-    """The turns of one host in a batch, and the pauses that it asked for."""
+    """The concurrency limit of one host in a batch, and the pauses that the host asked for.
 
-    def __init__(self, turns: int, patience_s: float) -> None:
-        self.turns = asyncio.Semaphore(turns)
+    Args:
+        max_requests: maximum number of concurrent requests.
+        patience_s: maximum total seconds of pauses before the host is given up.
+    """
+
+    def __init__(self, max_requests: int, patience_s: float) -> None:
+        self.slots = asyncio.Semaphore(max_requests)
         self.patience_s = patience_s
-        self.quiet_until = 0.0
+        self.paused_until = 0.0
         self.given_up = ""
 
-    def hear(self, status: str, seconds: float) -> None:
-        """Pause for `seconds`; give the host up when its pauses together are too long to wait."""
+    def record_pause(self, status: str, seconds: float) -> None:
+        """Pause for `seconds` from now, or give up the host if its pauses exceed `patience_s`."""
         until = time.monotonic() + seconds
-        longer = until - max(self.quiet_until, time.monotonic())
-        if longer > self.patience_s:
+        extension_s = until - max(self.paused_until, time.monotonic())
+        if extension_s > self.patience_s:
             self.given_up = status
-        elif longer > 0:
-            self.patience_s -= longer
-            self.quiet_until = until
+        elif extension_s > 0:
+            self.patience_s -= extension_s
+            self.paused_until = until
 
-    async def quiet(self) -> str:
-        """Return "" when the pause is over, or the status of all rows of a host given up."""
-        while not self.given_up and (left := self.quiet_until - time.monotonic()) > 0:
+    async def wait_for_pause(self) -> str:
+        """Wait until the pause is over; return "", or the status of all rows if given up."""
+        while not self.given_up and (left := self.paused_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
         return self.given_up

@@ -1,11 +1,12 @@
-"""Urls to image bytes, each proven to be an image by a decode, each failure with its reason.
+"""Download images by url, and verify each image by decoding it.
 
-Reads `url`; adds `image` (bytes as they came, or shrunk), `image_height`, `image_width`, `status`.
-Where the metadata has `md5` or `sha256` (hex), the bytes as they came must have it, or they are
-`content_changed`. Every other status is classed in reasons.py; the transient ones are tried again.
-download.py keeps the bounds of time and size, addresses.py those of the network.
-Cost per 1,000 JPEGs of 12 kB from loopback: 1.0 s of one cloud core, decode included.
-Method: the seed downloaded what the retrieval page listed and skipped dead links.
+The stage reads `url`. It adds `image` (the bytes as downloaded, or a smaller JPEG), `image_height`,
+`image_width` and `status`. If the metadata has `md5` or `sha256` (hex), the downloaded bytes must
+match, or the status is `content_changed`. schema/status.py has the failure class of every status;
+transient failures are retried. download.py enforces the limits on time and size, and addresses.py
+those on the network.
+Cost per 1,000 JPEGs of 12 kB from loopback: 1.0 s of one cloud core, including decoding.
+Method: the original code downloaded the images on the retrieval page and skipped dead links.
 """
 
 from __future__ import annotations
@@ -40,27 +41,29 @@ from namedmask.schema.status import (
 )
 
 BACKOFF_S = 0.5
-"""Before the first retry; doubled before each further one."""
+"""Seconds before the first retry; the delay doubles with each further retry."""
 
 JPEG_QUALITY = 95
 
 SMALL_BYTES, SMALL_PIXELS = 2**18, 2**21
-"""What a JPEG has at most to be decoded while all downloads of its process wait: milliseconds."""
+"""Maximum bytes and pixels of a JPEG that is decoded on the event loop.
+
+All downloads of the process wait during such a decode, which takes milliseconds."""
 
 HASHES = ("md5", "sha256")
-"""Columns that, where the metadata has them, say what the bytes must be."""
+"""Optional metadata columns with a hash of the expected bytes."""
 
 Hashes = Mapping[str, str]
 
-# a batch makes objects by the ten thousand, few of them in circles: looking for those at the pace
-# that Python begins with takes a tenth of the time
+# A batch creates tens of thousands of objects, and few of them are in reference cycles. With
+# Python's default thresholds, the cycle collector takes a tenth of the time.
 gc.set_threshold(50_000, 20, 100)
 
 _log = logging.getLogger(__name__)
 
 
 class Fetched(NamedTuple):
-    """What became of one url: a status and, when ok, the bytes and the upright size."""
+    """The result for one url: its status and, if ok, the image bytes and the upright size."""
 
     status: str
     image: bytes | None = None
@@ -69,7 +72,7 @@ class Fetched(NamedTuple):
 
 
 class Fetch:
-    """The stage: one batch of urls at a time, many in flight."""
+    """Stage that downloads one batch of urls at a time, many of them concurrently."""
 
     name = "fetch"
     reads = ("url",)
@@ -80,7 +83,11 @@ class Fetch:
         self.cores = max(1, int(config.num_cpus))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with image, its size and status; rows not ok pass untouched."""
+        """Return `table` with image, size and status; rows whose status is not ok stay unchanged.
+
+        Raises:
+            SchemaError: `table` lacks `url` or `status`.
+        """
         require_columns(table, (*self.reads, "status"), self.name)
         rows = alive(table)
         urls = table["url"].take(rows).to_pylist()
@@ -90,16 +97,16 @@ class Fetch:
             table,
             rows,
             {
-                "image": [one.image for one in fetched],
-                "image_height": [one.height for one in fetched],
-                "image_width": [one.width for one in fetched],
-                "status": [one.status for one in fetched],
+                "image": [result.image for result in fetched],
+                "image_height": [result.height for result in fetched],
+                "image_width": [result.width for result in fetched],
+                "status": [result.status for result in fetched],
             },
         )
 
 
 def hashes_of(table: pa.Table) -> list[Hashes]:
-    """Return for each row what its bytes must hash to, as the metadata says."""
+    """Return for each row the expected hashes by name; "" where the metadata has none."""
     names = [name for name in HASHES if name in table.column_names]
     columns = [[value or "" for value in table[name].to_pylist()] for name in names]
     if not names:
@@ -110,18 +117,18 @@ def hashes_of(table: pa.Table) -> list[Hashes]:
 async def fetch_all(
     urls: Sequence[str], config: FetchConfig, hashes: Sequence[Hashes] = (), cores: int = 1
 ) -> list[Fetched]:
-    """Return what became of each url, in the order of `urls`, with as many decoding threads.
+    """Return the result for each url, in the order of `urls`, decoding in up to `cores` threads.
 
-    With one core small images are decoded between two downloads: handing one over to a thread and
-    back takes as long as a proof.
+    With one core, small images are decoded on the event loop, because passing an image to a thread
+    and back takes as long as decoding it.
     """
     with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
         async with session_of(config) as session:
-            fetcher = _Fetcher(Downloader(session, config), decoders, config, alone=cores > 1)
+            fetcher = _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(fetcher.fetch(url, wanted))
-                    for url, wanted in zip(urls, hashes or [{}] * len(urls), strict=True)
+                    group.create_task(fetcher.fetch(url, expected))
+                    for url, expected in zip(urls, hashes or [{}] * len(urls), strict=True)
                 ]
     return [task.result() for task in tasks]
 
@@ -131,25 +138,25 @@ def _run(work: Coroutine[Any, Any, list[Fetched]]) -> list[Fetched]:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    # a notebook or an async actor has a loop of its own here: step aside
-    with ThreadPoolExecutor(1, "namedmask-fetch") as aside:
-        return aside.submit(asyncio.run, work).result()
+    # A notebook or an async actor already runs an event loop in this thread.
+    with ThreadPoolExecutor(1, "namedmask-fetch") as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 class _Fetcher:
-    """One batch in flight: its downloads and its decoding threads."""
+    """The downloads and the decoding threads of one batch."""
 
     def __init__(
         self,
         downloader: Downloader,
         decoders: ThreadPoolExecutor,
         config: FetchConfig,
-        alone: bool,
+        threaded: bool,
     ) -> None:
         self.downloader = downloader
         self.decoders = decoders
         self.config = config
-        self.alone = alone
+        self.threaded = threaded
 
     async def fetch(self, url: str, hashes: Hashes) -> Fetched:
         for attempt in range(self.config.retries + 1):
@@ -164,18 +171,18 @@ class _Fetcher:
         try:
             if url.startswith("file:"):
                 async with self.downloader.slots:
-                    return await self._in_thread(_prove_file, url, hashes, self.config)
-            return await self.downloader.get(url, lambda body: self._prove(body, hashes))
+                    return await self._in_thread(_verify_file, url, hashes, self.config)
+            return await self.downloader.get(url, lambda body: self._verify(body, hashes))
         except (FailedError, images.BadImage) as error:
             return Fetched(error.status)
-        except Exception:  # noqa: BLE001  the guard of a row: one url must not end the batch
+        except Exception:  # noqa: BLE001  the per-row guard: one url must not end the batch
             _log.exception("fetching %s", url)
             return Fetched(CRASHED)
 
-    async def _prove(self, body: bytes, hashes: Hashes) -> Fetched:
-        if not self.alone and len(body) <= SMALL_BYTES and jpegs.pixels_of(body) <= SMALL_PIXELS:
-            return _prove_as(body, hashes, self.config)
-        return await self._in_thread(_prove_as, body, hashes, self.config)
+    async def _verify(self, body: bytes, hashes: Hashes) -> Fetched:
+        if self.threaded or len(body) > SMALL_BYTES or jpegs.pixels_of(body) > SMALL_PIXELS:
+            return await self._in_thread(_verify_with_hashes, body, hashes, self.config)
+        return _verify_with_hashes(body, hashes, self.config)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Fetched:
         loop = asyncio.get_running_loop()
@@ -183,26 +190,27 @@ class _Fetcher:
         return fetched
 
 
-def prove(body: bytes, config: FetchConfig) -> Fetched:
-    """Return the body as an image: proven by decoding all of it, shrunk when the config says so.
+def verify(body: bytes, config: FetchConfig) -> Fetched:
+    """Return the image in `body` after decoding all of it; shrink it to `fetch.longest_side`.
 
     Raises:
-        BadImage: see images.decode.
+        BadImage: the body cannot be decoded; see images.decode.
     """
     if not body:
         return Fetched(EMPTY)
     return Fetched(OK, *jpegs.to_store(body, config.longest_side, config.max_pixels, JPEG_QUALITY))
 
 
-def _prove_as(body: bytes, hashes: Hashes, config: FetchConfig) -> Fetched:
-    # before the decode: whoever bought an old domain may serve a picture as well as a page
-    if body and not is_as_promised(body, hashes):
+def _verify_with_hashes(body: bytes, hashes: Hashes, config: FetchConfig) -> Fetched:
+    # The hashes come first, because the new owner of an expired domain may serve a web page as well
+    # as another image; both count as changed.
+    if body and not matches_hashes(body, hashes):
         return Fetched(CONTENT_CHANGED)
-    return prove(body, config)
+    return verify(body, config)
 
 
-def is_as_promised(body: bytes, hashes: Hashes) -> bool:
-    """Return whether the bytes have each hash that is given, as hex digits by its name."""
+def matches_hashes(body: bytes, hashes: Hashes) -> bool:
+    """Return whether the bytes match every hash that is not empty; `hashes` are hex by name."""
     return all(
         hashlib.new(name, body, usedforsecurity=False).hexdigest() == digest.lower()
         for name, digest in hashes.items()
@@ -210,7 +218,7 @@ def is_as_promised(body: bytes, hashes: Hashes) -> bool:
     )
 
 
-def _prove_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
+def _verify_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
     if not config.file_root:
         return Fetched(BLOCKED_ADDRESS)
     path = Path(unquote(urlsplit(url).path)).resolve()
@@ -220,4 +228,4 @@ def _prove_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
         return Fetched(NO_FILE)
     if path.stat().st_size > config.max_bytes:
         return Fetched(TOO_BIG)
-    return _prove_as(path.read_bytes(), hashes, config)
+    return _verify_with_hashes(path.read_bytes(), hashes, config)

@@ -1,4 +1,4 @@
-"""Answers kept for a while and within bounds, for all batches of a process."""
+"""A cache whose entries expire and whose total weight is limited, for all batches of a process."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ from typing import Generic, NamedTuple, TypeVar
 V = TypeVar("V")
 
 
-class _Kept(NamedTuple, Generic[V]):
+class _Entry(NamedTuple, Generic[V]):
     value: V
-    until: float
+    expires_at: float
     weight: int
 
 
 class TtlCache(Generic[V]):
-    """Values by key; the oldest go when the weights are above `room`. Safe between threads."""
+    """Thread-safe cache of values by string key.
 
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self._kept: dict[str, _Kept[V]] = {}
+    Every entry has its own time to live. When the total weight of the entries would exceed
+    `capacity`, the oldest entries are dropped.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._entries: dict[str, _Entry[V]] = {}
         self._weight = 0
         self._lock = threading.Lock()
 
     def get(self, key: str) -> V | None:
-        """Return the value, or None when there is none or its time is over."""
-        kept = self._kept.get(key)
-        return kept.value if kept and time.monotonic() < kept.until else None
+        """Return the value of `key`, or None if there is no entry or the entry has expired."""
+        entry = self._entries.get(key)
+        return entry.value if entry and time.monotonic() < entry.expires_at else None
 
     def put(self, key: str, value: V, seconds: float, weight: int = 1) -> None:
-        """Keep `value` for `seconds`; one heavier than all the room is not kept."""
+        """Cache `value` for `seconds`; a value heavier than `capacity` is not cached."""
         with self._lock:
             self._drop(key)
-            if weight > self.room:
+            if weight > self.capacity:
                 return
-            while self._weight + weight > self.room:
-                self._drop(next(iter(self._kept)))
-            self._kept[key] = _Kept(value, time.monotonic() + seconds, weight)
+            while self._weight + weight > self.capacity:
+                self._drop(next(iter(self._entries)))
+            self._entries[key] = _Entry(value, time.monotonic() + seconds, weight)
             self._weight += weight
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         with self._lock:
-            self._kept.clear()
+            self._entries.clear()
             self._weight = 0
 
     def _drop(self, key: str) -> None:
-        kept = self._kept.pop(key, None)
-        self._weight -= kept.weight if kept else 0
+        entry = self._entries.pop(key, None)
+        self._weight -= entry.weight if entry else 0

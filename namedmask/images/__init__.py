@@ -1,4 +1,4 @@
-"""Pixels to bytes and back: the only code that touches encoded images."""
+"""Images and masks are decoded, encoded and resized here; no other code reads encoded images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,9 +1,11 @@
-"""Image bytes to arrays and back: with jpegs.py, all that touches JPEG, PNG or mask bytes.
+"""Image bytes are decoded to arrays and arrays encoded to bytes.
 
-Arrays are (H, W, 3) uint8 RGB, upright, whatever the file was: EXIF orientation is applied, an
-animation is its first frame, transparency lies over white, 16 bit and CMYK become 8 bit RGB.
-Only raster formats named in `FORMATS` are read, and a size is checked before a pixel is decoded.
-Cost per 1,000 images of 10 kB (256 × 256) on a busy cloud core: decode 0.7 s.
+Only this module and jpegs.py handle JPEG and PNG bytes; masks.py handles encoded masks. A decoded
+image is (H, W, 3) uint8 RGB and upright: the EXIF orientation is applied, an animation becomes its
+first frame, transparent pixels are blended with white, and 16 bit and CMYK become 8 bit RGB. Only
+the raster formats in `FORMATS` are read, and the size is checked before any pixel is decoded.
+
+Cost of `decode` per 1,000 images of 10 kB (256 × 256 pixels) on a busy cloud core: 0.7 s.
 """
 
 from __future__ import annotations
@@ -23,20 +25,22 @@ if TYPE_CHECKING:
     import torch
 
 
-# images are what runs side by side: threads within one would only stand in each other's way
+# several images are processed in parallel, so threads within one image would only compete
 cv2.setNumThreads(1)
 
-# Pillow warns of a broken EXIF block or a large header: on the web a line for every such file
+# Pillow warns of broken EXIF blocks and large headers, which would be one line per file of the web
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What Pillow may recognise; the formats it would start another program for are not among them."""
+"""Formats that Pillow may recognize, without those for which it would start another program."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of RGB in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of RGB in [0, 1]. Method: the normalisation of every network here."""
+"""Standard deviation of RGB in [0, 1]. Method: all networks but CLIP and the face detectors."""
 
 WHITE = (255, 255, 255, 255)
+"""RGBA of the background behind transparent pixels."""
 
 _OF_SIXTEEN_BIT = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
 
@@ -54,20 +58,22 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap height and width."""
 
 MAX_SCANS = 100
-"""Of a progressive JPEG; and fewer where all of them together go over 20 times `max_pixels`. A file
-of 100 kB can hold a thousand that say nothing, and libjpeg goes over all pixels for each: it would
-take minutes. Encoders write about ten."""
+"""Largest number of scans of a progressive JPEG. The limit is lower for large images: all scans
+together may cover at most 20 times `max_pixels`. A file of 100 kB can have a thousand empty scans,
+and libjpeg visits all pixels for each of them, which would take minutes. Encoders write about ten
+scans."""
 
 _JPEG = b"\xff\xd8\xff"
 _START_OF_SCAN = b"\xff\xda"
 _SIGNATURES = (_JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
-_AVIF = (b"ftypavif", b"ftypavis")  # from the fifth byte on
+_AVIF = (b"ftypavif", b"ftypavis")  # they begin at the fifth byte
 
 
 class BadImage(ValueError):
-    """Bytes that give no image; `status` is the word for the row."""
+    """Raised for bytes that cannot be decoded as an image; `status` is the status of the row."""
 
     def __init__(self, status: str, detail: str) -> None:
         super().__init__(f"{status}: {detail}")
@@ -77,12 +83,16 @@ class BadImage(ValueError):
 def decode(
     data: bytes, max_pixels: int = 50_000_000, longest_side: int = 0, *, upright: bool = True
 ) -> np.ndarray:
-    """Return the image, (H, W, 3) uint8 RGB, with neither side above `longest_side` unless 0.
+    """Return the image, (H, W, 3) uint8 RGB, shrunk so that no side is above `longest_side`.
 
-    Not `upright`: as it is stored, whatever its EXIF orientation says. A TIFF is upright anyway.
+    Args:
+        data: an encoded image.
+        max_pixels: a header with more pixels is `too_many_pixels`.
+        longest_side: limit of both sides in pixels; 0 is no limit.
+        upright: whether to apply the EXIF orientation. That of a TIFF is always applied.
 
     Raises:
-        BadImage: `not_an_image`, `truncated`, `too_many_pixels` (told by the header alone), or
+        BadImage: `not_an_image`, `truncated`, `too_many_pixels` (known from the header alone), or
             `too_many_scans`.
     """
     image = opened(data, max_pixels)
@@ -94,13 +104,14 @@ def decode(
 
 
 def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG at a half, quarter or eighth.
+    """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG is shrunk while it is decoded.
 
-    That is the smallest of them with no side below `least_side`, and with sides that divide: a
-    coarse pixel too many at the end would shift all that is resized from it. Else as it is.
+    The sides of a JPEG are divided by 8, 4 or 2: the largest of these that divides both sides
+    without remainder and leaves no side below `least_side` pixels. Other images keep their size. A
+    remainder would add a partial pixel at the end and shift everything that is resized from it.
 
     Raises:
-        BadImage: as `decode`.
+        BadImage: the image cannot be decoded; see `decode`.
     """
     image = opened(data, max_pixels)
     part = coarse_part(image, least_side)
@@ -109,7 +120,7 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
 
 
 def coarse_part(image: Image.Image, least_side: int) -> int:
-    """Return 8, 4, 2 or 1: what `decode_coarse` divides the sides by."""
+    """Return the number, 8, 4, 2 or 1, by which `decode_coarse` divides the sides."""
     width, height = image.size
     for part in (8, 4, 2):
         if width % part == height % part == 0 and min(width, height) >= least_side * part:
@@ -118,22 +129,22 @@ def coarse_part(image: Image.Image, least_side: int) -> int:
 
 
 def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:
-    """Return the pixels, no side shorter than `enough` asks for, and the orientation undone."""
+    """Return the pixels, each side at least as in `enough`, and the EXIF orientation undone."""
     try:
-        # libjpeg leaves out the high frequencies: up to 8 times fewer samples a side to compute
+        # libjpeg leaves out high frequencies and computes up to 8 times fewer samples per side
         image.draft(None, enough)
         image.load()
         orientation = orientation_of(image) if upright else 1
         return np.array(turned(_rgb(image), orientation)), orientation
-    except Exception as error:  # the guard of a row: plug-ins fail in any way on hostile bytes
+    except Exception as error:  # per-row guard: on hostile bytes, plug-ins raise errors of any type
         raise BadImage(TRUNCATED, str(error)) from error
 
 
 def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
-    """Return (height, width) of the upright image from its header, without decoding it.
+    """Return (height, width) in pixels of the upright image from its header, without decoding it.
 
     Raises:
-        BadImage: as `decode`, as far as the header tells.
+        BadImage: the header is not valid or has too many pixels or scans; see `decode`.
     """
     image = opened(data, max_pixels)
     width, height = image.size
@@ -141,12 +152,16 @@ def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
 
 
 def opened(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the image with its header read and no pixel decoded; raises as `decode`."""
+    """Return the image with its header read and no pixel decoded.
+
+    Raises:
+        BadImage: the header is not valid or has too many pixels or scans; see `decode`.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(TOO_MANY_PIXELS, str(error)) from error
-    except Exception as error:  # the guard of a row, as in `decode`
+    except Exception as error:  # per-row guard, as in `_pixels`
         known = data.startswith(_SIGNATURES) or data[4:12] in _AVIF
         status = TRUNCATED if known else NOT_AN_IMAGE
         raise BadImage(status, f"{len(data)} bytes beginning {data[:12]!r}") from error
@@ -162,26 +177,26 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Return the pixels of a TIFF's tile: libtiff decodes it whole, be the image ever so small."""
+    """Return the pixels of a TIFF's tile; libtiff decodes all of it even for a smaller image."""
     tags = getattr(image, "tag_v2", {})
     try:
         return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
-    except Exception:  # noqa: BLE001  a text, say: such a tile is none, and strips may be whole
+    except Exception:  # noqa: BLE001  not a number, so there are no tiles, but maybe valid strips
         return 0
 
 
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 is upright."""
-    if image.format == "TIFF":  # Pillow turns these itself, their size as well
+    if image.format == "TIFF":  # Pillow turns a TIFF itself, and swaps its size
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  a broken EXIF block says nothing against the pixels
+    except Exception:  # noqa: BLE001  the pixels can be valid although the EXIF block is broken
         return 1
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return the image upright."""
+    """Return the image, stored with an EXIF orientation, upright."""
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -197,7 +212,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(array: np.ndarray) -> np.ndarray:
-    # Pillow clips here; 16 bit is scaled, wider types by the smallest white that holds them
+    # Pillow would clip; here the smallest white level that no value exceeds is scaled to 255
     if array.dtype == np.uint16:
         return _OF_SIXTEEN_BIT[array]
     high = float(array.max())
@@ -206,7 +221,7 @@ def _eight_bit(array: np.ndarray) -> np.ndarray:
 
 
 def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
-    """Return (width, height) with neither above `longest_side` unless 0, aspect kept."""
+    """Return (width, height) shrunk to at most `longest_side`, aspect ratio kept; 0 is no limit."""
     scale = min(1.0, longest_side / max(width, height)) if longest_side else 1.0
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -226,24 +241,25 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Return the one channel of a map, (H, W) uint8: gray values, or the indices of a palette.
+    """Return the only channel of an encoded map, (H, W) uint8: gray values or palette indices.
 
     Raises:
-        BadImage: as `decode`.
+        BadImage: the map cannot be decoded; see `decode`.
     """
     image = opened(data, max_pixels)
     try:
         image.load()
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
-    except Exception as error:  # the guard of a row, as in `decode`
+    except Exception as error:  # per-row guard, as in `_pixels`
         raise BadImage(TRUNCATED, str(error)) from error
 
 
 def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False) -> np.ndarray:
-    """Return `image`, (H, W) or (H, W, C), at (height, width), same dtype and channels.
+    """Return `image`, (H, W) or (H, W, C), at (height, width), with the same dtype and channels.
 
-    Photos (uint8, float32) are averaged over areas where they shrink and interpolated linearly
-    where they grow. `nearest` is for labels and masks of any dtype: no new value appears.
+    Images (uint8 or float32) are averaged over areas along sides that shrink, and interpolated
+    linearly along sides that grow. `nearest` is for labels and masks of any dtype; it adds no new
+    values.
     """
     old_height, old_width = image.shape[:2]
     if (old_height, old_width) == (height, width):
@@ -252,7 +268,7 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
         rows = ((np.arange(height) + 0.5) * (old_height / height)).astype(np.int64)
         columns = ((np.arange(width) + 0.5) * (old_width / width)).astype(np.int64)
         return image[rows[:, None], columns]
-    # two steps, for area averaging works only where no side grows
+    # two steps, because area averaging works only if no side grows
     small = (min(width, old_width), min(height, old_height))
     if small != (old_width, old_height):
         image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
@@ -262,34 +278,35 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
 
 
 def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
-    """Return `image`, (H, W, 3) uint8, with its shorter side `side` long, aspect kept."""
+    """Return `image`, (H, W, 3) uint8, with its shorter side at `side`, aspect ratio kept."""
     height, width = image.shape[:2]
     scale = side / min(height, width)
     return resize(image, max(side, round(height * scale)), max(side, round(width * scale)))
 
 
 def center_crop(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the central (side, side) of `image`, (H, W) or (H, W, C).
+    """Return the central (side, side) pixels of `image`, (H, W) or (H, W, C).
 
     Raises:
         ValueError: a side of `image` is shorter than `side`.
     """
     height, width = image.shape[:2]
     if min(height, width) < side:
-        raise ValueError(f"an image of {height} × {width} has no center crop of {side}.")
+        raise ValueError(f"an image of {height} × {width} is too small for a crop of {side}.")
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
 
 
 def hash_of(data: bytes, max_pixels: int = 50_000_000) -> int:
-    """Return 64 bits that hardly change when an image is saved again, shrunk or toned.
+    """Return a perceptual hash of 64 bits.
 
-    Each says whether one of the 8 × 8 slowest cosine waves of the gray image, brought to 32 × 32,
-    is stronger than their median. Cost per 1,000 photos of 500 pixels on one busy core: 1.6 s, by
+    The hash hardly changes if an image is saved again, shrunk or toned. The gray image is resized
+    to 32 × 32 pixels. Each bit says whether one of the 8 × 8 lowest frequencies of its cosine
+    transform is above their median. Cost per 1,000 photos of 500 pixels on one busy core: 1.6 s, by
     bench/hashes.py.
 
     Raises:
-        BadImage: as `decode`.
+        BadImage: the image cannot be decoded; see `decode`.
     """
     gray = cv2.cvtColor(decode(data, max_pixels, 2 * _HASH_SIDE), cv2.COLOR_RGB2GRAY)
     waves = cv2.dct(resize(gray, _HASH_SIDE, _HASH_SIDE).astype(np.float32))[:8, :8].ravel()
@@ -302,7 +319,7 @@ def to_tensor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> torch.Tensor:
-    """Return (B, 3, H, W) float32, normalised, of B equal-sized (H, W, 3) uint8 RGB."""
+    """Return B images (H, W, 3) uint8 RGB of equal size as (B, 3, H, W) float32, normalized."""
     import torch
 
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255.0

@@ -1,11 +1,12 @@
-"""JPEGs by libjpeg-turbo itself: what a fetch stores of an image, proven or shrunk; and decoding.
+"""JPEGs are decoded, checked and shrunk by libjpeg-turbo directly, mainly for the fetch stage.
 
-Through Pillow the same costs half as much again, and on a crawl it is most of the time. The library
-is also the severer judge: it tells any fault in the data. A file that it has doubts about, and all
-that is no plain JPEG, is Pillow's to judge and to decode: the verdicts are those of images.decode.
+Decoding is most of the time of a crawl, and Pillow would take half as long again. libjpeg is also
+stricter than Pillow and reports any fault in the data. A file with a fault, and any file that is
+not a plain JPEG, is decoded by Pillow. Therefore every file gets the status that images.decode
+gives it.
 
-Cost per 1,000 JPEGs of 32 kB, 250 to 640 pixels, on one cloud core: 0.3 s as a proof, 1.3 s brought
-to 384 pixels where larger (two in three); see docs/results.md.
+Cost per 1,000 JPEGs of 32 kB and 250 to 640 pixels on one cloud core: 0.3 s to check them, 1.3 s to
+shrink those above 384 pixels (two in three) to 384; see docs/results.md.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from PIL import Image
 from namedmask import images
 
 REDUCTIONS = (8, 4, 2, 1)
-"""Sides are divided by these while decoding; others would be possible, and slower."""
+"""Numbers by which libjpeg divides the sides while decoding. Other ratios are slower."""
 
 
 def to_store(
     data: bytes, longest_side: int = 0, max_pixels: int = 50_000_000, quality: int = 95
 ) -> tuple[bytes, int, int]:
-    """Return (bytes, height, width) to store of an image, proven by a decode of all its bytes.
+    """Return (bytes, height, width) of an image to store, after all its bytes have been decoded.
 
-    The bytes are those that came, unless a side is above `longest_side`, which 0 allows: then they
-    are a JPEG of that size, upright. Height and width are those of the upright image.
+    The bytes are `data` itself unless a side is above `longest_side` pixels (0 is no limit). Then
+    the bytes are an upright JPEG that is shrunk to this limit. Height and width are those of the
+    upright image in pixels.
 
     Raises:
-        BadImage: see images.decode.
+        BadImage: the image cannot be decoded; see images.decode.
     """
     image = images.opened(data, max_pixels)
     width, height = image.size
     small = images.fitted(width, height, longest_side)
     if small == image.size:
-        # every byte is read at any size, and few pixels computed at this one
+        # a decode at any size reads every byte, and the smallest size computes the fewest pixels
         if _decoded(data, image, REDUCTIONS[0]) is None:
             images.decode(data, max_pixels, max(1, max(width, height) // 16))
         sideways = images.orientation_of(image) in images.SIDEWAYS
@@ -54,10 +56,10 @@ def to_store(
 
 
 def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Return what images.decode_coarse does, (H, W, 3) uint8 RGB, a JPEG in less time.
+    """Return the same image as images.decode_coarse, (H, W, 3) uint8 RGB, but faster for a JPEG.
 
     Raises:
-        BadImage: as images.decode_coarse.
+        BadImage: the image cannot be decoded; see images.decode.
     """
     image = images.opened(data, max_pixels)
     pixels = _decoded(data, image, images.coarse_part(image, least_side))
@@ -70,7 +72,7 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
 
 
 def pixels_of(data: bytes) -> float:
-    """Return how many pixels the header of a JPEG tells of; infinity where it is none."""
+    """Return the number of pixels in the header of a JPEG; infinity for other files."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -79,17 +81,18 @@ def pixels_of(data: bytes) -> float:
 
 
 def _decoded(data: bytes, image: Image.Image, reduction: int) -> np.ndarray | None:
-    """Return the pixels of a JPEG as stored, (H, W, 3) uint8 RGB, sides divided by up to that.
+    """Return the pixels of a JPEG as stored, (H, W, 3) uint8 RGB, or None.
 
-    None where the file is no plain JPEG, or has the least fault.
+    The sides are divided by the largest of `REDUCTIONS` that is at most `reduction`. None means
+    that the file is not a plain JPEG or has any fault.
     """
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
-    by = next(one for one in REDUCTIONS if one <= reduction)
-    width, height = (-(-side // by) for side in image.size)
+    factor = next(number for number in REDUCTIONS if number <= reduction)
+    width, height = (-(-side // factor) for side in image.size)
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(
-            data, min_factor=by, min_width=width, min_height=height
+            data, min_factor=factor, min_width=width, min_height=height
         )
     except ValueError:
         return None
@@ -97,16 +100,17 @@ def _decoded(data: bytes, image: Image.Image, reduction: int) -> np.ndarray | No
 
 
 def _shrunk(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return `pixels` at a smaller size: cubic curves, after a slight blur against aliasing.
+    """Return `pixels`, (H, W, 3) uint8, at a smaller size.
 
-    Nearer to Lanczos than averages over areas of odd sizes (39.3 against 38.8 dB on photos of 640
-    pixels), in half their time.
+    Ratios up to 2 use cubic interpolation after a slight blur against aliasing. It is closer to
+    Lanczos than averages over areas of odd sizes (39.3 against 38.8 dB on photos of 640 pixels) and
+    takes half their time.
     """
     scale = max(pixels.shape[1] / width, pixels.shape[0] / height)
     if scale > 2:
         return images.resize(pixels, height, width)
-    beside = 0.2 * (scale - 1)
-    if beside > 0.01:
-        weights = np.array([beside, 1 - 2 * beside, beside], np.float32)
+    side_weight = 0.2 * (scale - 1)
+    if side_weight > 0.01:
+        weights = np.array([side_weight, 1 - 2 * side_weight, side_weight], np.float32)
         pixels = cv2.sepFilter2D(pixels, -1, weights, weights)
     return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)

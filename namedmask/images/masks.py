@@ -1,14 +1,11 @@
-"""Masks as COCO run-length codes: encoded, decoded, drawn from polygons."""
+"""Masks are encoded as COCO run-length codes (RLE), decoded, and drawn from polygons."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
-
-if TYPE_CHECKING:
-    pass
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
@@ -18,22 +15,23 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def draw_regions(regions: Any, height: int, width: int) -> np.ndarray:
-    """Return the (height, width) bool mask of what COCO calls a segmentation.
+    """Return the (height, width) bool mask of a COCO segmentation.
 
-    That is polygons [[x, y, …], …], or {size, counts} with counts as a list or compressed.
+    `regions` is a list of polygons [[x, y, …], …] in pixels, or RLE as a dict {size, counts} with
+    counts as a list or compressed.
 
     Raises:
-        ValueError: `regions` are none of these, or of another size.
+        ValueError: `regions` has neither form, or has another size.
     """
     if isinstance(regions, list):
-        if not regions or not all(isinstance(one, list) and len(one) >= 6 for one in regions):
-            raise ValueError("a polygon of fewer than three points.")
+        if not regions or not all(isinstance(line, list) and len(line) >= 6 for line in regions):
+            raise ValueError("a polygon has fewer than three points.")
         encoded = coco_mask.merge(coco_mask.frPyObjects(regions, height, width))
     elif isinstance(regions, dict) and regions.get("size") == [height, width]:
         listed = isinstance(regions.get("counts"), list)
         encoded = coco_mask.frPyObjects(regions, height, width) if listed else regions
     else:
-        raise ValueError(f"neither polygons nor RLE of {height} × {width}.")
+        raise ValueError(f"the regions are neither polygons nor RLE of {height} × {width}.")
     mask: np.ndarray = decode_mask(_bytes(encoded["counts"]), height, width)
     return mask
 
@@ -45,10 +43,11 @@ def _bytes(counts: str | bytes) -> bytes:
 def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:
     """Return the (height, width) bool mask of COCO compressed RLE `counts`.
 
-    Differs: pycocotools leaves pixels beyond short counts unset; here such counts are refused.
+    Differs: if the counts are too short for the size, pycocotools leaves the remaining pixels
+    unset; here such counts are refused.
 
     Raises:
-        ValueError: `counts` are not those of a mask of this size.
+        ValueError: `counts` are not compressed RLE of a mask of this size.
     """
     runs = _runs(counts)
     if runs.min(initial=0) < 0 or int(runs.sum()) != height * width:
@@ -57,17 +56,24 @@ def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _runs(counts: bytes) -> np.ndarray:
-    # 5 bits a character from 48 on, low bits first, 32 where one follows, 16 in the last: negative
+    """Return the lengths of the runs, (N,) int64, that alternate between 0 and 1.
+
+    A character minus 48 has five bits of a number, low bits first. Bit 32 says that another
+    character of the number follows; bit 16 of the last one is the sign.
+
+    Raises:
+        ValueError: `counts` are not compressed RLE.
+    """
     digits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.concatenate(([0], ends + 1))[: len(ends)]
     sizes = ends - starts + 1
     if not len(ends) or ends[-1] != len(digits) - 1 or sizes.max() > 7 or digits.min() < 0:
-        raise ValueError("RLE counts are cut or no compressed RLE at all.")
+        raise ValueError("RLE counts are truncated or not compressed RLE.")
     places = np.arange(len(digits)) - np.repeat(starts, sizes)
     runs = np.add.reduceat((digits & 31) << 5 * places, starts)
     runs -= np.where(digits[ends] & 16, 1 << 5 * sizes, 0)
-    # from the fourth on a run is written as its difference from the one before the last
+    # from the fourth run on, the number is the difference from the run two places earlier
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs

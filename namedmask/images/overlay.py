@@ -1,4 +1,4 @@
-"""Label maps drawn over their pictures: regions tinted, outlined and named."""
+"""Label maps are drawn over their images, with regions tinted, outlined and named."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from namedmask.errors import InputError
 from namedmask.schema.columns import BACKGROUND, IGNORE
 
 FILL = 0.45
-"""Share of a label's color over the picture."""
+"""Opacity, in [0, 1], of a label's color over the image."""
 
 NAMED_SHARE = 0.02
-"""Share of the picture from which every region of a label has its name, not only the largest."""
+"""Share of the image above which a region has a name even if its label has a larger region."""
 
 SMALLEST_NAMED_SHARE = 0.001
-"""Share of the picture below which even a label's largest region has no name."""
+"""Share of the image below which even the largest region of a label has no name."""
 
 GOLDEN_TURN = 0.618034
-"""Turn of the hue from label to label: neighbors in number are far apart in color."""
+"""Step of the hue, in turns, between consecutive label ids, so that their colors differ much."""
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x, y, width, height in pixels."""
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Return the picture with its regions tinted, outlined and named, (H, W, 3) uint8.
+    """Return the image with its regions tinted, outlined and named, (H, W, 3) uint8 RGB.
 
-    `image` is (H, W, 3) uint8 RGB; `labels` (H, W) of label ids, 0 background, 65535 ignored; label
-    id i + 1 is called `names[i]`. Background stays as it is, ignored pixels are white.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) label ids: 0 is background, which stays as it is; 65535 is ignored and white.
+        names: the name of label id i + 1 is `names[i]`.
 
     Raises:
-        InputError: sizes differ, or a label id has no name.
+        InputError: the sizes differ, or a label id has no name.
     """
     _check(image, labels, names)
     out = image.copy()
@@ -51,7 +53,10 @@ def overlay(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.n
 
 
 def draw_outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Draw the border of an (H, W) bool mask into `image`, (H, W, 3) uint8, dark-edged."""
+    """Draw the outline of an (H, W) bool mask into `image`, (H, W, 3) uint8 RGB, in place.
+
+    The line has dark edges. `color` is RGB in [0, 255].
+    """
     width = max(1, round(min(mask.shape) / 120))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(image, contours, -1, (20, 20, 20), width + 2)
@@ -60,7 +65,7 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int
 
 @cache
 def color_of(label_id: int) -> tuple[int, int, int]:
-    """Return the RGB color of a label id: always the same, and unlike those near it in number."""
+    """Return the fixed color of a label id, RGB in [0, 255], unlike those of neighboring ids."""
     hue = (0.02 + label_id * GOLDEN_TURN) % 1.0
     lightness, saturation = ((0.55, 0.9), (0.42, 0.75), (0.68, 0.85))[label_id % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
@@ -70,12 +75,15 @@ def color_of(label_id: int) -> tuple[int, int, int]:
 def _check(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
     if image.shape != (*labels.shape, 3):
         raise InputError(
-            f"an overlay takes an (H, W, 3) image and its (H, W) label map; got {image.shape} and "
-            f"{labels.shape}."
+            f"an overlay needs an (H, W, 3) image and its (H, W) label map; got {image.shape} and "
+            f"{labels.shape}. Resize one of them."
         )
     known = labels[labels != IGNORE]
     if known.size and known.max() > len(names):
-        raise InputError(f"label id {known.max()} has no name; there are {len(names)} names.")
+        raise InputError(
+            f"label id {known.max()} has no name; expected ids up to {len(names)}, the number of "
+            "names. Use the categories that the label map was made with."
+        )
 
 
 def _present(labels: np.ndarray) -> list[int]:
@@ -94,7 +102,7 @@ def _draw_names(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> 
 
 
 def _name_places(mask: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield the innermost pixel (x, y) of each region of an (H, W) bool mask worth a name."""
+    """Yield the innermost pixel (x, y) of each region of an (H, W) bool mask that gets a name."""
     count, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     areas = stats[:, cv2.CC_STAT_AREA] / mask.size
     largest = 1 + int(np.argmax(areas[1:]))
@@ -116,7 +124,7 @@ def _draw_name(
     label_id: int,
     taken: list[Box],
 ) -> None:
-    """Write a name into a box around `center`, moved into the picture and off the names there."""
+    """Write a name into a box around `center`, moved into the image and off the `taken` boxes."""
     font: Any = ImageFont.load_default(size)
     size *= min(1.0, 0.96 * picture_size[0] / max(1.0, draw.textlength(name, font)))
     font = ImageFont.load_default(max(6, size))
@@ -141,5 +149,5 @@ def _is_free(box: Box, picture_size: tuple[int, int], taken: Sequence[Box]) -> b
     return inside and not any(_overlap(box, other) for other in taken)
 
 
-def _overlap(one: Box, other: Box) -> bool:
-    return all(one[a] < other[a] + other[a + 2] and other[a] < one[a] + one[a + 2] for a in (0, 1))
+def _overlap(box: Box, other: Box) -> bool:
+    return all(box[a] < other[a] + other[a + 2] and other[a] < box[a] + box[a + 2] for a in (0, 1))

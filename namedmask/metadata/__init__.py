@@ -1,4 +1,4 @@
-"""Tables of urls into clean rows."""
+"""Read tables of image urls, and clean their rows."""
 
 from typing import TYPE_CHECKING
 

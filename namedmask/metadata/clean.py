@@ -1,22 +1,26 @@
-"""Rows of any source in, one clean table stream out, with what the metadata alone rules out marked.
+"""Read any metadata source as a stream of clean tables; mark the rows that the metadata rules out.
 
-Out: `schema.METADATA`. Which columns are what is found in sources.py; here their values are cast
-and range-checked:
+The tables have the schema `schema.METADATA`. sources.py finds the columns, and this module casts
+their values and checks their ranges:
 
-* a width or height that is no number from 1 up is 0, unknown; unknown sizes pass the size filters;
-* size filters look at the shorter and the longer side, for LAION-5B swaps HEIGHT and WIDTH;
-* a similarity outside [-1, 1], a probability outside [0, 1] are null; an unknown similarity or
-  watermark passes its filter, an unknown punsafe is kept or dropped as the config says;
-* the tag NSFW counts as punsafe 1; UNLIKELY is safe; UNSURE and anything else says nothing;
-* md5 and sha256 are so many hexadecimal digits, in lower case, or null;
-* one url is taken once over the whole input, its first row; a later row is `duplicate_url` unless
-  it has a reason of its own, and a clean row never revives a url whose first row was filtered.
+* A width or height that is not a number of at least 1 becomes 0, which means unknown. Unknown sizes
+  pass the size filters.
+* The size filters compare the shorter and the longer side, because LAION-5B swaps HEIGHT and WIDTH.
+* A similarity outside [-1, 1] or a probability outside [0, 1] becomes null. A row with an unknown
+  similarity or pwatermark passes that filter. `metadata.unknown_punsafe` decides whether a row with
+  an unknown punsafe passes.
+* The tag NSFW counts as punsafe 1. The tag UNLIKELY means that an unknown punsafe is safe. UNSURE
+  and all other tags have no effect.
+* md5 and sha256 are 32 and 64 lower-case hexadecimal digits, or null.
+* Only the first row of each url in the whole input is used. A later row becomes `duplicate_url`
+  unless a filter rules it out. If the first row of a url is ruled out, later rows of the same url
+  are not used either.
 
-Status, first that holds: bad_url, unsafe, too_small, bad_aspect, bad_similarity, watermark,
-duplicate_url, ok.
-Method: safe mode and duplicate urls as the seed's retrieval page had them; the page's own safety
-network needs vectors, so here LAION's published punsafe stands in for it.
-Cost per million rows on one busy cloud core: 20 s; memory as in repeats.py.
+The status of a row is the first of these that applies: bad_url, unsafe, too_small, bad_aspect,
+bad_similarity, watermark, duplicate_url, ok.
+Method: safe mode and the removal of duplicate urls follow the original code's retrieval page. The
+page's safety network needs image vectors, so LAION's published punsafe replaces it here.
+Cost per million rows on one busy cloud core: 20 s. Memory: see seen_urls.py.
 """
 
 from __future__ import annotations
@@ -48,27 +52,27 @@ from namedmask.storage import Place
 TEXTS = ("url", "caption", "nsfw")
 NUMBERS = ("width", "height", "similarity", "punsafe", "pwatermark")
 HASHES = {"md5": 32, "sha256": 64}
-"""Columns of hexadecimal digits, and how many."""
+"""Number of hexadecimal digits of each hash column."""
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
 def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
-    """Return the rows of all sources in order as tables of `schema.METADATA`.
+    """Return an iterator over the rows of all sources, in order, as tables of `schema.METADATA`.
 
     Raises:
-        ConfigError: no source is given, or one does not exist, is empty or of no known kind.
-        SchemaError: on the way, a table has no column of urls.
-        InputError: on the way, a table cannot be read.
+        ConfigError: no source is given, or a source does not exist, is empty or of no known kind.
+        SchemaError: during iteration, a table has no column of urls.
+        InputError: during iteration, a table cannot be read.
     """
     return _limited(_clean_all(places_of(config.source), config), config.max_rows)
 
 
 def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
-    """Yield the rows of one place as `schema.METADATA`, urls that repeat not yet marked.
+    """Yield the rows of one table or image folder as `schema.METADATA`, repeats not yet marked.
 
     Raises:
-        ConfigError, SchemaError, InputError: as `read_metadata` on the way.
+        ConfigError, SchemaError, InputError: during iteration, as `read_metadata`.
     """
     for raw in read_place(place):
         if raw.num_rows:
@@ -76,47 +80,50 @@ def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
 
 
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
-    """Return some rows, (N,) int64 ascending, of a parquet table as `schema.METADATA`.
+    """Return the rows with indices `rows`, (N,) int64 ascending, as `schema.METADATA`.
+
+    Args:
+        place: a parquet table.
 
     Raises:
-        SchemaError, InputError: as `read_metadata` on the way.
+        SchemaError, InputError: as `read_metadata` during iteration.
     """
     cleaned = [_clean(raw, config, str(place)) for raw in read_rows(place, rows)]
     return pa.concat_tables(cleaned) if cleaned else METADATA.empty_table()
 
 
 def url_digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that have a url, (N,) int64 ascending, and its digest, (N,) S10."""
+    """Return the indices of rows with a url, (N,) int64 ascending, and url digests, (N,) S10."""
     rows = np.flatnonzero(pc.not_equal(table["status"], BAD_URL).to_numpy())
-    digests = [bytes.fromhex(one) for one in table["sample_id"].take(rows).to_pylist()]
+    digests = [bytes.fromhex(digest) for digest in table["sample_id"].take(rows).to_pylist()]
     return rows, np.array(digests, "S10")
 
 
 def mark_repeated(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return `table` with `duplicate_url` at those of `rows`, int64, that are still ok."""
+    """Return `table` with `duplicate_url` in those of `rows`, (N,) int64, whose status is ok."""
     status = np.array(table["status"].to_pylist(), object)
     rows = rows[status[rows] == OK]
     status[rows] = DUPLICATE_URL
-    place = table.schema.get_field_index("status")
-    return table.set_column(place, METADATA.field("status"), pa.array(status, pa.string()))
+    index = table.schema.get_field_index("status")
+    return table.set_column(index, METADATA.field("status"), pa.array(status, pa.string()))
 
 
 def waves(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Return the same rows in tables of exactly `rows` rows, the last one perhaps shorter."""
-    held: list[pa.Table] = []
+    """Yield the same rows in tables of exactly `rows` rows; the last table may be shorter."""
+    pending: list[pa.Table] = []
     count = 0
     for table in tables:
-        held.append(table)
+        pending.append(table)
         count += table.num_rows
         if count < rows:
             continue
-        joined = pa.concat_tables(held)
+        joined = pa.concat_tables(pending)
         whole = count - count % rows
         for start in range(0, whole, rows):
             yield joined.slice(start, rows).combine_chunks()
-        held, count = [joined.slice(whole)], count - whole
+        pending, count = [joined.slice(whole)], count - whole
     if count:
-        yield pa.concat_tables(held).combine_chunks()
+        yield pa.concat_tables(pending).combine_chunks()
 
 
 def _limited(tables: Iterator[pa.Table], max_rows: int) -> Iterator[pa.Table]:
@@ -129,31 +136,31 @@ def _limited(tables: Iterator[pa.Table], max_rows: int) -> Iterator[pa.Table]:
 
 
 def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
-    with SeenUrls() as repeats:
+    with SeenUrls() as seen:
         for place in places:
             for table in clean_place(place, config):
                 rows, digests = url_digests(table)
-                yield mark_repeated(table, rows[repeats.of(digests)])
+                yield mark_repeated(table, rows[seen.find_repeats(digests)])
 
 
 def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
     text = {name: _texts(raw, name, place) for name in TEXTS}
     number = {name: _numbers(raw, name, place) for name in NUMBERS}
     urls = text["url"].to_pylist()
-    normal = [normalize_url(url) for url in urls]
+    normalized = [normalize_url(url) for url in urls]
     width, height = _sides(number["width"]), _sides(number["height"])
     punsafe, pwatermark = _within(number["punsafe"], 0, 1), _within(number["pwatermark"], 0, 1)
     similarity = _within(number["similarity"], -1, 1)
     tag = pc.utf8_upper(pc.utf8_trim_whitespace(text["nsfw"]))
-    reasons = {
-        BAD_URL: np.array([not url for url in normal]),
+    conditions = {
+        BAD_URL: np.array([not url for url in normalized]),
         UNSAFE: _unsafe(punsafe, tag, config),
-        **_size_reasons(width, height, config),
+        **_size_conditions(width, height, config),
         BAD_SIMILARITY: (similarity < config.min_similarity)
         | (similarity > config.max_similarity),  # false for NaN
         WATERMARK: pwatermark > config.max_pwatermark,
     }
-    ids = [url_digest(one or url) for one, url in zip(normal, urls, strict=True)]
+    ids = [url_digest(normal or url) for normal, url in zip(normalized, urls, strict=True)]
     columns = {
         "sample_id": ids,
         "url": urls,
@@ -163,7 +170,7 @@ def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
         "similarity": _nullable(similarity),
         "punsafe": _nullable(punsafe),
         **{name: _hashes(raw, name, place) for name in HASHES},
-        "status": np.select(list(reasons.values()), list(reasons), OK).tolist(),
+        "status": np.select(list(conditions.values()), list(conditions), OK).tolist(),
     }
     return pa.table(columns).cast(METADATA)
 
@@ -229,7 +236,7 @@ def _unsafe(punsafe: np.ndarray, tag: pa.ChunkedArray, config: MetadataConfig) -
     return unsafe
 
 
-def _size_reasons(
+def _size_conditions(
     width: np.ndarray, height: np.ndarray, config: MetadataConfig
 ) -> dict[str, np.ndarray]:
     short, long = np.minimum(width, height), np.maximum(width, height)

@@ -1,8 +1,9 @@
-"""Which digests came before, over an input of any length, in a memory that does not grow with it.
+"""Find repeated url digests in an input of any length, with bounded memory.
 
-They lie in a file of SQLite's that has no name and is gone with the process: a sorted tree on disk
-(where SQLITE_TMPDIR or TMPDIR says), of which no more than `CACHE_MB` are in memory. On a cluster
-the same question is settled by an exchange; see on_ray/scan.py.
+The digests are stored in a temporary SQLite database that has no file name and disappears with the
+process. The database is a sorted tree on disk, in SQLITE_TMPDIR or TMPDIR, and at most `CACHE_MB`
+MiB of it are in memory. On a cluster, an exchange of digests between tasks finds the same repeats;
+see engine/on_ray/metadata_scan.py.
 
 Cost per million digests: 19 MB of disk, and 3 s of one cloud core (`python bench/metadata.py`).
 """
@@ -18,17 +19,18 @@ import numpy as np
 from namedmask.errors import InputError
 
 CACHE_MB = 32
+"""Maximum size of the database pages in memory, in MiB."""
 
 
 class SeenUrls:
-    """The digests seen so far; a context manager that forgets them at its end."""
+    """Context manager that records url digests and finds repeats; its exit deletes the digests."""
 
     def __enter__(self) -> Self:
-        self._seen = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for pragma in (f"cache_size = -{CACHE_MB << 10}", "journal_mode = off"):
-            self._seen.execute(f"PRAGMA {pragma}")
-        self._seen.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._seen.execute("BEGIN")
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")
         return self
 
     def __exit__(
@@ -37,25 +39,28 @@ class SeenUrls:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._seen.close()
+        self._database.close()
 
-    def of(self, digests: np.ndarray) -> np.ndarray:
-        """Return the places, (M,) int64 ascending, of those of `digests` (N,) S10 seen before.
+    def find_repeats(self, digests: np.ndarray) -> np.ndarray:
+        """Return the indices, (M,) int64 ascending, of the repeats in `digests`, (N,) S10.
 
-        Seen before is also what stands further ahead in `digests`; all are seen from now on.
+        A digest is a repeat if it occurred in an earlier call, or at a smaller index of this call.
+        All digests are recorded for later calls.
 
         Raises:
             InputError: the disk is full.
         """
         unique, first = np.unique(digests, return_index=True)
         insert = "INSERT OR IGNORE INTO seen VALUES (?)"
-        # in order, so that neighbors fall into the same page
+        # In sorted order, consecutive digests fall into the same page of the database.
         try:
-            is_new = [self._seen.execute(insert, (one,)).rowcount for one in unique.tolist()]
+            is_new = [
+                self._database.execute(insert, (digest,)).rowcount for digest in unique.tolist()
+            ]
         except sqlite3.OperationalError as error:
             raise InputError(
-                f"the digests of the urls cannot be kept in a temporary file: {error}. It takes "
-                "19 MB a million rows; point TMPDIR to a disk that has them."
+                f"the digests of the urls cannot be written to a temporary file: {error}. They "
+                "take 19 MB per million rows. Set TMPDIR to a folder on a disk with enough space."
             ) from error
         repeated = np.ones(len(digests), bool)
         repeated[first[np.array(is_new, bool)]] = False

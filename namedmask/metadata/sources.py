@@ -1,12 +1,14 @@
-"""What `metadata.source` names, read as tables whose columns have the package's own names.
+"""Read the sources in `metadata.source` as tables with the package's own column names.
 
-Columns are found by alias, in any case and order; all others stay unread. A parquet file is read by
-row groups and batches, on S3 by the bytes of the columns in question; a CSV file as text, for its
-dirt fits no type; a folder of images gives a row for each, captioned by its name.
+Columns are found by their aliases, in any case and order; all other columns stay unread. A parquet
+file is read by row groups and batches; on S3, only the bytes of the needed columns are requested. A
+CSV file is read as text, because its malformed values fit no type. A folder of images gives one row
+per image, with the file name as the caption.
 
-Every row is read, also those that a filter will rule out: each is counted with its reason, has a
-sample id made from its url, and its url is taken. So parquet's own filters could skip nothing
-but columns. Reading is one part in twenty of what a row costs (`python bench/metadata.py`).
+Every row is read, including the rows that a filter will rule out. Each row is counted with its
+status, gets a sample id from its url, and makes later rows of its url duplicates. Parquet's own
+filters could therefore skip columns, but no rows. Reading is one twentieth of the cost of a row
+(`python bench/metadata.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from namedmask.storage.place import expand, fetched, readable
 ALIASES: dict[str, tuple[str, ...]] = {
     "url": ("url", "image_url", "img_url"),
     "caption": ("caption", "text", "alt_text", "alt"),
-    "width": ("original_width", "width"),  # img2dataset's own width is of the resized file
+    "width": ("original_width", "width"),  # in img2dataset, `width` is that of the resized file
     "height": ("original_height", "height"),
     "similarity": ("similarity", "clip_similarity_vitl14", "clip_similarity_vitb32"),
     "punsafe": ("punsafe", "nsfw_score_opennsfw2"),
@@ -43,9 +45,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "md5": ("md5",),
     "sha256": ("sha256",),
 }
-"""What sources call a column, lower case, the better name first; only `url` has to be there.
+"""Lower-case names of each column in the sources, the preferred name first.
 
-A `status` of img2dataset's is none of ours: what it could not fetch may come now.
+Only `url` is required. The `status` column of img2dataset is ignored, because an image that it
+could not download may be available now.
 """
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"))
@@ -56,23 +59,27 @@ DOWNLOAD_TIMEOUT_S = 60.0
 
 
 def places_of(sources: Sequence[str]) -> list[str]:
-    """Return the tables and folders that the sources name, in order.
+    """Return the tables and image folders that the sources name, in order, wildcards expanded.
 
     Raises:
-        ConfigError: no source is given, or one does not exist or matches nothing.
+        ConfigError: no source is given, or a source does not exist or matches no file.
     """
     if not sources:
-        raise ConfigError("metadata.source is empty; give parquet or CSV files or a folder.")
+        raise ConfigError(
+            "metadata.source is empty. Give parquet files, CSV files or a folder of images."
+        )
     return [place for source in sources for place in _expand(source)]
 
 
 def read_place(place: str) -> Iterator[pa.Table]:
-    """Yield the rows of one place in order, with those of the columns in `ALIASES` it has.
+    """Yield the rows of one table or image folder, in order.
+
+    The yielded tables have those columns of `ALIASES` that the source has, under their keys.
 
     Raises:
-        ConfigError: a folder holds no image.
-        SchemaError: there is no column of urls.
-        InputError: a table cannot be read.
+        ConfigError: the folder contains no image.
+        SchemaError: the table has no column of urls.
+        InputError: the table cannot be read.
     """
     if not is_s3(place) and Path(place).is_dir():
         yield from _read_folder(Path(place))
@@ -91,9 +98,10 @@ def read_place(place: str) -> Iterator[pa.Table]:
 
 
 def read_rows(place: Place, rows: np.ndarray) -> Iterator[pa.Table]:
-    """Yield some rows, (N,) int64 ascending, of a parquet table, as `read_place` would.
+    """Yield the rows with indices `rows`, (N,) int64 ascending, of a parquet table.
 
-    Read are the row groups that hold them.
+    The tables have the same columns as those of `read_place`. Only the row groups that contain the
+    given rows are read.
 
     Raises:
         SchemaError, InputError: as `read_place`.
@@ -118,10 +126,10 @@ def _expand(source: str) -> list[str]:
         return [source]
     if not has_magic(source) and not is_s3(source):
         raise ConfigError(f"metadata.source '{source}' does not exist.")
-    found = expand(source)
-    if not found:
+    files = expand(source)
+    if not files:
         raise ConfigError(f"metadata.source '{source}' matches no file.")
-    return found
+    return files
 
 
 def _is_on_web(place: str) -> bool:
@@ -146,9 +154,9 @@ def _downloaded(place: str) -> Iterator[Path]:
                 path.open("wb") as file,
             ):
                 shutil.copyfileobj(response, file)
-                promised = int(response.headers.get("Content-Length") or file.tell())
-                if file.tell() != promised:  # of a CSV nothing else would tell
-                    raise ValueError(f"it broke off after {file.tell():,} of {promised:,} bytes")
+                expected = int(response.headers.get("Content-Length") or file.tell())
+                if file.tell() != expected:  # a truncated CSV file has no other sign of it
+                    raise ValueError(f"it ended after {file.tell():,} of {expected:,} bytes")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(f"metadata.source '{place}' cannot be downloaded: {error}") from error
         yield path
@@ -157,7 +165,7 @@ def _downloaded(place: str) -> Iterator[Path]:
 def _read_parquet(table: Place, place: str) -> Iterator[pa.Table]:
     with pq.ParquetFile(readable(table)) as file:
         names = _find(file.schema_arrow.names, place)
-        for group in range(file.num_row_groups):  # read in one go, all of them would stay in memory
+        for group in range(file.num_row_groups):  # one call for all groups would keep all in memory
             for batch in file.iter_batches(BATCH_ROWS, [group], columns=list(names.values())):
                 yield _renamed(batch, names)
 
@@ -168,10 +176,10 @@ def _read_csv(path: Path, place: str) -> Iterator[pa.Table]:
     )
     with pacsv.open_csv(str(path), parse_options=parse) as head:
         names = _find(head.schema.names, place)
-    # as text: a type inferred from the first block would not fit the dirt of a later one
+    # Text, because a type inferred from the first block may not fit malformed values further down.
     convert = pacsv.ConvertOptions(
         include_columns=list(names.values()),
-        column_types={found: pa.string() for found in names.values()},
+        column_types={column: pa.string() for column in names.values()},
     )
     with pacsv.open_csv(str(path), parse_options=parse, convert_options=convert) as file:
         for batch in file:
@@ -182,21 +190,21 @@ def _read_folder(folder: Path) -> Iterator[pa.Table]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise ConfigError(
-            f"metadata.source '{folder}' holds no image; for a folder of tables write "
+            f"metadata.source '{folder}' contains no image. For a folder of tables, write "
             f"'{folder}/*.parquet'."
         )
     for start in range(0, len(paths), BATCH_ROWS):
-        part = paths[start : start + BATCH_ROWS]
+        batch = paths[start : start + BATCH_ROWS]
         yield pa.table(
             {
-                "url": [path.resolve().as_uri() for path in part],
-                "caption": [_caption(path) for path in part],
+                "url": [path.resolve().as_uri() for path in batch],
+                "caption": [_caption(path) for path in batch],
             }
         )
 
 
 def _caption(path: Path) -> str:
-    # a stem of digits alone is a number; then the folder may be the name of what is shown
+    # A stem without letters is only a number, but the folder may name what the image shows.
     name = path.stem if any(letter.isalpha() for letter in path.stem) else path.parent.name
     return re.sub(r"[_-]+", " ", name).strip()
 
@@ -218,4 +226,4 @@ def _find(columns: list[str], place: str) -> dict[str, str]:
 
 
 def _renamed(raw: pa.Table | pa.RecordBatch, names: dict[str, str]) -> pa.Table:
-    return pa.table({name: raw[found] for name, found in names.items()})
+    return pa.table({name: raw[column] for name, column in names.items()})

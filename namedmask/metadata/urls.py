@@ -1,4 +1,4 @@
-"""One spelling for every url, and the name of the sample it stands for."""
+"""Normalize urls, and derive sample ids from them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def normalize_url(url: str) -> str:
-    """Return the one spelling of an http, https or file url, in ASCII; "" when it is none.
+    """Return the normalized form of an http, https or file url, in ASCII; "" for other texts.
 
-    Scheme and host are lower case, the host in its ASCII form, a default port and the fragment
-    dropped, escapes upper case, what must be escaped escaped. Never raises; idempotent.
+    The scheme and the host become lower case, and the host takes its ASCII form. A default port and
+    the fragment are dropped. Escapes become upper case, and characters that need an escape get one.
+    The function is idempotent and never raises.
     """
     try:
         parts = urlsplit(url.strip())
@@ -27,7 +28,7 @@ def normalize_url(url: str) -> str:
         if parts.scheme not in DEFAULT_PORTS or not host:
             return ""
         port = "" if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
-    except ValueError:  # a port beyond 65535, half an IPv6 address, a name that has no ASCII form
+    except ValueError:  # a port above 65535, a malformed IPv6 address, a name without ASCII form
         return ""
     user, at, _ = parts.netloc.rpartition("@")
     query = f"?{_escaped(parts.query)}" if parts.query else ""
@@ -46,15 +47,15 @@ def _host(host: str) -> str:
 def _escaped(text: str) -> str:
     if "%" in text:
         text = _STRAY_PERCENT.sub("%25", text)
-        text = _ESCAPE.sub(lambda found: found[0].upper(), text)
+        text = _ESCAPE.sub(lambda match: match[0].upper(), text)
     return quote(text, safe="%/:;=&?+$,!*'()@~|", errors="replace")
 
 
 def sample_id(url: str) -> str:
-    """Return 20 hex digits that name this url on every machine, whatever its spelling."""
+    """Return 20 hex digits that identify a url on every machine, however the url is spelled."""
     return url_digest(normalize_url(url) or url)
 
 
 def url_digest(text: str) -> str:
-    """Return 20 hex digits over a normal url."""
+    """Return the BLAKE2b hash of a normalized url, as 20 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()

@@ -1,1 +1,1 @@
-"""The embedded default: a small drawn web with known truth, and its tiny models."""
+"""The mini world: a small drawn web whose ground truth is known, and tiny models trained for it."""

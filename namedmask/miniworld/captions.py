@@ -1,7 +1,8 @@
-"""Alt text for pictures: what the web says, and what the tiny CLIP is taught.
+"""Draw captions (alt texts) for the pictures of the mini world and of the training collection.
 
-The web's captions are noisy: only "crane" for both cranes, wrong words, brand names, file names.
-The tiny CLIP's training captions say which crane, as a large crawl would often enough.
+The captions of the web are noisy: they say "crane" for both cranes, and hold wrong words, brand
+names and file names. The captions that the tiny CLIP is trained on say which crane is shown, as
+many captions in a large crawl do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import numpy as np
 from namedmask.miniworld.pictures import NAMES
 
 WEB_WORD = {name: name for name in NAMES} | {"crane bird": "crane", "tower crane": "crane"}
+"""Word for each category in the captions of the web."""
+
 BRANDS = ("Acme", "Nordvik", "Lumo", "Bellweather", "Oakline", "Tiro")
 EXTRAS = (
     "free shipping",
@@ -28,7 +31,10 @@ ADJECTIVES = ("", "", "", "small ", "large ", "old ", "colorful ", "patterned ",
 
 
 def web_caption(rng: np.random.Generator, category: int, with_person: bool) -> str:
-    """Return alt text for a picture of `category` (label id; 0: none), right most of the time."""
+    """Return a noisy caption for a picture of `category`, a label id or 0 for no category.
+
+    15 % of the captions are file names, and 25 % name a category drawn at random.
+    """
     draw = rng.random()
     if draw < 0.15:
         return f"IMG_{rng.integers(1000, 9999)}.jpg"
@@ -48,7 +54,10 @@ def web_caption(rng: np.random.Generator, category: int, with_person: bool) -> s
 
 
 def training_caption(rng: np.random.Generator, category: int, templates: tuple[str, ...]) -> str:
-    """Return a caption that names the category in full, in a template or as plain alt text."""
+    """Return a caption with the full name of `category`, a label id or 0 for no category.
+
+    70 % of the captions fill one of the `templates`; the others look like alt text.
+    """
     if category:
         word = NAMES[category - 1]
     else:
@@ -59,12 +68,12 @@ def training_caption(rng: np.random.Generator, category: int, templates: tuple[s
 
 
 def portrait_caption(rng: np.random.Generator) -> str:
-    """Return a caption of a portrait, as a crawl has them."""
+    """Return a caption for a portrait."""
     return f"{_pick(rng, PEOPLE)} {_pick(rng, EXTRAS)}"
 
 
 def violent_caption(rng: np.random.Generator) -> str:
-    """Return a caption of a violent picture."""
+    """Return a caption for a violent picture."""
     return f"{_pick(rng, VIOLENT)} {_pick(rng, EXTRAS)}"
 
 

@@ -1,4 +1,4 @@
-"""The demo: the whole road on a mini world, judged by its truth, with a report at the end."""
+"""Run the demo: the whole pipeline on a mini world, scored against its truth, with a report."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ FULL = {
     "experts": {"iterations": 60},
     "train": {"iterations": 2400, "checkpoint_every": 400},
 }
-"""What `--full` changes: more images a category, longer training."""
+"""Settings of `--full`: more images per category and longer training."""
 
 SHOWN, SIDE = 4, 240
+"""Number of scenes in the demo's picture, and side of a panel in pixels."""
 
 
 def run_demo(
     seed: int, out: Path, full: bool, progress: Progress, *, local: bool = False
 ) -> dict[str, Any]:
-    """Return the summary of the demo in `out`, and write it with the report beside the run.
+    """Run the demo in the folder `out` and return its summary, which is also written there.
 
-    With `local`, a plain loop does the work, else a Ray begun here.
-    The world is drawn once; a finished demo is recognized and left as it is (`skipped`).
+    A report and a picture are written as well. The work is done by the plain loop if `local` is
+    set, and otherwise on a Ray started here. The world is drawn only once. If the demo has finished
+    already, its summary is returned unchanged, with `skipped` set.
     """
     world = out / layout.DEMO_WORLD
     with progress.step("draw the world"):
@@ -57,7 +59,7 @@ def run_demo(
         done = out / layout.DEMO_SUMMARY
         if all(result.get("skipped") for result in results) and done.exists():
             return json.loads(done.read_text()) | {"skipped": True}
-        with progress.step("judge by the truth"):
+        with progress.step("score against the truth"):
             summary = {"seed": seed, "full": full} | score_demo(config, world, base)
     summary["seconds"] = json.loads((out / layout.TIMINGS).read_text())
     summary["peak_rss_mb"] = peak_rss_mb()
@@ -68,22 +70,26 @@ def run_demo(
 
 
 def picture(out: Path, world: Path) -> bytes:
-    """Return a PNG of the first test scenes, not the best: picture, truth, prediction."""
+    """Return a PNG of the first test scenes, not the best ones: image, truth and prediction."""
     model, names = load_checkpoint(out / CHECKPOINT)
     scenes = open_folder(world / "scenes", "test")
     rows = []
     for index in range(min(SHOWN, len(scenes))):
         _, image, truth = scenes[index]
-        maps = [
-            resize(one, SIDE, SIDE, nearest=True) for one in (truth, predict_labels(model, image))
+        label_maps = [
+            resize(label_map, SIDE, SIDE, nearest=True)
+            for label_map in (truth, predict_labels(model, image))
         ]
         large = resize(image, SIDE, SIDE)
-        rows.append(np.hstack([large, *(overlay(large, one, names) for one in maps)]))
+        rows.append(np.hstack([large, *(overlay(large, m, names) for m in label_maps)]))
     return encode_png(np.vstack(rows))
 
 
 def demo_config(seed: int, out: Path, world: Path, base: str, full: bool) -> Config:
-    """Return the demo's config: the shipped `demo.toml` with this run's places in it."""
+    """Return the demo's config: the shipped `demo.toml` with the folders and urls of this run.
+
+    `base` is the url of the web server over `world`.
+    """
     text = (resources.files("namedmask") / "data" / "runs" / "demo.toml").read_text("utf-8")
     tree = tomllib.loads(text)
     for section, values in FULL.items() if full else ():

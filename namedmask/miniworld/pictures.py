@@ -1,7 +1,10 @@
-"""Pictures of the mini world with their exact truth: archive-like photos, portraits, scenes.
+"""Draw pictures of the mini world with their exact truth: archive-like photos, portraits, scenes.
 
-A picture's truth is a label map: 0 ground, 1…14 categories in label order, `RIDER` on a horse's
-rider, `PERSON` on people; and the boxes of the visible faces.
+The truth of a picture is a label map and the boxes of the visible faces. In the label map, 0 is
+background, 1 to 14 are the categories in label order, `RIDER` is the rider on a horse, and `PERSON`
+is any other person.
+
+The parameter `unseen` is the probability that a texture is from a family no model was trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ NAMES = tuple(shapes.CATEGORIES)
 RIDER = 200
 PERSON = 201
 UNEVEN = 0.25
-"""How much the light over a whole picture falls off: no one threshold fits it."""
+"""Strength of the light falloff over a picture, so that no single threshold segments it."""
 SKIN = ((236, 196, 168), (222, 170, 132), (198, 140, 100), (150, 100, 70), (105, 70, 50))
 
 
@@ -25,8 +28,8 @@ SKIN = ((236, 196, 168), (222, 170, 132), (198, 140, 100), (150, 100, 70), (105,
 class Picture:
     """One picture and its truth."""
 
-    image: np.ndarray  # (H, W, 3) float32 in [0, 255], RGB, while it is painted
-    label: np.ndarray  # (H, W) uint8, see the module
+    image: np.ndarray  # (H, W, 3) float32 in [0, 255], RGB
+    label: np.ndarray  # (H, W) uint8 label map, see the module
     faces: list[tuple[float, float, float, float]] = field(default_factory=list)  # XYXY pixels
 
     def pixels(self) -> np.ndarray:
@@ -35,7 +38,7 @@ class Picture:
 
 
 def blank(rng: np.random.Generator, height: int, width: int, unseen: float) -> Picture:
-    """Return a picture of a textured ground, with a horizon more often than not."""
+    """Return a picture that shows only a textured background; 80 % of them have a horizon."""
     image = textures.paint(rng, height, width, unseen)
     if rng.random() < 0.8:
         cut = int(height * rng.uniform(0.35, 0.75))
@@ -55,9 +58,11 @@ def place(
     flip: bool = False,
     surfaces: list[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Paint a shape over the picture and return its (3, 2) point transform.
+    """Paint a shape over the picture, in place, and return its (3, 2) point transform (see `pose`).
 
-    `center` (x, y) and `radius` in pixels; `turn` in radians; `label` goes onto its pixels.
+    `center` (x, y) and `radius` are in pixels, `turn` is in radians, and `label` is written to the
+    label map. `surfaces` are the colors of the shape's tones, (H, W, 3) float32 each, at least as
+    large as the shape; textures are drawn if it is None.
     """
     height, width = picture.label.shape
     matrix = pose(center, radius, turn, flip)
@@ -83,7 +88,7 @@ def place(
 
 
 def pose(center: tuple[float, float], radius: float, turn: float, flip: bool) -> np.ndarray:
-    """Return the (3, 2) matrix that takes rows (x, y, 1) of the unit box to pixels."""
+    """Return the (3, 2) float64 matrix that maps (x, y, 1) in the unit box to (x, y) in pixels."""
     c, s = np.cos(turn) * radius, np.sin(turn) * radius
     sign = -1 if flip else 1
     return np.array([[c * sign, s * sign], [-s, c], [center[0], center[1]]])
@@ -98,7 +103,11 @@ def photo(
     rider_share: float = 0.75,
     person_share: float = 0.0,
 ) -> Picture:
-    """Return an archive-like photo: one object of `category` (label id; 0: clutter only)."""
+    """Return an archive-like photo: one object of `category`, or only clutter if it is 0.
+
+    `category` is a label id. `rider_share` is the probability that a horse has a rider, and
+    `person_share` the probability that a person stands in the picture.
+    """
     picture = blank(rng, height, width, unseen)
     short = min(height, width)
     for _ in range(int(rng.integers(0, 6))):
@@ -119,7 +128,7 @@ def photo(
 
 
 def portrait(rng: np.random.Generator, height: int, width: int, unseen: float) -> Picture:
-    """Return a picture of one or two people whose faces show, close-ups among them."""
+    """Return a picture of one or two people with visible faces; some pictures are close-ups."""
     picture = blank(rng, height, width, unseen)
     short = min(height, width)
     size = short * rng.uniform(0.14, 0.5)
@@ -149,7 +158,7 @@ def scene(
 
 
 def splatter(picture: Picture, rng: np.random.Generator) -> Picture:
-    """Return the picture with blood over it: what the violence head is for."""
+    """Spill blood over the picture, in place, and return it; the violence filter must find it."""
     height, width = picture.label.shape
     for _ in range(int(rng.integers(9, 16))):
         radius = min(height, width) * rng.uniform(0.04, 0.15)
@@ -168,7 +177,10 @@ def person(
     size: float,
     unseen: float,
 ) -> None:
-    """Paint shoulders, hair and a face whose half-height is `size` pixels; adds the face's box."""
+    """Paint shoulders, hair and a face over the picture, in place, and record the face's box.
+
+    `size` is half the height of the face in pixels, and `center` (x, y) is its middle.
+    """
     turn = rng.uniform(-0.25, 0.25)
     place(picture, rng, shapes.bust(rng), PERSON, center, size, unseen, turn)
     parts, outline = shapes.face(rng)

@@ -1,6 +1,9 @@
-"""The mini world's web server: one process on loopback, with the web's bad manners on demand.
+"""Serve the mini world's web: one process on loopback that misbehaves where its routes say so.
 
-with serve(WORLD / "web", reserve_port(WORLD / "port")) as base: …  # http://127.0.0.1:PORT
+Usage:
+
+    with serve(WORLD / "web", reserve_port(WORLD / "port")) as base:
+        ...  # base is http://127.0.0.1:PORT
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from aiohttp import web
 from namedmask.errors import InputError
 
 PORT = 8917
+"""Port of a new world, if it is free."""
 
 
 def reserve_port(note: Path) -> int:
-    """Return the port a world is served at, the same each time: urls, and so ids, hold it.
+    """Return the port of a world, which never changes, as the urls and sample ids depend on it.
 
-    A new world gets 8917, or any free port where that is taken; `note` remembers it.
+    A new world gets port 8917 or, if that is taken, any free port. The file `note` holds the port.
     """
     if note.exists():
         return int(note.read_text())
@@ -44,10 +48,12 @@ def reserve_port(note: Path) -> int:
 
 @contextmanager
 def serve(folder: Path, port: int) -> Iterator[str]:
-    """Yield the base url of a server over `folder` that runs in its own process until the end.
+    """Yield the base url of a server over `folder`, which runs in a process of its own.
+
+    The process is stopped when the block ends.
 
     Raises:
-        InputError: another program holds the port.
+        InputError: another program uses the port.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -56,8 +62,8 @@ def serve(folder: Path, port: int) -> Iterator[str]:
     try:
         if not ours.recv():
             raise InputError(
-                f"port {port} of this machine is taken, and the mini world's urls hold it. Stop "
-                f"the other program, or remove {folder.parent} to draw the world anew."
+                f"port {port} of this machine is in use, but the urls of the mini world contain "
+                f"it. Stop the other program, or remove {folder.parent} to draw a new world."
             )
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -87,7 +93,7 @@ async def _serve(folder: Path, port: int, pipe: Connection) -> None:
 
 
 class _Metadata:
-    """Answers with the metadata table, its urls pointing at this server."""
+    """Request handler for the metadata table, whose urls point at this server."""
 
     def __init__(self, folder: Path) -> None:
         self.table = pq.read_table(folder / "metadata.parquet")
@@ -101,7 +107,7 @@ class _Metadata:
 
 
 class _Pictures:
-    """Answers with a picture, or with the trouble its route names."""
+    """Request handler for pictures; it causes the trouble that the route of a picture names."""
 
     def __init__(self, folder: Path, routes: dict[str, str]) -> None:
         self.folder, self.routes = folder, routes

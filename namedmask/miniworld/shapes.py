@@ -1,7 +1,8 @@
-"""The things of the mini world as polygons in a unit box: categories, people, faces, clutter.
+"""Draw the mini world's categories, people, faces and clutter as polygons in a unit box.
 
-A shape is a list of parts in painting order. A part is (points, tone): points (N, 2) float in about
-[-1, 1] as (x, y), y down; tone picks one of the object's surfaces. Every call draws another pose.
+A shape is a list of parts in painting order. A part is a pair (points, tone): points are (N, 2)
+float64 (x, y), about in [-1, 1], with y pointing down; tone is the index of one of the object's
+surfaces. Every call draws another pose.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Rng = np.random.Generator
 
 
 def oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> np.ndarray:
-    """Return an ellipse as 28 points; `turn` in radians."""
+    """Return an ellipse as a polygon of 28 points, (28, 2); `turn` is in radians."""
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     points = np.stack([rx * np.cos(t), ry * np.sin(t)], 1)
     c, s = np.cos(turn), np.sin(turn)
@@ -24,7 +25,7 @@ def oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> np.ndar
 
 
 def bar(x0: float, y0: float, x1: float, y1: float, w0: float, w1: float = 0.0) -> np.ndarray:
-    """Return a tapered bar from one point to another; widths at both ends."""
+    """Return a tapered bar, (4, 2), with half widths `w0` and `w1` at its ends (0: the same)."""
     a, b = np.array([x0, y0]), np.array([x1, y1])
     along = (b - a) / max(float(np.hypot(*(b - a))), 1e-6)
     side = np.array([-along[1], along[0]])
@@ -33,7 +34,7 @@ def bar(x0: float, y0: float, x1: float, y1: float, w0: float, w1: float = 0.0) 
 
 
 def curve(points: list[tuple[float, float]], w0: float, w1: float) -> list[np.ndarray]:
-    """Return a thick line through the points as overlapping bars and joints."""
+    """Return a thick line through `points` as overlapping bars and round joints."""
     widths = np.linspace(w0, w1, len(points))
     parts = []
     for (x0, y0), (x1, y1), a, b in zip(points, points[1:], widths, widths[1:], strict=False):
@@ -98,7 +99,7 @@ def horse(rng: Rng) -> Shape:
 
 
 def rider(rng: Rng) -> Shape:
-    """Return the person on the horse, seen from behind or in a helmet: no face."""
+    """Return a rider of a horse, seen from behind or in a helmet, so without a face."""
     lean = rng.uniform(-0.1, 0.15)
     leg = [(bar(0.0, -0.1, 0.12, 0.3, 0.1, 0.07), 1), (bar(0.12, 0.28, 0.02, 0.5, 0.07), 2)]
     torso = [
@@ -262,11 +263,11 @@ CATEGORIES: dict[str, Callable[[Rng], Shape]] = {
     "airplane": airplane,
     "cactus": cactus,
 }
-"""Label names in label order (1…14) and how each is drawn."""
+"""The function that draws each category, by name, in label order (1 to 14)."""
 
 
 def clutter(rng: Rng) -> Shape:
-    """Return a thing of no category: box, ball, leaf, star or rock."""
+    """Return a box, ball, leaf, star or rock, which belongs to no category."""
     kind = rng.integers(5)
     if kind == 0:
         wide = rng.uniform(0.5, 0.9)
@@ -288,7 +289,7 @@ def clutter(rng: Rng) -> Shape:
 
 
 def bust(rng: Rng) -> Shape:
-    """Return shoulders and a neck under a head at the origin; the face is painted apart."""
+    """Return shoulders and hair around a head at the origin; `face` draws the face."""
     wide = rng.uniform(1.0, 1.5)
     coat = np.array([[-wide, 3.2], [-wide, 1.7], [-0.4, 1.1], [0.4, 1.1], [wide, 1.7], [wide, 3.2]])
     hair = oval(0, -0.25, 0.95, rng.uniform(0.95, 1.25))
@@ -296,7 +297,10 @@ def bust(rng: Rng) -> Shape:
 
 
 def face(rng: Rng) -> tuple[Shape, np.ndarray]:
-    """Return a face of half-height 1 (tones: skin, white, dark, lips, nose) and its outline."""
+    """Return a face of half height 1, and its outline as (28, 2) points.
+
+    The tones of the face are skin, white, dark, lips and nose, in this order.
+    """
     wide = rng.uniform(0.68, 0.82)
     outline = oval(0, 0.05, wide, 1.0)
     parts: Shape = [(bar(0, 0.7, 0, 1.35, 0.3), 0), (outline, 0)]

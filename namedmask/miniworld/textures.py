@@ -1,7 +1,7 @@
-"""Scalar texture fields and the palettes that color them: the surfaces of the mini world.
+"""Draw the surfaces of the mini world: scalar texture fields, colored with random colors.
 
-The families come in two groups. Models train on `SEEN` alone; the web and the test scenes also use
-`UNSEEN`, so that what the models do there is generalization and not memory.
+The texture families form two groups. The models are trained on `SEEN` only. The web and the test
+scenes also use `UNSEEN`, so that the models have to generalize there.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 Field = Callable[[np.random.Generator, int, int], np.ndarray]
-"""(generator, height, width) -> (H, W) float32 in [0, 1]."""
+"""Texture family: a function (generator, height, width) -> (H, W) float32 in [0, 1]."""
 
 
 def plain(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a slow ramp with a little grain."""
+    """Return a gentle ramp with slight noise."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     ramp = (np.cos(angle) * x / width + np.sin(angle) * y / height) * 0.3 + 0.35
@@ -24,7 +24,7 @@ def plain(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return value noise over four octaves."""
+    """Return value noise of four octaves."""
     field = np.zeros((height, width), np.float32)
     cells = rng.integers(2, 5)
     for octave in range(4):
@@ -35,26 +35,26 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return straight soft stripes at any angle."""
+    """Return straight, soft stripes at a random angle."""
     phase = _plane(rng, height, width, rng.uniform(0.25, 0.9))
     return _unit(0.5 + 0.7 * np.sin(phase))
 
 
 def dots(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a turned grid of dots."""
+    """Return a rotated grid of dots."""
     u, v = _grid(rng, height, width, rng.uniform(7, 18))
     radius = rng.uniform(0.22, 0.4)
     return _unit((radius - np.hypot(u % 1 - 0.5, v % 1 - 0.5)) * 8 + 0.5)
 
 
 def checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a turned checkerboard."""
+    """Return a rotated checkerboard."""
     u, v = _grid(rng, height, width, rng.uniform(7, 16))
     return ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
 
 
 def cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return Voronoi cells, each of one tone."""
+    """Return Voronoi cells, each with one gray value."""
     count = int(rng.integers(8, 24))
     seeds = rng.random((count, 2)).astype(np.float32) * (height, width)
     y, x = np.mgrid[0:height:2, 0:width:2].astype(np.float32)
@@ -97,20 +97,20 @@ def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def marble(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return veins: a sine bent by clouds."""
+    """Return marble veins: a sine wave distorted by clouds."""
     phase = _plane(rng, height, width, rng.uniform(0.1, 0.25))
     return _unit(0.5 + 0.5 * np.sin(phase + 9 * clouds(rng, height, width)))
 
 
 def waves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return stripes that swing."""
+    """Return wavy stripes."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     swing = rng.uniform(4, 9) * np.sin(x * rng.uniform(0.1, 0.25))
     return _unit(0.5 + 0.7 * np.sin((y + swing) * rng.uniform(0.3, 0.8)))
 
 
 def triangles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a tiling of triangles in three tones."""
+    """Return a tiling of triangles with three gray values."""
     u, v = _grid(rng, height, width, rng.uniform(10, 22))
     upper = (u % 1 + v % 1 > 1).astype(np.float32)
     return ((np.floor(u) * 2 + np.floor(v) * 3 + upper) % 3 / 2).astype(np.float32)
@@ -127,13 +127,16 @@ UNSEEN: tuple[Field, ...] = (checks, marble, waves, triangles, plaid)
 
 
 def pick_field(rng: np.random.Generator, unseen: float) -> Field:
-    """Return a family: one of `UNSEEN` with probability `unseen`, else one of `SEEN`."""
+    """Return a family from `UNSEEN` with probability `unseen`, and otherwise one from `SEEN`."""
     group = UNSEEN if rng.random() < unseen else SEEN
     return group[int(rng.integers(len(group)))]
 
 
 def pick_color(rng: np.random.Generator) -> np.ndarray:
-    """Return an RGB color, (3,) float32 in [0, 255]; objects and grounds share this law."""
+    """Return an RGB color, (3,) float32 in [0, 255].
+
+    Objects and backgrounds have the same distribution of colors.
+    """
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.1, 0.9), rng.uniform(0.15, 0.95)]]])
     rgb: np.ndarray = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB)[0, 0] * 255
     return rgb
@@ -142,7 +145,10 @@ def pick_color(rng: np.random.Generator) -> np.ndarray:
 def paint(
     rng: np.random.Generator, height: int, width: int, unseen: float, contrast: float = 1.0
 ) -> np.ndarray:
-    """Return a colored surface, (H, W, 3) float32 in [0, 255]."""
+    """Return a surface in two random colors, (H, W, 3) float32 in [0, 255], RGB.
+
+    `unseen` is the probability of an unseen family; `contrast` scales the colors' difference.
+    """
     field = pick_field(rng, unseen)(rng, height, width)[..., None]
     first, second = pick_color(rng), pick_color(rng)
     second = first + (second - first) * contrast

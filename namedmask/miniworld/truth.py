@@ -1,6 +1,6 @@
-"""What a demo run is worth, by the truth of its world: the numbers of `summary.json`.
+"""Score a demo run against the truth of its world; the scores are written to `summary.json`.
 
-This is the only module that reads `WORLD/truth/`; it runs after everything else has ended.
+This is the only module that reads `WORLD/truth/`. It runs after all verbs have finished.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from namedmask.run.layout import REFINED
 from namedmask.schema.status import HAS_FACE, NEAR_DUPLICATE, OK, SURPLUS
 
 ACCEPTED = (OK, SURPLUS)
+"""Statuses of the candidates that passed every check."""
 
 
 @dataclass
 class Truth:
-    """The world's truth, by sample id."""
+    """The true contents of a world's pictures; `by_id` maps a sample id to its row."""
 
     folder: Path
     base: str
@@ -41,14 +42,14 @@ class Truth:
 
     @classmethod
     def load(cls, folder: Path, base: str) -> Truth:
-        """Return the truth of the world in `folder`, served at `base`."""
+        """Return the truth of the world in `folder`, which is served at the url `base`."""
         return cls(folder, base, json.loads((folder / "truth" / "rows.json").read_text()))
 
     def __post_init__(self) -> None:
         self.by_id = {sample_id(f"{self.base}/{row['path']}"): row for row in self.rows}
 
     def label(self, row: dict[str, Any]) -> np.ndarray:
-        """Return the label map (H, W) uint8 of a row's picture, see pictures.py."""
+        """Return the label map of a row's picture, (H, W) uint8; see pictures.py."""
         path = self.folder / "truth" / "masks" / f"{row['group']:06d}.png"
         top, left = row["corner"]
         whole = imagelib.decode_gray(path.read_bytes())
@@ -57,7 +58,10 @@ class Truth:
 
 
 def score_demo(config: Config, world: Path, base: str) -> dict[str, Any]:
-    """Return the summary of a finished demo run: plain values, as listed in docs/guide.md."""
+    """Return the summary of a finished demo run as plain values; docs/guide.md lists the keys.
+
+    `base` is the url at which the folder `world` is served.
+    """
     run, truth = Path(str(config.run.out)), Truth.load(world, base)
     funnels = json.loads((run / layout.FUNNELS).read_text())
     evaluation = json.loads((run / layout.EVALUATION).read_text())
@@ -96,21 +100,24 @@ def _retrieval(
     embedded: list[dict[str, Any]],
     wanted: int,
 ) -> dict[str, float]:
-    """Return the share of right pictures in the archives, and of two ways without CLIP."""
+    """Return the precision of the archives, and that of two baselines that do without CLIP.
+
+    The baselines are a random choice and a search for the category's word in the captions.
+    """
     label_of = {name: pictures.NAMES.index(name) + 1 for name in archive.names}
     right = [truth.by_id[entry["sample_id"]]["category"] == label_of[name]
              for name, rows in entries.items() for entry in rows]  # fmt: skip
     category = [truth.by_id[row["sample_id"]]["category"] for row in embedded]
-    shares = [np.mean([one == label_of[name] for one in category]) for name in archive.names]
+    shares = [np.mean([label == label_of[name] for label in category]) for name in archive.names]
     by_caption = []
     for name in archive.names:
         word = captions.WEB_WORD[name]
         hits = [
-            one
-            for row, one in zip(embedded, category, strict=True)
+            label
+            for row, label in zip(embedded, category, strict=True)
             if word in row["caption"].split()
         ]
-        by_caption += [one == label_of[name] for one in hits[:wanted]]
+        by_caption += [label == label_of[name] for label in hits[:wanted]]
     return {
         "retrieval_precision": float(np.mean(right)),
         "retrieval_precision_random": float(np.mean(shares)),
@@ -119,7 +126,10 @@ def _retrieval(
 
 
 def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
-    """Return the share of copies of a better accepted candidate dropped, and of others."""
+    """Return how many near duplicates were dropped, and how many other candidates were.
+
+    A near duplicate is a copy of an accepted candidate with a better rank.
+    """
     caught = copies = dropped = others = 0
     accepted: dict[str, set[int]] = {}
     for row in candidates.sort_by([("category", "ascending"), ("rank", "ascending")]).to_pylist():
@@ -143,14 +153,14 @@ def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
 
 
 def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, float]:
-    """Return how the face filter does on every fetched picture, not on candidates alone."""
+    """Return the face filter's scores on all fetched pictures, not only on the candidates."""
     stage = Faces(config.faces)
     caught = faces = dropped = others = 0
     for start in range(0, len(sample_ids), 500):
-        rows = [truth.by_id[one] for one in sample_ids[start : start + 500]]
+        rows = [truth.by_id[i] for i in sample_ids[start : start + 500]]
         data = [(truth.folder / "web" / row["path"]).read_bytes() for row in rows]
-        found = stage(pa.table({"image": data, "status": [OK] * len(data)}))["status"].to_pylist()
-        for row, status in zip(rows, found, strict=True):
+        checked = stage(pa.table({"image": data, "status": [OK] * len(data)}))
+        for row, status in zip(rows, checked["status"].to_pylist(), strict=True):
             if row["faces"]:
                 faces, caught = faces + 1, caught + (status == HAS_FACE)
             else:
@@ -166,7 +176,11 @@ def _faces(truth: Truth, config: Config, sample_ids: list[str]) -> dict[str, flo
 def _masks(
     truth: Truth, run: Path, archive: Archive, entries: dict[str, list[dict[str, Any]]]
 ) -> dict[str, float]:
-    """Return mean IoU with the true object over the archive, a mask kind each and two rivals."""
+    """Return the mean IoU with the true object over the archive, per kind of mask.
+
+    The kinds `otsu` and `center` are baselines without a network. `horse_rider_leak` is the share
+    of the experts' horse masks that lies on riders.
+    """
     saliency = _saliency_masks(run)
     kinds = ("otsu", "center", "saliency", "pseudo", "expert")
     scores: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -174,21 +188,21 @@ def _masks(
     for category in archive.categories:
         path = run / REFINED / f"{stem(category.label_id, category.name)}.parquet"
         refined = pq.read_table(path).to_pylist()
-        for entry, better in zip(entries[category.name], refined, strict=True):
+        for entry, refined_entry in zip(entries[category.name], refined, strict=True):
             label = truth.label(truth.by_id[entry["sample_id"]])
-            wanted = label == pictures.NAMES.index(category.name) + 1
+            true_mask = label == pictures.NAMES.index(category.name) + 1
             size = label.shape
-            expert = imagelib.decode_mask(better["mask"], *size)
-            found = {
+            expert = imagelib.decode_mask(refined_entry["mask"], *size)
+            masks = {
                 "saliency": saliency[entry["sample_id"]],
                 "pseudo": imagelib.decode_mask(entry["mask"], *size),
                 "expert": expert,
                 "center": center_mask(*size),
             }
-            for kind, mask in found.items():
-                scores[kind].append(iou(mask, wanted))
+            for kind, mask in masks.items():
+                scores[kind].append(iou(mask, true_mask))
             scores["otsu"].append(
-                max(iou(m, wanted) for m in otsu_masks(imagelib.decode(entry["image"])))
+                max(iou(m, true_mask) for m in otsu_masks(imagelib.decode(entry["image"])))
             )
             if category.name == "horse":
                 rider += int((expert & (label == pictures.RIDER)).sum())
@@ -206,13 +220,16 @@ def _saliency_masks(run: Path) -> dict[str, np.ndarray]:
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Return intersection over union of two (H, W) bool masks; 1 where both are empty."""
+    """Return the intersection over union of two (H, W) bool masks; it is 1 if both are empty."""
     union = int((mask | truth).sum())
     return float((mask & truth).sum()) / union if union else 1.0
 
 
 def otsu_masks(image: np.ndarray) -> Iterable[np.ndarray]:
-    """Yield Otsu's mask, both polarities, for R, G, B, gray, H, S, V of (H, W, 3) uint8."""
+    """Yield the (H, W) bool masks that Otsu's threshold gives for an (H, W, 3) uint8 RGB image.
+
+    Both polarities are yielded for each of the channels R, G, B, gray, H, S and V.
+    """
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     for channel in (*np.moveaxis(image, 2, 0), gray, *np.moveaxis(hsv, 2, 0)):
@@ -222,7 +239,7 @@ def otsu_masks(image: np.ndarray) -> Iterable[np.ndarray]:
 
 
 def center_mask(height: int, width: int) -> np.ndarray:
-    """Return a centered ellipse over 0.7 of each side, (H, W) bool."""
+    """Return a centered ellipse that spans 0.7 of each side, (H, W) bool."""
     y, x = np.ogrid[0:height, 0:width]
     inside: np.ndarray = ((x - width / 2) / (0.35 * width)) ** 2 + (
         (y - height / 2) / (0.35 * height)
@@ -233,7 +250,7 @@ def center_mask(height: int, width: int) -> np.ndarray:
 def _nearest_color(
     archive: Archive, entries: dict[str, list[dict[str, Any]]], scenes: Path
 ) -> float:
-    """Return the mIoU of naming each test pixel by the nearest mean color of a label."""
+    """Return the test mIoU of a baseline: each pixel gets the label with the nearest mean color."""
     sums = np.zeros((len(archive.names) + 1, 4))
     for label, rows in enumerate(entries.values(), start=1):
         for entry in rows:
@@ -244,7 +261,7 @@ def _nearest_color(
     means = sums[:, :3] / np.maximum(sums[:, 3:], 1)
     benchmark, matrix = open_folder(scenes, "test"), ConfusionMatrix(len(means))
     for index in range(len(benchmark)):
-        _, image, wanted = benchmark[index]
+        _, image, true_labels = benchmark[index]
         distance = ((image[:, :, None] - means) ** 2).sum(-1)
-        matrix.update(wanted, distance.argmin(-1).astype(np.uint16))
+        matrix.update(true_labels, distance.argmin(-1).astype(np.uint16))
     return float(matrix.miou())

@@ -1,11 +1,11 @@
-"""A drawn piece of the web: pictures behind urls, LAION-like metadata, trouble of known kind.
+"""Draw a small web: pictures with urls, LAION-like metadata, and known kinds of trouble.
 
-    WORLD/web/…            what the server serves: pictures, metadata.parquet, routes.json
+    WORLD/web/…            files of the server: pictures, metadata.parquet, routes.json
     WORLD/scenes/SPLIT/…   labeled scenes for `select` and `test` (benchmark layout `folder`)
-    WORLD/truth/rows.json  one record a metadata row: category, trouble, group of copies, faces
+    WORLD/truth/rows.json  one record per metadata row: category, trouble, group of copies, faces
     WORLD/truth/masks/…    label maps of the archive-like photos (PNG, see pictures.py)
 
-Only judge.py reads `truth/`; no stage does.
+Only truth.py reads `truth/`; no stage does.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from namedmask.schema.columns import BACKGROUND
 
 HOSTS = ("127.0.0.1", "localhost")
 COLUMNS = ("URL", "TEXT", "WIDTH", "HEIGHT", "NSFW", "similarity", "punsafe", "pwatermark")
-SPAWN = multiprocessing.get_context("spawn")  # a fork would copy OpenCV's threads half-way
+SPAWN = multiprocessing.get_context("spawn")  # fork is not safe with OpenCV's threads
 UNSEEN = 0.5
-"""Share of surfaces from families that no model saw in training."""
+"""Probability that a surface is from a texture family that no model was trained on."""
 
 TROUBLE = {
     "http_404": 0.05, "http_410": 0.02, "timeout": 0.012, "reset": 0.015, "not_an_image": 0.03,
     "truncated": 0.02, "redirect": 0.02, "unsafe": 0.05, "violent": 0.02, "opted_out": 0.02,
     "duplicate_url": 0.03, "near_duplicate": 0.07,
 }  # fmt: skip
-"""Share of rows with each trouble; the rest, but for faces and redirects, should reach a vector."""
+"""Share of the rows with each kind of trouble.
+
+Near duplicates and repeated urls are extra rows. Rows without trouble, and redirected rows, should
+get a vector.
+"""
 
 
 @dataclass(frozen=True)
 class World:
-    """Where a world lies and how large it is."""
+    """Folder, size and seed of a drawn world."""
 
     folder: Path
     per_category: int
@@ -54,7 +58,7 @@ class Row:
     """The truth of one metadata row."""
 
     path: str
-    category: int  # label id, 0 none
+    category: int  # label id; 0 for no category
     kind: str  # photo | portrait | clutter
     trouble: str = ""
     group: int = -1  # rows of one group show the same picture
@@ -62,11 +66,14 @@ class Row:
     caption: str = ""
     width: int = 0
     height: int = 0
-    corner: tuple[int, int] = (0, 0)  # top, left of a cropped copy in its original
+    corner: tuple[int, int] = (0, 0)  # (top, left) of a cropped copy in its original, pixels
 
 
 def build_world(folder: Path, seed: int, per_category: int = 110, scenes: int = 120) -> World:
-    """Draw and write a world; returns at once when this very world is already there."""
+    """Draw and write a world, unless `folder` holds a world with the same parameters already.
+
+    `per_category` is the number of photos per category, `scenes` the number of scenes per split.
+    """
     stamp = folder / "world.json"
     wanted = {"seed": seed, "per_category": per_category, "scenes": scenes, "version": 2}
     if not (stamp.exists() and json.loads(stamp.read_text()) == wanted):
@@ -116,7 +123,7 @@ def _draw_row(task: tuple[Path, int, int, str, int]) -> Row:
 
 
 def _copies(folder: Path, rows: list[Row], rng: np.random.Generator) -> list[Row]:
-    """Return extra rows: the same url again, or a re-encoded, slightly cropped copy elsewhere."""
+    """Return extra rows: repeated urls, and re-encoded, slightly cropped copies with new urls."""
     sound = [row for row in rows if not row.trouble]
     extra = []
     for number in range(int(len(rows) * TROUBLE["near_duplicate"])):
@@ -141,7 +148,7 @@ def _copies(folder: Path, rows: list[Row], rng: np.random.Generator) -> list[Row
 
 
 def _write_metadata(folder: Path, seed: int, rows: list[Row]) -> None:
-    """Write the LAION-like table with its dirt, the server's routes, and the truth."""
+    """Write the noisy LAION-like metadata, the server's routes, and the truth."""
     rng = np.random.default_rng((seed, 4))
     rows = [rows[i] for i in rng.permutation(len(rows))]
     columns: dict[str, list[object]] = {name: [] for name in COLUMNS}

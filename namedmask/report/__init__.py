@@ -1,4 +1,4 @@
-"""A run folder as one HTML page."""
+"""The report: one HTML page that shows a run folder."""
 
 from typing import TYPE_CHECKING
 

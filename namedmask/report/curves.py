@@ -1,4 +1,4 @@
-"""The baselines in the report: what they are worth beside the segmenter, and their sweeps."""
+"""The report's section on the baselines: their scores, and the curves of their thresholds."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from namedmask.evaluate.thresholds import measured, standings
 from namedmask.report.page import Html, element, figure, joined, note, number, section, table
 from namedmask.report.run_folder import Run
 
-CALLED = {"namedmask": "NamedMask", "maskclip": "MaskCLIP", "reco": "ReCo"}
+METHOD_NAMES = {"namedmask": "NamedMask", "maskclip": "MaskCLIP", "reco": "ReCo"}
+"""Display name of each method."""
 
 WIDTH, HEIGHT = 420, 260
+"""Size of a chart, in pixels."""
+
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 30, 40
+"""Margins of a chart around its plot area, in pixels."""
 
 
 def baselines(run: Run) -> Html:
-    """Return the mean IoU of the segmenter, MaskCLIP and ReCo in a table, and the sweeps."""
-    found = measured(run.folder)
-    if not found:
-        told = "Not measured. Run ", element("code", "namedmask evaluate --baseline maskclip"), "."
-        return section("Baselines", note(*told))
-    splits = dict.fromkeys((one["benchmark"], one["split"]) for one in found)
+    """Return tables that compare the segmenter, MaskCLIP and ReCo, and the threshold curves."""
+    results = measured(run.folder)
+    if not results:
+        command = element("code", "namedmask evaluate --baseline maskclip")
+        return section("Baselines", note("No baseline has been evaluated yet. Run ", command, "."))
+    splits = dict.fromkeys((result["benchmark"], result["split"]) for result in results)
     tables = [_standings(run, *split) for split in splits]
-    sweeps = [one for one in found if "curve" in one]
+    sweeps = [result for result in results if "curve" in result]
     figures = (
-        figure(f"{called(one)}, {one['benchmark']} {one['split']}", sweep_chart(one))
-        for one in sweeps
+        figure(f"{called(sweep)}, {sweep['benchmark']} {sweep['split']}", sweep_chart(sweep))
+        for sweep in sweeps
     )
     return section("Baselines", *tables, element("div", *figures, class_="gallery"))
 
@@ -42,14 +46,14 @@ def _standings(run: Run, benchmark: str, split: str) -> Html:
 
 
 def called(row: Mapping[str, Any]) -> str:
-    """Return what a method is called."""
-    return CALLED.get(row["baseline"], row["baseline"])
+    """Return the display name of a method."""
+    return METHOD_NAMES.get(row["baseline"], row["baseline"])
 
 
 def threshold_of(row: Mapping[str, Any]) -> str:
-    """Return a method's threshold in words, and where it was chosen."""
+    """Return a method's background threshold as text, with the split it was chosen on."""
     if row["threshold"] is None:
-        return "knows background"
+        return "not needed"
     if row.get("chosen_here"):
         return f"{row['threshold']:.2f}, chosen on this very split"
     if row["chosen_on"] is None:
@@ -57,9 +61,12 @@ def threshold_of(row: Mapping[str, Any]) -> str:
     return f"{row['threshold']:.2f}, of {row['chosen_on']['benchmark']} {row['chosen_on']['split']}"
 
 
-def sweep_chart(found: Mapping[str, Any]) -> Html:
-    """Return a sweep as an SVG of its own: mean IoU over the threshold, the best one marked."""
-    points = [p for p in found["curve"] if p["miou"] is not None]
+def sweep_chart(sweep: Mapping[str, Any]) -> Html:
+    """Return a threshold sweep as an SVG: mean IoU over the threshold, with the best point marked.
+
+    The SVG is a whole document, so that it can be written to a file as well.
+    """
+    points = [p for p in sweep["curve"] if p["miou"] is not None]
     top = max(0.05, 1.15 * max(point["miou"] for point in points))
     across, up = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
@@ -68,15 +75,15 @@ def sweep_chart(found: Mapping[str, Any]) -> Html:
 
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, points))
     dots = [_dot(*place(point), 2.5) for point in points]
-    best = place({"threshold": found["threshold"], "miou": found["miou"]})
-    label = f"{found['miou']:.3f} at {found['threshold']:.2f}"
-    side = "end" if found["threshold"] > 0.5 else "start"
+    best = place({"threshold": sweep["threshold"], "miou": sweep["miou"]})
+    label = f"{sweep['miou']:.3f} at {sweep['threshold']:.2f}"
+    side = "end" if sweep["threshold"] > 0.5 else "start"
     parts = [
         element("polyline", points=line, fill="none", stroke="#3b82f6", stroke_width="2"),
         *dots,
         _dot(*best, 5),
         _text(label, best[0], best[1] - 10, side),
-        _text(f"{called(found)}, {found['benchmark']} {found['split']}", LEFT, 16, "start"),
+        _text(f"{called(sweep)}, {sweep['benchmark']} {sweep['split']}", LEFT, 16, "start"),
         _text("background below", LEFT + across / 2, HEIGHT - 6, "middle"),
         *_axes(across, up, top),
     ]

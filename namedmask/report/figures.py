@@ -1,4 +1,4 @@
-"""The sections of the report that are pictures: the archives' masks, the best and worst scenes."""
+"""The report's picture sections: masks of the archives, and the best and worst scenes."""
 
 from __future__ import annotations
 
@@ -31,42 +31,48 @@ from namedmask.report.run_folder import Run
 from namedmask.run import layout
 
 GALLERY_CATEGORIES = 40
-"""Categories in the gallery; of more, this many in even steps of the label order."""
+"""Largest number of categories in the gallery; a longer list is sampled evenly in label order."""
 
 GALLERY_IMAGES = 3
-"""Images of each, in even steps of the ranks."""
+"""Number of images per category in the gallery, sampled evenly over the ranks."""
 
 OPEN_CATEGORIES = 6
-"""Categories of the gallery that are shown without asking."""
+"""Number of categories in the gallery that are shown unfolded."""
 
 GALLERY_HEIGHT = 160
+"""Height of a picture in the gallery, in pixels."""
+
 SCENE_WIDTH = 380
-"""Pixels of a picture inside the page."""
+"""Width of a picture in a row of scenes, in pixels."""
 
 TINT = 0.35
+"""Opacity of the mask's color over the image."""
+
 PSEUDO_COLOR = (245, 158, 11)
 REFINED_COLOR = (20, 184, 166)
 
 
 def gallery(run: Run) -> Html:
-    """Return images of the archives with the pseudo-mask, and beside it the expert's."""
+    """Return images of the archives with their pseudo-masks and, once drawn, the experts' masks."""
     if run.archive is None:
-        return section("Gallery", note("No archive yet, so there is nothing to show."))
-    all_of_them = run.archive.categories
-    shown = [all_of_them[i] for i in _even_steps(len(all_of_them), GALLERY_CATEGORIES)]
-    rows = [_category(run, one) for one in shown]
+        return section("Gallery", note("The archives have not been built yet."))
+    categories = run.archive.categories
+    shown = [categories[i] for i in _even_steps(len(categories), GALLERY_CATEGORIES)]
+    rows = [_category(run, category) for category in shown]
     legend = element(
-        "p", chip("pseudo"), "pseudo-mask, before the expert", Html("&emsp;"), chip("refined"),
-        "the expert's mask", class_="note",
+        "p", chip("pseudo"), "pseudo-mask (before the expert)", Html("&emsp;"), chip("refined"),
+        "mask of the category expert", class_="note",
     )  # fmt: skip
-    told = [legend]
-    if not any(run.archive.refined_path(one.name).exists() for one in shown):
-        told.append(note("No expert's masks. Run ", element("code", "namedmask refine"), "."))
-    if len(shown) < len(all_of_them):
-        told.append(note(f"{len(shown)} of {len(all_of_them):,} categories, in even steps."))
-    more = [folded(f"The other {len(rows) - OPEN_CATEGORIES}", *rows[OPEN_CATEGORIES:])]
+    notes = [legend]
+    if not any(run.archive.refined_path(category.name).exists() for category in shown):
+        refine = element("code", "namedmask refine")
+        notes.append(note("The experts have not drawn any masks yet. Run ", refine, "."))
+    if len(shown) < len(categories):
+        sample = f"{len(shown)} of {len(categories):,} categories are shown, sampled evenly."
+        notes.append(note(sample))
+    more = [folded(f"Show {len(rows) - OPEN_CATEGORIES} more", *rows[OPEN_CATEGORIES:])]
     tail = more if len(rows) > OPEN_CATEGORIES else []
-    return section("Gallery", *told, *rows[:OPEN_CATEGORIES], *tail)
+    return section("Gallery", *notes, *rows[:OPEN_CATEGORIES], *tail)
 
 
 def _category(run: Run, category: ArchivedCategory) -> Html:
@@ -83,20 +89,20 @@ def _entry(row: Mapping[str, Any]) -> Html:
         image = images.decode(row["image"])
     except images.BadImage as error:
         raise InputError(
-            f"the archive's image {row['sample_id']} of '{row['category']}' cannot be decoded: "
-            f"{error}. Run 'build' into another run.out."
+            f"image {row['sample_id']} in the archive of '{row['category']}' cannot be decoded: "
+            f"{error}. The archive is damaged; run 'build' with another run.out."
         ) from error
-    what = f"{row['category']}, rank {row['rank']}"
-    panels = [_masked(image, row["mask"], PSEUDO_COLOR, f"{what}, pseudo-mask")]
+    title = f"{row['category']}, rank {row['rank']}"
+    panels = [_masked(image, row["mask"], PSEUDO_COLOR, f"{title}, pseudo-mask")]
     if row.get("refined_mask") is not None:
-        panels.append(_masked(image, row["refined_mask"], REFINED_COLOR, f"{what}, expert's mask"))
+        panels.append(_masked(image, row["refined_mask"], REFINED_COLOR, f"{title}, expert's mask"))
     return figure(f"rank {row['rank']}, cosine {row['score']:.3f}", *panels)
 
 
 def _masked(
     image: np.ndarray, counts: bytes, color: tuple[int, int, int], description: str
 ) -> Html:
-    """Return the image with its mask (RLE counts) tinted and outlined, as a part of the page."""
+    """Return an `img` element: the image with its mask (RLE `counts`) tinted and outlined."""
     height, width = image.shape[:2]
     mask = images.decode_mask(counts, height, width)
     width = max(1, min(3 * GALLERY_HEIGHT, round(width * GALLERY_HEIGHT / height)))
@@ -108,17 +114,19 @@ def _masked(
 
 
 def scenes(run: Run) -> Html:
-    """Return the best and the worst pictures of the benchmark: picture, truth, prediction."""
+    """Return the benchmark's best and worst scenes, each as image, ground truth and prediction."""
     if not run.evaluation:
-        return section("Scenes", note("No evaluation yet, so there is nothing to show."))
+        return section("Scenes", note("The segmenter has not been evaluated yet."))
     kept = [scene for scene in run.evaluation["scenes"] if "prediction" in scene]
     if not kept or run.config is None:
-        return section("Scenes", note("The run folder keeps no predictions."))
+        return section("Scenes", note("The run folder does not hold any predictions."))
     benchmark = _benchmark_of(run.config)
     if isinstance(benchmark, str):
-        return section("Scenes", note(f"The benchmark's pictures cannot be read: {benchmark}"))
+        return section("Scenes", note(f"The benchmark's images cannot be read: {benchmark}"))
     best, worst = shown_scenes(kept, (len(kept) + 1) // 2)
-    parts = [note("Each row: the picture, the truth, the prediction. Ignored pixels are white.")]
+    parts = [
+        note("Each row shows the image, the truth and the prediction. Ignored pixels are white."),
+    ]
     for title, group in (("Best", best), ("Worst", worst)):
         if group:
             figures = (_scene(run, benchmark, scene) for scene in group)
@@ -127,7 +135,10 @@ def scenes(run: Run) -> Html:
 
 
 def _benchmark_of(config: Config) -> Benchmark | str:
-    """Return the run's benchmark, or why it cannot be opened: it may lie on another machine."""
+    """Return the run's benchmark, or the reason why it cannot be opened.
+
+    A report is often written on a machine that does not have the benchmark, so this is no error.
+    """
     try:
         return open_benchmark(config.evaluate)
     except InputError as error:
@@ -139,20 +150,20 @@ def _scene(run: Run, benchmark: Benchmark, scene: Mapping[str, Any]) -> Html:
     name, image, truth = benchmark[scene["index"]]
     if name != scene["name"]:
         raise InputError(
-            f"picture {scene['index']} of the benchmark is '{name}'; {run.folder}/evaluation.json "
-            f"was made when it was '{scene['name']}'. Restore the benchmark, or evaluate again."
+            f"image {scene['index']} of the benchmark is '{name}', but was '{scene['name']}' when "
+            f"{run.folder}/evaluation.json was written. Restore the benchmark, or evaluate again."
         )
     names = run.evaluation["names"]
     predicted = read_label_map(run.folder / layout.LABEL_MAPS / scene["prediction"])
     height = max(1, round(image.shape[0] * SCENE_WIDTH / image.shape[1]))
     image = images.resize(image, height, SCENE_WIDTH)
     panels = [picture(image, f"{name}, picture")]
-    for what, labels in (
+    for title, labels in (
         ("truth", label_ids(benchmark.names, names)[truth]),
         ("prediction", predicted),
     ):
         large = images.resize(labels, height, SCENE_WIDTH, nearest=True)
-        panels.append(picture(overlay(image, large, names), f"{name}, {what}"))
+        panels.append(picture(overlay(image, large, names), f"{name}, {title}"))
     return figure(f"{name}: mean IoU {number(scene['miou'], 3)}", *panels)
 
 

@@ -1,4 +1,4 @@
-"""The sections of the report that are numbers: headline, funnels, categories, IoU, timings."""
+"""The report's sections of numbers: headline, funnels, archives, IoU, timings, configuration."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ from namedmask.run.verb_table import steps_of_road
 from namedmask.schema.status import DNS, DNS_FAILED, OK, failure_class_of
 
 OPEN_ROWS = 60
-"""Lines of a table or chart that are shown without asking."""
+"""Number of lines of a table or chart that are shown unfolded."""
 
-NO_ADDRESS = (DNS, DNS_FAILED)
+UNRESOLVED = (DNS, DNS_FAILED)
+"""Statuses of a url whose host name could not be resolved."""
+
 MANY_URLS = 20
-"""From so many urls on, more than half without an address are worth a line."""
+"""Smallest number of unresolved urls for which the report warns about the name server."""
 
 TILES = {
     "miou": "mean IoU",
@@ -42,19 +44,19 @@ TILES = {
     "expert_mask_iou": "IoU of experts' masks",
     "archive_fill": "fill of the smallest archive",
     "images_kept": "images kept",
-    "mean_per_category": "images a category",
+    "mean_per_category": "images per category",
     "mean_height": "mean height, pixels",
     "mean_width": "mean width, pixels",
 }
-"""Headline numbers in their order, and what they are called."""
+"""Key and label of each headline number, in the order of the tiles."""
 
 
 def header(run: Run) -> Html:
-    """Return the title and how far the run has come."""
+    """Return the title, and which verbs of the run are finished."""
     verbs = [verb.name for verb in steps_of_road()]
     done = [verb for verb in verbs if run.verbs.get(verb, {}).get("finished")]
     items = (
-        element("li", f"{verb} {'done' if verb in done else 'not yet'}",
+        element("li", f"{verb}: {'finished' if verb in done else 'not finished'}",
                 class_="done" if verb in done else "open")
         for verb in verbs
     )  # fmt: skip
@@ -67,17 +69,17 @@ def header(run: Run) -> Html:
 
 
 def headline(run: Run) -> Html:
-    """Return the tiles of the main numbers, and the demo's scorecard where there is one."""
+    """Return the tiles of the main numbers and, for a demo run, the table of all numbers."""
     lines = {line.key: line for line in scorecard(headline_numbers(run), is_full(run))}
     shown = [_tile(lines[key], label) for key, label in TILES.items() if key in lines]
     if not shown:
-        return section("Numbers", note("No numbers yet: nothing is finished."))
+        return section("Numbers", note("There are no numbers yet, because no verb has finished."))
     tiles = element("div", *shown, class_="tiles")
     return section("Numbers", tiles, _scorecard_table(lines) if run.summary else Html())
 
 
 def headline_numbers(run: Run) -> dict[str, float]:
-    """Return what the demo summed up, or as much of it as the run folder tells."""
+    """Return the summary of a demo run; for any other run, the numbers its folder allows."""
     if run.summary:
         return run.summary
     numbers: dict[str, float] = {}
@@ -87,7 +89,7 @@ def headline_numbers(run: Run) -> dict[str, float]:
     if run.archive and run.sizes is not None and run.sizes.num_rows:
         kept = run.archive.categories
         numbers |= {
-            "archive_fill": min(one.count / one.wanted for one in kept),
+            "archive_fill": min(category.count / category.wanted for category in kept),
             "images_kept": run.sizes.num_rows,
             "mean_per_category": run.sizes.num_rows / len(kept),
             "mean_height": pc.mean(run.sizes["image_height"]).as_py(),
@@ -97,14 +99,14 @@ def headline_numbers(run: Run) -> dict[str, float]:
 
 
 def is_full(run: Run) -> bool:
-    """Return whether the longer demo made this run, whose bars are higher."""
+    """Return whether this run is the full demo (`--full`), whose bars are higher."""
     return bool(run.summary and run.summary.get("full"))
 
 
 def _tile(line: Line, label: str) -> Html:
     below = []
-    if line.seed is not None:
-        below.append(element("span", f"paper, LAION: {number(line.seed)}", class_="below"))
+    if line.paper is not None:
+        below.append(element("span", f"paper on LAION: {number(line.paper)}", class_="below"))
     if line.met is not None:
         style = "met" if line.met else "missed"
         below.append(element("span", f"bar {line.bars}: {style}", class_=f"below {style}"))
@@ -116,87 +118,94 @@ def _scorecard_table(lines: Mapping[str, Line]) -> Html:
     rows = []
     for line in lines.values():
         word, style = words[line.met]
-        seed = number(line.seed) if line.seed is not None else ""
-        verdict = element("span", word, class_=style)
-        rows.append((line.key, number(line.value), line.bars, verdict, seed))
-    head = ("measured", "value", "bar", "", "paper, LAION")
-    return joined(
-        (element("h3", "All numbers beside their bars"), table(head, rows, numbers=(1, 4)))
-    )
+        paper = number(line.paper) if line.paper is not None else ""
+        result = element("span", word, class_=style)
+        rows.append((line.key, number(line.value), line.bars, result, paper))
+    head = ("number", "value", "bar", "", "paper on LAION")
+    title = element("h3", "All numbers, and the bars that they must clear")
+    return joined((title, table(head, rows, numbers=(1, 4))))
 
 
 def funnels(run: Run) -> Html:
-    """Return what became of every row and every candidate."""
+    """Return the number of metadata rows and of candidates per status."""
     if not run.funnels:
-        return section(
-            "Funnels", note("Nothing was read yet. Run ", element("code", "namedmask embed"), ".")
-        )
+        command = element("code", "namedmask embed")
+        return section("Funnels", note("No metadata has been read yet. Run ", command, "."))
     parts = []
     titles = {"rows": "Rows of the metadata", "candidates": "Candidates of the categories"}
     for key, title in titles.items():
         if f"{key}_in" in run.funnels:
             counts = run.funnels[f"{key}_by_status"]
-            parts.append(_funnel(title, run.funnels[f"{key}_in"], counts))
+            parts.append(_funnel(title, key, run.funnels[f"{key}_in"], counts))
     if "candidates_in" not in run.funnels:
-        parts.append(note("No candidates yet. Run ", element("code", "namedmask build"), "."))
+        command = element("code", "namedmask build")
+        parts.append(note("No candidates have been retrieved yet. Run ", command, "."))
     return section("Funnels", *parts)
 
 
-def _funnel(title: str, came_in: int, counts: Mapping[str, int]) -> Html:
+def _funnel(title: str, noun: str, came_in: int, counts: Mapping[str, int]) -> Html:
     total, counts = sum(counts.values()), in_order(counts)
     rows = [
         (element("span", chip(shade), status), number(count), f"{count / max(1, total):.1%}")
         for (status, count), shade in zip(counts.items(), shades(counts), strict=True)
     ]
-    verdict = (
-        note(f"{number(came_in)} came in, and every one is counted below.")
+    balance = (
+        note(f"All {came_in:,} {noun} are counted below, each under its status.")
         if total == came_in
-        else element("p", f"{came_in:,} came in, {total:,} are counted.", class_="missed")
-    )
+        else element(
+            "p", f"There are {came_in:,} {noun}, but the counts below add up to {total:,}.",
+            class_="missed",
+        )
+    )  # fmt: skip
     head = ("status", "count", "share")
     return element(
-        "div", element("h3", title), verdict, *_name_server(counts), stacked_bar(counts),
+        "div", element("h3", title), balance, *_name_server(counts), stacked_bar(counts),
         table(head, rows, numbers=(1, 2)),
     )  # fmt: skip
 
 
 def _name_server(counts: Mapping[str, int]) -> list[Html]:
-    lost = sum(counts.get(status, 0) for status in NO_ADDRESS)
+    """Return a warning if so many host names are unresolved that the name server is suspect."""
+    unresolved = sum(counts.get(status, 0) for status in UNRESOLVED)
     tried = sum(
         count for status, count in counts.items() if status == OK or failure_class_of(status)
     )
-    if lost < MANY_URLS or lost * 2 <= tried:
+    if unresolved < MANY_URLS or unresolved * 2 <= tried:
         return []
     text = (
-        f"{lost:,} of {tried:,} urls that were asked for have a host without an address: more than "
-        "the web loses. The name server of the machine may have failed; look at its log."
+        f"The host names of {unresolved:,} of {tried:,} requested urls could not be resolved. The "
+        "web alone does not lose that many, so the run's name server may have failed. See its log."
     )
     return [element("p", text, class_="missed")]
 
 
 def in_order(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return the same counts, `ok` first, then falling; the file keeps them by name."""
+    """Return the same counts with `ok` first and the others in descending order.
+
+    The file holds them in the order of their names.
+    """
     order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return {status: counts[status] for status in order}
 
 
 def categories(run: Run) -> Html:
-    """Return how full each archive is, and why candidates were turned away."""
+    """Return how full each archive is, and the statuses of the candidates that were not kept."""
     if run.archive is None:
-        return section(
-            "Archives", note("No archive yet. Run ", element("code", "namedmask build"), ".")
-        )
+        command = element("code", "namedmask build")
+        return section("Archives", note("The archives have not been built yet. Run ", command, "."))
     by_category = (run.funnels or {}).get("by_category", {})
     rows = []
-    for one in run.archive.categories:
-        counts = in_order(by_category.get(one.name, {}))
-        reasons = {status: count for status, count in counts.items() if status != OK and count}
-        asked = f" ← “{one.query}”" if one.query != one.name else ""
-        told = ", ".join(f"{status} {count:,}" for status, count in reasons.items())
-        fill = stacked_bar({OK: one.count}, one.wanted)
-        rows.append((f"{one.name}{asked}", f"{one.count:,} of {one.wanted:,}", fill, told))
-    head = ("category", "images", "fill", "other candidates")
-    full = sum(one.count >= one.wanted for one in run.archive.categories)
+    for category in run.archive.categories:
+        name, count, wanted = category.name, category.count, category.wanted
+        query = f" ← “{category.query}”" if category.query != name else ""
+        counts = in_order(by_category.get(name, {}))
+        rejected = ", ".join(
+            f"{status} {n:,}" for status, n in counts.items() if status != OK and n
+        )
+        fill = stacked_bar({OK: count}, wanted)
+        rows.append((f"{name}{query}", f"{count:,} of {wanted:,}", fill, rejected))
+    head = ("category", "images", "fill", "candidates not kept")
+    full = sum(category.count >= category.wanted for category in run.archive.categories)
     return section(
         "Archives",
         note(f"{full} of {len(rows)} archives are full."),
@@ -206,12 +215,11 @@ def categories(run: Run) -> Html:
 
 
 def iou_by_label(run: Run) -> Html:
-    """Return the segmenter's IoU by label, best first."""
+    """Return the segmenter's IoU per label, highest first."""
     if not run.evaluation:
-        return section(
-            "IoU by category",
-            note("No evaluation yet. Run ", element("code", "namedmask evaluate"), "."),
-        )
+        command = element("code", "namedmask evaluate")
+        text = "The segmenter has not been evaluated yet. Run "
+        return section("IoU by category", note(text, command, "."))
     result = run.evaluation
     known = {name: iou for name, iou in result["iou"].items() if iou is not None}
     absent = [name for name, iou in result["iou"].items() if iou is None]
@@ -222,35 +230,37 @@ def iou_by_label(run: Run) -> Html:
     ]
     lines = [
         note(
-            f"{result['num_scenes']:,} pictures of {result['benchmark']}, split {result['split']}: "
-            f"mean IoU {number(result['miou'], 3)} (the dashed line), pixel accuracy "
-            f"{number(result['pixel_accuracy'], 3)}."
+            f"On {result['num_scenes']:,} images of {result['benchmark']} (split "
+            f"{result['split']}), the mean IoU is {number(result['miou'], 3)} (the dashed line), "
+            f"and the pixel accuracy is {number(result['pixel_accuracy'], 3)}."
         )
     ]
     if absent:
-        lines.append(note(f"In neither truth nor prediction: {', '.join(absent)}."))
+        names = ", ".join(absent)
+        lines.append(note(f"These labels occur in neither the truth nor a prediction: {names}."))
     return section("IoU by category", *lines, charts[0], *_rest(len(ranked), charts[1]))
 
 
 def timings(run: Run) -> Html:
-    """Return the seconds of each stage."""
+    """Return the seconds that each stage has taken, longest first."""
     seconds = run.timings or (run.summary or {}).get("seconds")
     if not seconds:
-        return section("Timings", note("No stage has ended yet."))
+        return section("Timings", note("No stage has finished yet."))
     longest = max(seconds.values()) or 1.0
     rows = [
         (stage, f"{spent:,.1f} s", stacked_bar({OK: round(1000 * spent)}, round(1000 * longest)))
         for stage, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]
-    told = (
-        "Fetching runs beside the stages after it, so the seconds may add up to more than passed."
+    overlap = (
+        "Fetching overlaps with the stages after it, so the times may add up to more than the "
+        "duration of the run."
     )
     head = ("stage", "time", "")
-    return section("Timings", note(told), table(head, rows, numbers=(1,)))
+    return section("Timings", note(overlap), table(head, rows, numbers=(1,)))
 
 
 def configuration(run: Run) -> Html:
-    """Return the resolved run file."""
+    """Return the resolved run file, and the version that wrote the report."""
     text = run.config_text
     if text is None:
         return section("Configuration", note("The run folder has no run.toml."))
@@ -261,5 +271,5 @@ def configuration(run: Run) -> Html:
     )
 
 
-def _rest(count: int, shown: Html) -> list[Html]:
-    return [folded(f"The other {count - OPEN_ROWS}", shown)] if count > OPEN_ROWS else []
+def _rest(count: int, hidden: Html) -> list[Html]:
+    return [folded(f"Show {count - OPEN_ROWS} more", hidden)] if count > OPEN_ROWS else []

@@ -1,4 +1,4 @@
-"""The pieces of an HTML page, safe by construction: plain text is escaped, only `Html` passes."""
+"""Build HTML pages from elements: text is always escaped, and only `Html` passes unescaped."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from namedmask import images
 from namedmask.schema.status import OK
 
 JPEG_QUALITY = 82
+"""Quality of the JPEG images inside a page."""
 
 VOID = ("img", "meta")
+"""Elements without content and without an end tag."""
 
 SHADES = 8
-"""Colors for statuses other than ok, named s0 to s7 in report.css."""
+"""Number of colors for statuses other than ok: the classes s0 to s7 in report.css."""
 
 
 class Html(str):
-    """Markup that is not escaped again."""
+    """Markup: a string that is not escaped."""
 
     __slots__ = ()
 
 
 def element(kind: str, /, *children: str, **attributes: str) -> Html:
-    """Return an element; `class_` stands for class, underscores elsewhere for hyphens."""
+    """Return an HTML or SVG element.
+
+    `class_` sets the attribute class; other underscores in attribute names become hyphens.
+    """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
         for key, value in attributes.items()
@@ -38,12 +43,12 @@ def element(kind: str, /, *children: str, **attributes: str) -> Html:
 
 
 def joined(children: Sequence[str]) -> Html:
-    """Return the children one after the other, plain text escaped."""
+    """Return the concatenated children; children that are plain text are escaped."""
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children))
 
 
 def page(title: str, *sections: Html) -> str:
-    """Return a whole document with its style inside."""
+    """Return a whole HTML document that contains its style sheet."""
     style = resources.files("namedmask").joinpath("data", "report.css").read_text("utf-8")
     head = element(
         "head",
@@ -58,23 +63,23 @@ def page(title: str, *sections: Html) -> str:
 
 
 def section(title: str, *children: str) -> Html:
-    """Return a titled section of the page."""
+    """Return a section with a heading; its id is the title in lower case, with hyphens."""
     anchor = title.lower().replace(" ", "-")
     return element("section", element("h2", title), *children, id=anchor)
 
 
 def note(*children: str) -> Html:
-    """Return a line that explains, or says what is not there yet."""
+    """Return a paragraph in gray: an explanation, or a hint at a missing part."""
     return element("p", *children, class_="note")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> Html:
-    """Return a table; the columns in `numbers` are set flush right."""
+    """Return a table; the columns whose indices are in `numbers` are right-aligned."""
 
     def row(kind: str, cells: Sequence[str]) -> Html:
         return element("tr", *(
-            element(kind, cell, class_="number" if place in numbers else "text")
-            for place, cell in enumerate(cells)
+            element(kind, cell, class_="number" if column in numbers else "text")
+            for column, cell in enumerate(cells)
         ))  # fmt: skip
 
     body = element("tbody", *(row("td", cells) for cells in rows))
@@ -83,13 +88,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
 
 
 def tile(label: str, value: str, *below: Html) -> Html:
-    """Return a headline number with what stands below it."""
+    """Return a headline number with its label and further lines below it."""
     label_line = element("span", label, class_="label")
     return element("div", element("b", value), label_line, *below, class_="tile")
 
 
 def stacked_bar(counts: Mapping[str, int], total: int = 0) -> Html:
-    """Return one horizontal bar cut by status; `total` above the sum leaves the rest empty."""
+    """Return one horizontal bar, divided by status in proportion to the counts.
+
+    If `total` is above the sum of the counts, the rest of the bar stays empty.
+    """
     whole = max(total, sum(counts.values()), 1)
     parts = [
         element("i", class_=shade, style=f"width:{100 * count / whole:.3f}%",
@@ -102,23 +110,26 @@ def stacked_bar(counts: Mapping[str, int], total: int = 0) -> Html:
 
 
 def shades(counts: Mapping[str, int]) -> list[str]:
-    """Return the style class of each status: its own for ok, the others in turn."""
+    """Return the style class of each status: `ok`, or one of s0 to s7 in turn."""
     others = [status for status in counts if status != OK]
     return [OK if s == OK else f"s{others.index(s) % SHADES}" for s in counts]
 
 
 def chip(shade: str) -> Html:
-    """Return the small square that explains a color of a bar."""
+    """Return a small square in a bar's color, for a legend."""
     return element("i", class_=f"chip {shade}")
 
 
 def bar_chart(values: Mapping[str, float], mean: float | None = None) -> Html:
-    """Return an SVG bar for each value in [0, 1], names left, numbers right, a line at `mean`."""
+    """Return an SVG bar chart of values in [0, 1], with a dashed line at `mean`.
+
+    The names stand left of the bars, the values right of them.
+    """
     row, left, right, width = 22, 190, 60, 760
     span, height = width - left - right, row * len(values) + 6
     parts = []
-    for place, (name, value) in enumerate(values.items()):
-        y = place * row + 3
+    for line, (name, value) in enumerate(values.items()):
+        y = line * row + 3
         shown = name if len(name) <= 26 else f"{name[:25]}…"
         parts += [
             element("text", element("title", name), shown, x=f"{left - 8}", y=f"{y + 15}",
@@ -140,7 +151,7 @@ def bar_chart(values: Mapping[str, float], mean: float | None = None) -> Html:
 
 
 def picture(image: np.ndarray, description: str) -> Html:
-    """Return an (H, W, 3) uint8 RGB image inside the page, as JPEG."""
+    """Return an `img` element that contains the (H, W, 3) uint8 RGB image as JPEG."""
     data = base64.b64encode(images.encode_jpeg(image, JPEG_QUALITY)).decode()
     height, width = image.shape[:2]
     return element(
@@ -150,7 +161,7 @@ def picture(image: np.ndarray, description: str) -> Html:
 
 
 def figure(caption: str, *pictures: Html) -> Html:
-    """Return pictures side by side over one caption."""
+    """Return pictures side by side, with one caption below them."""
     return element(
         "figure",
         element("div", *pictures, class_="side"),
@@ -159,12 +170,16 @@ def figure(caption: str, *pictures: Html) -> Html:
 
 
 def folded(title: str, *children: str) -> Html:
-    """Return a part that opens when asked."""
+    """Return a part of the page that is hidden until the reader opens it by its title."""
     return element("details", element("summary", title), *children)
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number as text: thousands with commas, four digits below; a dash for None."""
+    """Return a number as text, and a dash for None.
+
+    Integers, and numbers from 1,000 on, have no decimals and commas between the thousands. Other
+    numbers have `digits` significant digits.
+    """
     if value is None:
         return "–"
     if isinstance(value, int) or abs(value) >= 1000:

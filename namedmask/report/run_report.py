@@ -1,8 +1,9 @@
-"""A run folder → `report.html`: one page that needs nothing beside itself, at any stage of the run.
+"""Write the report of a run folder: `report.html`, one page that loads nothing else.
 
-Whatever is there is shown, whatever is missing is named with the command that makes it. Pictures
-come from the archive and the benchmark alone, so what a check rejected cannot appear.
-Cost: 0.6 s on one core for 9 images of the gallery and 9 scenes, 0.4 MB; both grow with these.
+The report can be written at any time during a run. It shows every part that exists, and names the
+command that makes a missing one. Images come only from the archive and the benchmark, so an image
+that a check rejected cannot appear.
+Cost: 0.6 s on one core and 0.4 MB for 9 gallery images and 9 scenes; both grow with their number.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ def write_report(run: Place) -> Place:
     """Write `report.html` into a run folder and return its path.
 
     Raises:
-        InputError: `run` is no run folder, or a file of it is damaged.
+        InputError: `run` is not a run folder, or one of its files is damaged.
     """
     if not (run / layout.RUN_RECORD).exists() and not (run / layout.DEMO_SUMMARY).exists():
         raise InputError(
-            f"{run} holds no run: run.json is missing. Give the folder that run.out named."
+            f"{run} is not a run folder: run.json is missing. Give the folder named by run.out."
         )
-    found = Run(run)
+    run_folder = Run(run)
     sections = (
         header, headline, funnels, categories, gallery, iou_by_label, baselines, scenes,
         timings, configuration,
     )  # fmt: skip
-    text = page(f"NamedMask: {found.name}", *(make(found) for make in sections))
+    text = page(f"NamedMask: {run_folder.name}", *(make(run_folder) for make in sections))
     write_file(run / layout.REPORT, text.encode())
     return run / layout.REPORT

@@ -1,4 +1,4 @@
-"""The demo's numbers beside the bars they must clear and the numbers of the seed paper."""
+"""Compare the demo's scores with the bars that they must clear and with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SEED_NUMBERS = {
+PAPER_NUMBERS = {
     "images_kept": 425_618,
     "mean_per_category": 463,
     "mean_height": 326.0,
     "mean_width": 360.5,
 }
-"""What the paper reports for LAION-5B with 919 categories of 500 images each."""
+"""Archive statistics that the paper reports: LAION-5B, 919 categories, 500 images per category."""
 
 RELATIONS = {"≥": operator.ge, "≤": operator.le, ">": operator.gt, "<": operator.lt}
+"""Comparison of a score (left) with the limit of its bar (right), by symbol."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """`key` must stand in `relation` to `limit`, or to `limit` times the value of another key."""
+    """The condition that the score `key` must meet: `relation` to a limit.
+
+    The limit is `limit`, or `limit_full` in the full demo. If `times` names another score, the
+    limit is multiplied by that score.
+    """
 
     key: str
     relation: str
@@ -29,7 +34,7 @@ class Bar:
     limit_full: float | None = None
 
     def bound(self, summary: Mapping[str, Any], full: bool) -> float:
-        """Return the number to compare with."""
+        """Return the number that the score is compared with."""
         limit = self.limit_full if full and self.limit_full is not None else self.limit
         return limit * summary[self.times] if self.times else limit
 
@@ -50,21 +55,25 @@ BARS = (
     Bar("miou", "≥", 0.35, limit_full=0.5),
     Bar("miou", "≥", 2.0, times="miou_nearest_color"),
 )
+"""The bars of the demo; a score may have several."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One number of the demo: its bars as text, whether all are met (None: no bar), the seed's."""
+    """One score of the demo with its bars as text; `met` is None for a score without bars."""
 
     key: str
     value: float
     bars: str
     met: bool | None
-    seed: float | None
+    paper: float | None
 
 
 def scorecard(summary: Mapping[str, Any], full: bool = False) -> list[Line]:
-    """Return a line for each plain number of a demo summary, in its order."""
+    """Return one line per number in a demo summary, in the order of the summary.
+
+    `full` applies the higher bars of the full demo. Booleans, texts and nested values are skipped.
+    """
     return [
         _line(key, value, summary, full)
         for key, value in summary.items()
@@ -83,4 +92,4 @@ def _line(key: str, value: float, summary: Mapping[str, Any], full: bool) -> Lin
             f"{bar.relation} {factor}{bar.times}" if bar.times else f"{bar.relation} {bound:g}"
         )
         met = met and RELATIONS[bar.relation](value, bound)
-    return Line(key, value, ", ".join(texts), met if texts else None, SEED_NUMBERS.get(key))
+    return Line(key, value, ", ".join(texts), met if texts else None, PAPER_NUMBERS.get(key))

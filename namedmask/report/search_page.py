@@ -1,4 +1,4 @@
-"""What a search found → one HTML page of links, with nothing outside it."""
+"""Write the hits of a search as one HTML page of links that loads nothing from outside."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from namedmask.report.page import Html, element, note, page, table
 
 
-def search_page(found: Mapping[str, Any]) -> str:
-    """Return the page of what search.search found; urls and captions are escaped."""
-    text, hits = found["text"], found["hits"]
+def search_page(result: Mapping[str, Any]) -> str:
+    """Return the HTML page of a result of `verbs.search.search`; urls and captions are escaped."""
+    text, hits = result["text"], result["hits"]
     rows = [
         (str(hit["rank"]), f"{hit['score']:.4f}", _link(hit["url"]), hit["caption"] or "")
         for hit in hits
@@ -19,20 +19,20 @@ def search_page(found: Mapping[str, Any]) -> str:
         f"NamedMask: {text}",
         element("h1", text),
         note(
-            f"The {len(hits)} of {found['vectors']:,} images whose vectors are closest to this "
-            f"text, by cosine. Index {found['index']}, recall@50 "
-            f"{found['recall_at_50']:.3f} on {found['measured_on']}."
+            f"These are the {len(hits)} of {result['vectors']:,} images whose vectors have the "
+            f"highest cosine with this text. The index is {result['index']}; its recall@50 is "
+            f"{result['recall_at_50']:.3f} on {result['measured_on']}."
         ),
         note(
-            "No picture is shown and none was fetched: nobody has judged whether these images are "
-            "safe. A link leads to its owner's server."
+            "The images have not been fetched and are not shown, because nobody has checked that "
+            "they are safe. A link opens the image on the server of its owner."
         ),
         table(("rank", "score", "link", "caption"), rows, numbers=(0, 1)),
     )
 
 
 def _link(url: str) -> Html | str:
-    """Return a link to a url; anything but http(s) stays text."""
+    """Return a link to an http(s) url; any other url is returned as text."""
     if not url.startswith(("http://", "https://")):
         return url
     return element("a", url, href=url, rel="noopener noreferrer nofollow")

@@ -1,4 +1,4 @@
-"""Vectors and categories into ranked candidates, exactly."""
+"""Retrieval: ranks the exact best images for each category and picks those for its archive."""
 
 from typing import TYPE_CHECKING
 

@@ -1,15 +1,16 @@
-"""Rows and queries → the pairs whose dot product may be above a floor, for less than its price.
+"""Upper bounds on dot products: which (row, query) pairs may score above a floor.
 
-A screen bounds the dot product of every pair from above, and a pair whose bound is not above the
-floor of its query is out. A bound is proven, never guessed: a screen that lets much through costs
-time and no exactness.
+The bounds are cheaper than the exact dot products. A pair is excluded when its bound is not above
+the floor of its query. Each bound is proven to hold, so a loose bound costs time but never changes
+an answer.
 
-1. `Int8Screen` multiplies whole numbers, three to four times as fast as float32.
-2. `FloatScreen` multiplies float32.
+1. `Int8Bounds` uses an int8 matrix product, three to four times as fast as float32.
+2. `FloatBounds` uses a float32 matrix product.
 
-Rounding: u = 2**-24. A dot product of D float32 numbers in any order of summation, fused or not, is
-off by at most D·u/(1 − D·u) · |q|·|x|, and what underflows by D·2**-149. `_rounding` is four
-times that: it also covers two such sums and the few operations named beside the bounds.
+Rounding: let u = 2**-24. The float32 dot product of two vectors of D numbers, in any order of
+summation and with or without fused multiply-add, has an error of at most
+D·u/(1 − D·u) · |q|·|x|; underflow adds at most D·2**-149. `_rounding` returns four times the first
+term, which also covers a second such sum and the few operations that the bounds themselves need.
 """
 
 from __future__ import annotations
@@ -21,182 +22,191 @@ import numpy as np
 import torch
 
 INT8_SWITCH = "NAMEDMASK_INT8"
-"""Environment variable; `off` makes every scan use float32 products. The answers are the same."""
+"""Environment variable. If it is `off`, every scan uses float32 products, with equal answers."""
 
 _CLIPS = (3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 24.0)
-"""Ranges of the whole numbers to choose from, in root mean squares."""
+"""Candidate quantization ranges, in multiples of the root mean square of the values."""
 
 _TINY = 1e-16
-"""More than what squares below 2**-126 can take from a norm when they vanish."""
+"""Upper bound on the error of a norm whose squared terms underflow (below 2**-126)."""
 
 
 def int8_is_fast(width: int) -> bool:
-    """Return whether a scan gains by int8 products: exact and fast here, and not switched off."""
+    """Return whether to use int8 products: exact and fast on this CPU, and not switched off."""
     return os.environ.get(INT8_SWITCH, "auto") != "off" and _int_mm_is_exact(width)
 
 
-def int8_product(one: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> None:
+def int8_product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
     """Write the product of two int8 matrices, (B, D) and (D, C), into `out`, (B, C) int32.
 
-    Exact on every processor: where the processor's own instruction is missing or saturates, the
-    product is made in int32, many times slower.
+    The product is exact on every CPU. If the CPU has no int8 instruction, or one that saturates,
+    the product is computed in int32, which is many times slower.
     """
-    if _int_mm_is_exact(one.shape[1]):
-        torch._int_mm(one, other, out=out)
+    if _int_mm_is_exact(left.shape[1]):
+        torch._int_mm(left, right, out=out)
     else:
-        torch.matmul(one.int(), other.int(), out=out)
+        torch.matmul(left.int(), right.int(), out=out)
 
 
 @functools.cache
 def _int_mm_is_exact(width: int) -> bool:
-    """Return whether torch multiplies int8 vectors of that width exactly and in one step."""
-    if not torch.cpu._is_vnni_supported():  # others may saturate within a sum
+    """Return whether `torch._int_mm` is exact and fast for vectors of `width` numbers."""
+    if not torch.cpu._is_vnni_supported():  # without VNNI a sum may saturate
         return False
     if width >= 1 << 17:  # a sum may not fit into int32
         return False
-    ends = torch.tensor([[127], [-127]], dtype=torch.int8).repeat(1, width)
+    extremes = torch.tensor([[127], [-127]], dtype=torch.int8).repeat(1, width)
     expected = torch.tensor([[1, -1], [-1, 1]], dtype=torch.int32) * (127**2 * width)
-    return torch.equal(torch._int_mm(ends, ends.T), expected)  # torch 2.14 fails at width 1
+    return torch.equal(torch._int_mm(extremes, extremes.T), expected)  # torch 2.14 fails at width 1
 
 
 class FloatBounds:
-    """Bounds by the float32 product P: no dot product is above P + |q|·|x|·_rounding."""
+    """Bounds from the float32 product P: every dot product is at most P + |q|·|x|·_rounding."""
 
     def __init__(self, queries: np.ndarray, norms: np.ndarray) -> None:
         self._queries, self._norms = queries, norms
 
-    def pairs(self, block: np.ndarray, longest: float, floors: np.ndarray) -> np.ndarray:
-        """Return row · C + query, ascending, of the pairs whose bound is above the floor.
+    def pairs(self, block: np.ndarray, max_norm: float, floors: np.ndarray) -> np.ndarray:
+        """Return (P,) int64, ascending: row · C + query of each pair whose bound exceeds its floor.
 
         Args:
-            block: (B, D) float32, no row longer than `longest` but for rounding.
+            block: (B, D) float32.
+            max_norm: at least the largest L2 norm of a row, up to float32 rounding.
             floors: (C,) float32, finite.
         """
-        margins = self._norms * (longest * _rounding(block.shape[1])) + _TINY**2
+        margins = self._norms * (max_norm * _rounding(block.shape[1])) + _TINY**2
         limits = floors.astype(np.float64) - margins
-        # rounded down to float32, so that rounding lets pairs in and never out
+        # round down to float32, so that rounding never excludes a pair
         lower = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
         return np.flatnonzero(block @ self._queries.T > lower)
 
 
 class Int8Bounds:
-    """Bounds by a product of whole numbers.
+    """Bounds from the product of vectors quantized to int8.
 
-    With a center m, q = q' + e and x − m = y = y' + r, where q' and y' are whole numbers in
-    [−127, 127] times a scale:
+    Let m be a center. Write q = q' + e and x − m = y = y' + r, where q' and y' are integers in
+    [−127, 127] times a scale, and e and r are the residuals of the quantization:
 
         q·x = q·m + q'·y' + e·y' + q·r  ≤  q·m + q'·y' + |e|·|y'| + |q|·|r|     (Cauchy–Schwarz)
 
-    q'·y' is exact in int32. The norms are measured. The largest |y'| of a block serves for
-    all its rows; so does the largest |r|, but for rows odd enough to get a larger one of their own.
-    Rounding of y, of r, of the norms and of the dot product itself is below
-    |q|·(|x| + |m|)·_rounding, see above. Center and scales may be anything; good ones make the
-    bounds tight: embeddings of images share a large mean, and without it less is left to round.
+    q'·y' is exact in int32, and the norms are measured. All rows of a block share the block's
+    largest |y'|. Rows whose |r| is at most 1.1 times the median share that limit; the other rows
+    share the block's largest |r|. The rounding of y, of r, of the norms and of the dot product
+    itself is below |q|·(|x| + |m|)·_rounding (see the module docstring). The bounds hold for any
+    center and any scales. Image embeddings share a large mean, so subtracting it leaves smaller
+    values to quantize and makes the bounds tight.
     """
 
     def __init__(self, queries: np.ndarray, norms: np.ndarray, block_rows: int) -> None:
         self._norms = norms
         self._queries = queries.astype(np.float64)
-        whole, self._scales, self._errors = _whole_numbers(self._queries)
-        self._whole = torch.from_numpy(whole).T
+        quantized, self._scales, self._errors = _quantize(self._queries)
+        self._quantized_queries = torch.from_numpy(quantized).T
         self._center: torch.Tensor | None = None
         self._scale = self._center_norm = 0.0
-        self._middles = np.zeros(len(queries))
+        self._center_products = np.zeros(len(queries))
         count, width = queries.shape
-        self._rest = torch.empty((block_rows, width))
-        self._steps = torch.empty((block_rows, width))
-        self._narrow = torch.empty((block_rows, width), dtype=torch.int8)
+        self._residuals = torch.empty((block_rows, width))
+        self._quantized = torch.empty((block_rows, width))
+        self._int8_rows = torch.empty((block_rows, width), dtype=torch.int8)
         self._products = torch.empty((block_rows, count), dtype=torch.int32)
         self._above = np.empty((block_rows, count), bool)
 
-    def forget(self) -> None:
-        """Choose center and scale anew at the next block."""
+    def reset(self) -> None:
+        """Fit the center and the scale again to the next block."""
         self._center = None
 
-    def pairs(self, block: np.ndarray, longest: float, floors: np.ndarray) -> np.ndarray:
-        """Return row · C + query, ascending, of the pairs whose bound is above the floor.
+    def pairs(self, block: np.ndarray, max_norm: float, floors: np.ndarray) -> np.ndarray:
+        """Return (P,) int64, ascending: row · C + query of each pair whose bound exceeds its floor.
 
         Args:
-            block: (B, D) float32, no row longer than `longest` but for rounding.
+            block: (B, D) float32.
+            max_norm: at least the largest L2 norm of a row, up to float32 rounding.
             floors: (C,) float32, finite.
         """
         if self._center is None:
             self._fit(block)
         assert self._center is not None
         count = len(block)
-        rest, steps, narrow = self._rest[:count], self._steps[:count], self._narrow[:count]
-        # in units of the scale: one pass less than subtracting first
-        torch.add(self._center, torch.from_numpy(block), alpha=1 / self._scale, out=rest)
-        torch.round(rest, out=steps).clamp_(-127, 127)
-        narrow.copy_(steps)
-        rest.sub_(steps)
+        residuals, quantized = self._residuals[:count], self._quantized[:count]
+        int8_rows = self._int8_rows[:count]
+        # `_center` is in units of the scale, so that one pass both scales and subtracts
+        torch.add(self._center, torch.from_numpy(block), alpha=1 / self._scale, out=residuals)
+        torch.round(residuals, out=quantized).clamp_(-127, 127)
+        int8_rows.copy_(quantized)
+        residuals.sub_(quantized)
         products = self._products[:count]
-        int8_product(narrow, self._whole, products)
+        int8_product(int8_rows, self._quantized_queries, products)
 
-        lengths = _lengths(rest)
-        usual = 1.1 * float(np.median(lengths))
-        odd = np.flatnonzero(lengths > usual)
-        reach = longest, _lengths(steps).max()
+        norms = _row_norms(residuals)
+        usual = 1.1 * float(np.median(norms))
+        outliers = np.flatnonzero(norms > usual)
+        maxima = max_norm, _row_norms(quantized).max()
         above = np.greater(
-            products.numpy(), self._limits(floors, *reach, usual), out=self._above[:count]
+            products.numpy(), self._limits(floors, *maxima, usual), out=self._above[:count]
         )
-        if len(odd):
-            own = self._limits(floors, *reach, lengths.max())
-            above[odd] = products.numpy()[odd] > own
+        if len(outliers):
+            limits = self._limits(floors, *maxima, norms.max())
+            above[outliers] = products.numpy()[outliers] > limits
         return np.flatnonzero(above)
 
     def _limits(
-        self, floors: np.ndarray, longest: float, longest_steps: float, longest_rest: float
+        self, floors: np.ndarray, max_norm: float, max_quantized: float, max_residual: float
     ) -> np.ndarray:
-        """Return (C,) int32: a product not above it is of a pair that is out."""
+        """Return (C,) int32 limits: a pair is excluded if its int32 product is not above them.
+
+        The maxima are of norms; those of the quantized rows and of residuals are in scale units.
+        """
         rounding = _rounding(self._queries.shape[1])
-        errors = (1 + rounding) * self._scale * self._errors * longest_steps
-        errors += (1 + rounding) * self._scale * self._norms * longest_rest
-        errors += self._norms * ((longest + self._center_norm) * rounding + _TINY) + _TINY**2
-        limits = (floors - self._middles - errors) / (self._scales * self._scale)
+        errors = (1 + rounding) * self._scale * self._errors * max_quantized
+        errors += (1 + rounding) * self._scale * self._norms * max_residual
+        errors += self._norms * ((max_norm + self._center_norm) * rounding + _TINY) + _TINY**2
+        limits = (floors - self._center_products - errors) / (self._scales * self._scale)
         return np.clip(np.floor(limits) - 1, -(2.0**31), 2.0**31 - 1).astype(np.int32)
 
     def _fit(self, block: np.ndarray) -> None:
+        """Set the center to the mean of the first rows, and the scale to the best of `_CLIPS`."""
         sample = block[:256].astype(np.float64)
         center = sample.mean(axis=0).astype(np.float32)
-        rest = sample - center
-        steps = [clip * (np.sqrt(np.mean(rest**2)) + _TINY) / 127 for clip in _CLIPS]
-        left = [np.quantile(_left_over(rest, step), 0.9) for step in steps]
-        self._scale = float(np.float32(steps[int(np.argmin(left))]))
-        # the center that counts is the one that the scan really subtracts, in units of the scale
+        centered = sample - center
+        scales = [clip * (np.sqrt(np.mean(centered**2)) + _TINY) / 127 for clip in _CLIPS]
+        errors = [np.quantile(_residual_norms(centered, scale), 0.9) for scale in scales]
+        self._scale = float(np.float32(scales[int(np.argmin(errors))]))
+        # the bounds must use the center as `pairs` subtracts it: rounded, in units of the scale
         negative = np.float32(-1 / self._scale) * center
         self._center = torch.from_numpy(negative)
         center64 = -self._scale * negative.astype(np.float64)
-        self._middles = self._queries @ center64
+        self._center_products = self._queries @ center64
         self._center_norm = float(np.linalg.norm(center64))
 
 
-def _whole_numbers(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (N, D) int8 in [-127, 127], scales (N,) and the norms (N,) of what is left over.
+def _quantize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return quantized vectors (N, D) int8 in [-127, 127], scales (N,) and residual norms (N,).
 
-    Of several scales the one that leaves the least, for each of the (N, D) float64 `vectors`.
+    Each of the `vectors`, (N, D) float64, gets the scale of `_CLIPS` with the smallest residual.
     """
     size = np.sqrt(np.mean(vectors**2, axis=1, keepdims=True)) + _TINY
-    steps = np.stack([clip * size / 127 for clip in _CLIPS])
-    left = np.stack([_left_over(vectors, step) for step in steps])
-    best = left.argmin(axis=0), np.arange(len(vectors))
-    return _rounded(vectors, steps[best]).astype(np.int8), steps[best][:, 0], left[best]
+    scales = np.stack([clip * size / 127 for clip in _CLIPS])
+    errors = np.stack([_residual_norms(vectors, scale) for scale in scales])
+    best = errors.argmin(axis=0), np.arange(len(vectors))
+    return _rounded(vectors, scales[best]).astype(np.int8), scales[best][:, 0], errors[best]
 
 
-def _rounded(vectors: np.ndarray, steps: np.ndarray | float) -> np.ndarray:
-    return np.clip(np.rint(vectors / steps), -127, 127)
+def _rounded(vectors: np.ndarray, scales: np.ndarray | float) -> np.ndarray:
+    return np.clip(np.rint(vectors / scales), -127, 127)
 
 
-def _left_over(vectors: np.ndarray, steps: np.ndarray | float) -> np.ndarray:
-    left: np.ndarray = np.linalg.norm(vectors - _rounded(vectors, steps) * steps, axis=1)
-    return left
+def _residual_norms(vectors: np.ndarray, scales: np.ndarray | float) -> np.ndarray:
+    norms: np.ndarray = np.linalg.norm(vectors - _rounded(vectors, scales) * scales, axis=1)
+    return norms
 
 
-def _lengths(vectors: torch.Tensor) -> np.ndarray:
+def _row_norms(vectors: torch.Tensor) -> np.ndarray:
     array = vectors.numpy()
-    lengths: np.ndarray = np.sqrt(np.einsum("nd,nd->n", array, array))
-    return lengths
+    norms: np.ndarray = np.sqrt(np.einsum("nd,nd->n", array, array))
+    return norms
 
 
 def _rounding(width: int) -> float:
+    """Return the relative rounding margin for vectors of `width` numbers (see the module)."""
     return 4 * (width + 8) * 2.0**-24

@@ -1,11 +1,12 @@
-"""Category queries → the ranked candidates of each, kept in the run folder.
+"""Finds the ranked candidates of each category and commits them to the run folder.
 
-A *candidate list* is a unit of the store `offers`, named by a digest of everything that it follows
-from. So a category is searched for once, however often the list around it changes, and a renamed
-category not at all. The near duplicates of each candidate are found here, from vectors that are
-then let go.
+A *candidate list* is a unit of the store `offers`. Its name is a digest of everything that the list
+depends on. A category is therefore searched for once, even if other categories are added or
+removed later, and a renamed category is not searched for again. Near duplicates among the
+candidates are found here as well, because later steps do not load the vectors.
 
-Memory: the vectors of the candidates of `GROUP` categories, a few numbers for each of the others.
+Memory: the candidates' vectors of `GROUP` categories, and a few numbers per candidate of the other
+categories.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from namedmask.storage.files import read_parquet
 NO_HASHES: Mapping[str, int] = MappingProxyType({})
 
 GROUP = 64
-"""Number of categories whose candidates' vectors are in memory together."""
+"""Number of categories whose candidates' vectors are in memory at the same time."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class CandidateList:
     sample_ids: list[str]
     urls: list[str]
     scores: np.ndarray  # (k,) float32, descending
-    neighbors: list[list[int]]  # per candidate: the better ranks that it nearly equals, ascending
-    own_statuses: dict[str, str] = field(default_factory=dict)  # by sample id, of this category
-    blocked_hashes: tuple[int, ...] = ()  # of pictures that the category must not get
-    unit: str = ""  # where it lies in the run folder
+    neighbors: list[list[int]]  # per candidate: better ranks that are near duplicates
+    own_statuses: dict[str, str] = field(default_factory=dict)  # by sample id, if excluded
+    blocked_hashes: tuple[int, ...] = ()  # perceptual hashes to exclude
+    unit: str = ""  # its name in the run folder
 
     def pick(
         self,
@@ -65,12 +66,12 @@ class CandidateList:
         config: RetrieveConfig,
         hashes: Mapping[str, int] = NO_HASHES,
     ) -> list[tuple[str, str | None]]:
-        """Return (status, duplicate_of) of each candidate; see pick.pick_archive.
+        """Return (status, duplicate_of) of each candidate, in rank order; see `pick_archive`.
 
         Args:
             checked: status of each checked image, by sample id.
             config: the section `retrieve`.
-            hashes: perceptual hash of each good image, by sample id.
+            hashes: perceptual hash of each image with status `ok`, by sample id.
         """
         own = self.own_statuses | self._blocked_by_hash(checked, hashes, config.hash_distance)
         return pick_archive(
@@ -99,11 +100,12 @@ class CandidateList:
 def find_candidates(
     executor: Executor, run: VerbRun, store: VectorStore, queries: Sequence[CategoryQuery]
 ) -> list[CandidateList]:
-    """Return the candidate list of each category; those not yet in the run folder are found now.
+    """Return the candidate list of each category. Lists not yet in the run folder are made now.
 
     Raises:
-        ConfigError: `retrieve.backend` is faiss and no index is named.
-        InputError: a vector cannot be used.
+        ConfigError: `retrieve.backend` is faiss and `retrieve.index` is empty.
+        InputError: a vector is zero, not finite or of the wrong width.
+        CheckpointError: the file of a safety filter cannot be used.
     """
     folder, known = run.ledger.folder, run.ledger.commits(CANDIDATE_LISTS)
     run.ledger.sweep(CANDIDATE_LISTS)
@@ -119,7 +121,7 @@ def find_candidates(
 def _search(
     executor: Executor, run: VerbRun, store: VectorStore, queries: Sequence[CategoryQuery]
 ) -> Iterator[str]:
-    """Find and commit the candidates of these categories; yield each unit once it is there."""
+    """Find and commit the candidates of these categories; yield each unit once it is committed."""
     config, retrieve = run.config, run.config.retrieve
     prompts = {query.unit: query.prompts for query in queries}
     violence = Prompts([retrieve.violence_text] if retrieve.violence_text else [], ("{}",))
@@ -148,40 +150,41 @@ def write_candidate_lists(
     config: RetrieveConfig,
     filters: Sequence[tuple[str, Filter]],
 ) -> Iterator[str]:
-    """Commit the candidate list of each category, and yield its unit when it is there.
+    """Commit the candidate list of each category, and yield its unit once it is committed.
 
     Args:
         folder: the run folder.
         store: the vectors that were searched.
-        units: of the categories.
-        vectors: per category its query (D,) and its negative queries (N, D), float32, unit L2 norm.
+        units: the name of each category's candidate list.
+        vectors: per category, its query (D,) and its negative queries (N, D), float32, unit L2
+            norm.
         best: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
         config: the section `retrieve`.
-        filters: what vectors may tell against an image, each with the status it gives.
+        filters: safety filters on the candidates' vectors, each with the status that it gives.
 
     Raises:
-        InputError: a vector cannot be used.
+        InputError: a vector cannot be read or is not of unit length.
     """
     scores, rows = best
     for start in range(0, len(units), GROUP):
         part = slice(start, start + GROUP)
-        unique, places = np.unique(rows[part], return_inverse=True)
-        places = places.reshape(rows[part].shape)
-        sample_ids, urls, found = store.take(unique)
-        for unit, (query, negatives), score, place in zip(
-            units[part], vectors[part], scores[part], places, strict=True
+        unique, indices = np.unique(rows[part], return_inverse=True)
+        indices = indices.reshape(rows[part].shape)
+        sample_ids, urls, taken = store.take(unique)
+        for unit, (query, negatives), score, index in zip(
+            units[part], vectors[part], scores[part], indices, strict=True
         ):
-            ids = [sample_ids[row] for row in place]
+            ids, candidates = [sample_ids[i] for i in index], taken[index]
             own: list[tuple[str, Filter]] = [*filters]
             own.append((NEGATIVE, partial(is_nearer, query, negatives)))
-            by_metadata = _statuses_by_metadata(store, ids, unique[place])
+            by_metadata = _statuses_by_metadata(store, ids, unique[index])
             statuses = [
                 by_metadata.get(sample_id, status)
-                for sample_id, status in zip(ids, statuses_of(found[place], own), strict=True)
+                for sample_id, status in zip(ids, statuses_of(candidates, own), strict=True)
             ]
-            expected = found[place] if isinstance(store, PublishedStore) else None
+            expected = candidates if isinstance(store, PublishedStore) else None
             table = _table_of(
-                ids, [urls[row] for row in place], score, statuses, found[place], expected, config
+                ids, [urls[i] for i in index], score, statuses, candidates, expected, config
             )
             counts = schema.counts_by_status(statuses)
             files = {layout.candidate_list_file(unit): table}
@@ -192,9 +195,9 @@ def write_candidate_lists(
 def _statuses_by_metadata(
     store: VectorStore, sample_ids: list[str], rows: np.ndarray
 ) -> dict[str, str]:
-    """Return the statuses that the metadata gives to a category's images, by sample id.
+    """Return the statuses of the candidates that the metadata excludes, by sample id.
 
-    Of two rows with one image, one bad row is enough.
+    If several rows have the same sample id, one excluded row excludes the image.
     """
     pairs = zip(sample_ids, rows.tolist(), strict=True)
     bad = store.row_statuses
@@ -202,11 +205,11 @@ def _statuses_by_metadata(
 
 
 def statuses_of(vectors: np.ndarray, filters: Sequence[tuple[str, Filter]]) -> list[str]:
-    """Return per vector, (N, D) float32, the status of the first filter that drops it, or pending.
+    """Return, per vector, the status of the first filter that excludes it, or `pending`.
 
     Args:
-        vectors: unit L2 norm.
-        filters: each with the status it gives, the one that counts first.
+        vectors: (N, D) float32, unit L2 norm.
+        filters: each with the status that it gives, in order of precedence.
     """
     statuses = np.full(len(vectors), PENDING, object)
     for status, is_bad in reversed(filters) if len(vectors) else ():
@@ -215,7 +218,7 @@ def statuses_of(vectors: np.ndarray, filters: Sequence[tuple[str, Filter]]) -> l
 
 
 def is_nearer(query: np.ndarray, others: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which vectors are closer to one of `others` (M, D) than to `query` (D,)."""
+    """Return (N,) bool: which vectors are closer to any of `others` (M, D) than to `query` (D,)."""
     if not len(others):
         return np.zeros(len(vectors), bool)
     nearer: np.ndarray = (vectors @ others.T).max(axis=1) > vectors @ query
@@ -223,19 +226,22 @@ def is_nearer(query: np.ndarray, others: np.ndarray, vectors: np.ndarray) -> np.
 
 
 def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which vectors are at least `cosine` close to one of `others` (M, D)."""
+    """Return (N,) bool: which vectors have a cosine ≥ `cosine` to any of `others` (M, D)."""
     close: np.ndarray = (vectors @ others.T >= cosine).any(axis=1)
     return close
 
 
 def read_candidate_list(folder: Place, query: CategoryQuery) -> CandidateList:
-    """Return the committed candidate list of a category, under the rules that it has today."""
-    names = [name for name in schema.OFFERS.names if name != "expected"]
+    """Return the committed candidate list of a category.
+
+    The category's exclusion rules are applied here, so they may change without a new search.
+    """
+    names = [name for name in schema.CANDIDATE_LIST.names if name != "expected"]
     table = read_parquet(folder / layout.candidate_list_file(query.unit), names)
     sample_ids, urls = table["sample_id"].to_pylist(), table["url"].to_pylist()
     statuses = zip(sample_ids, table["status"].to_pylist(), strict=True)
     own = {sample_id: status for sample_id, status in statuses if status != PENDING}
-    own |= dict(_unwanted(sample_ids, urls, query.rules))
+    own |= dict(_excluded(sample_ids, urls, query.rules))
     return CandidateList(
         query.label, sample_ids, urls, table["score"].to_numpy(), table["neighbors"].to_pylist(),
         own, tuple(int(digits, 16) for digits in query.rules.blocked_hashes), query.unit,
@@ -245,11 +251,11 @@ def read_candidate_list(folder: Place, query: CategoryQuery) -> CandidateList:
 def published_vectors_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
     """Return the published vectors (D,) float16 of a committed candidate list, by sample id.
 
-    Of an image that is there twice, the better-ranked row counts.
+    If a sample id occurs twice, its better-ranked row counts.
     """
     table = read_parquet(folder / layout.candidate_list_file(unit), ["sample_id", "expected"])
     pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
-    return dict(reversed(list(pairs)))
+    return dict(reversed(list(pairs)))  # a later pair replaces an earlier one
 
 
 def _table_of(
@@ -261,21 +267,22 @@ def _table_of(
     expected: np.ndarray | None,
     config: RetrieveConfig,
 ) -> pa.Table:
-    """Return a candidate list as schema.OFFERS."""
+    """Return a candidate list as schema.CANDIDATE_LIST."""
     count, chained = len(sample_ids), config.near_duplicates == "components"
     neighbors = near_neighbors(vectors, config.near_duplicate_cosine, chained=chained)
-    kept = [None] * count if expected is None else list(expected.astype(np.float16))
-    values = (range(count), scores, sample_ids, urls, statuses, neighbors, kept)
+    published = [None] * count if expected is None else list(expected.astype(np.float16))
+    values = (range(count), scores, sample_ids, urls, statuses, neighbors, published)
     arrays = [
-        pa.array(value, kind) for value, kind in zip(values, schema.OFFERS.types, strict=True)
+        pa.array(value, kind)
+        for value, kind in zip(values, schema.CANDIDATE_LIST.types, strict=True)
     ]
-    return pa.Table.from_arrays(arrays, schema=schema.OFFERS)
+    return pa.Table.from_arrays(arrays, schema=schema.CANDIDATE_LIST)
 
 
-def _unwanted(
+def _excluded(
     sample_ids: Sequence[str], urls: Sequence[str], rules: CategoryConfig
 ) -> Iterator[tuple[str, str]]:
-    """Yield the candidates that the category's rules exclude, each with its status."""
+    """Yield (sample_id, status) of each candidate that the category's rules exclude."""
     vetoed, blocked = set(rules.vetoed), {normalize_url(url) or url for url in rules.blocked_urls}
     hosts = tuple(_host_of(f"http://{host}/") or host for host in rules.blocked_hosts)
     for sample_id, url in zip(sample_ids, urls, strict=True):
@@ -286,11 +293,11 @@ def _unwanted(
 
 
 def _is_below(url: str, hosts: Sequence[str]) -> bool:
-    """Return whether the host of a url is one of `hosts` or a name below one."""
+    """Return whether the host of a url is one of `hosts` or a subdomain of one."""
     host = _host_of(url) if hosts else ""
     return any(host == blocked or host.endswith(f".{blocked}") for blocked in hosts)
 
 
 def _host_of(url: str) -> str:
-    """Return the host of a url, lower case and ASCII; empty where it has none."""
+    """Return the host of a url, lower case and ASCII; empty if the url has none."""
     return urlsplit(normalize_url(url)).hostname or ""

@@ -1,7 +1,7 @@
-"""A FAISS index file, whoever made it, in place of the exact scan: `retrieve.backend = "faiss"`.
+"""Search with a user's FAISS index instead of the exact scan: `retrieve.backend = "faiss"`.
 
-The index finds rows approximately; what a row scores is computed from its vector in the store. So
-an answer has exact scores and may lack rows.
+The index finds the rows, and each row is scored again with its vector from the store. An answer
+therefore has exact scores, but rows that the index does not find are missing.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from namedmask.storage import Place, place_of
 from namedmask.storage.place import fetched
 
 _PAIRS = 8192
-"""Vectors gathered at once to be scored again."""
+"""Number of (query, row) pairs per scoring step."""
 
 
 def load_faiss(extra: str = "cpu") -> Any:
-    """Return the module faiss.
+    """Return the module `faiss`.
 
     Raises:
-        MissingExtraError: it is not installed, or it is the CPU build where `extra` is "gpu".
+        MissingExtraError: faiss is not installed, or `extra` is "gpu" and faiss is the CPU build.
     """
     try:
         import faiss
     except ImportError as error:
         raise MissingExtraError(
-            f"an index needs faiss, which is not installed: {error}. "
+            f"a search index needs faiss, which is not installed: {error}. "
             f"Run: pip install 'namedmask[{extra}]'"
         ) from error
     if extra == "gpu" and not hasattr(faiss, "StandardGpuResources"):
         raise MissingExtraError(
-            "search.device is 'cuda', but faiss here is the CPU build. "
+            "search.device is 'cuda', but the installed faiss is the CPU build. "
             "Run: pip install 'namedmask[gpu]', or set search.device to 'cpu'."
         )
     return faiss
 
 
 def read_index(place: Place) -> Any:
-    """Return the index in a file; inverted lists stay on the disk and are read as they are asked.
+    """Return the index in a file. Inverted lists are memory-mapped, not loaded.
 
     A file on S3 is downloaded to the system's temporary folder first.
 
     Raises:
-        InputError: there is no such file, or it is no FAISS index.
+        InputError: the file does not exist or is not a FAISS index.
         MissingExtraError: faiss is not installed.
     """
     faiss = load_faiss()
@@ -68,30 +68,32 @@ def read_index(place: Place) -> Any:
 def index_top_k(
     index: Any, chunks: Iterable[np.ndarray], queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what retrieve.exact_top_k would, of the rows that the index finds.
+    """Return the `k` rows per query that the index finds, with exact scores.
 
     Args:
-        index: of faiss, over all rows; by inner product, or by L2, which ranks unit vectors alike.
-        chunks: the vectors, arrays (N_i, D) float16 or float32, in the order of the index.
+        index: a FAISS index over all rows, by inner product or by L2. Both metrics rank unit
+            vectors in the same order.
+        chunks: the vectors, arrays (N_i, D) float16 or float32, in the row order of the index.
         queries: (C, D) float32.
-        k: rows asked of the index for each query.
+        k: number of rows to request from the index per query.
 
     Returns:
-        scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64; of equal scores
-        the lower row comes first. Which of the rows that tie with the last are among them is the
-        index's choice.
+        scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64, as from
+        `exact_top_k`. At equal scores the lower row comes first, but if several rows tie for the
+        last place, the index chooses which of them to return.
 
     Raises:
-        InputError: the index finds fewer rows, or rows that are none; a vector is not finite.
+        InputError: the index finds too few rows, or rows that do not exist, or a vector is not
+            finite.
     """
-    rows = _found(index, queries, k)
+    rows = _rows_from(index, queries, k)
     scores = _scores_of(chunks, queries, rows)
     order = np.lexsort((rows, -scores))
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
 
-def _found(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
-    """Return the rows (C, min(k, N)) int64 that an index finds for each query, best first."""
+def _rows_from(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows (C, min(k, N)) int64 that the index finds for each query, best first."""
     k = min(k, index.ntotal)
     if k == 0:
         return np.empty((len(queries), 0), np.int64)
@@ -99,19 +101,19 @@ def _found(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
     short = np.flatnonzero((rows < 0).any(axis=1))
     if short.size:
         raise InputError(
-            f"the index finds {(rows[short[0]] >= 0).sum():,} rows for query {short[0]}; expected "
-            f"{k:,}. Raise retrieve.nprobe, or lower retrieve.candidates."
+            f"retrieve.index finds {(rows[short[0]] >= 0).sum():,} rows for query {short[0]}; "
+            f"expected {k:,}. Raise retrieve.nprobe, or lower retrieve.candidates."
         )
     if rows.max() >= index.ntotal:
         raise InputError(
-            f"the index names row {rows.max():,} of {index.ntotal:,}: it was made with ids of its "
-            "own. Make it again without ids, in the order of the store's rows."
+            f"retrieve.index names row {rows.max():,}, but has {index.ntotal:,} vectors. It was "
+            "made with ids of its own. Make it again without ids, in the order of the store's rows."
         )
     return rows
 
 
 def _scores_of(chunks: Iterable[np.ndarray], queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the inner product (C, k) float32 of each query with each of its rows (C, k)."""
+    """Return the inner products (C, k) float32 of each query with each of its rows (C, k)."""
     k = rows.shape[1]
     order = np.argsort(rows, axis=None, kind="stable")
     wanted = rows.ravel()[order]
@@ -134,30 +136,34 @@ def _scores_of(chunks: Iterable[np.ndarray], queries: np.ndarray, rows: np.ndarr
 
 
 class IndexTopK:
-    """The best rows of a whole store for all queries, as `retrieve.index` finds them."""
+    """Finds the best rows of the whole store for each query with `retrieve.index`.
+
+    `queries` are (C, D) float32; `count` is the number of vectors in the store.
+    """
 
     def __init__(self, config: RetrieveConfig, queries: np.ndarray, count: int) -> None:
         self._config, self._queries, self._count = config, queries, count
 
     def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k) float32 and rows (C, k) int64; `part` is the whole store.
+        """Return scores (C, k) float32 and rows (C, k) int64; `part` must be the whole store.
 
         Raises:
-            InputError: the index is not of these vectors; see also `index_top_k`.
+            InputError: the index was made of other vectors; see also `index_top_k`.
         """
         place = place_of(self._config.index)
         index = read_index(place)
-        self._refuse_others(index, next(part.chunks(), None))
+        self._refuse_mismatch(index, next(part.chunks(), None))
         if self._config.nprobe:
             _set_nprobe(index, self._config.nprobe)
         return index_top_k(index, part.chunks(), self._queries, self._config.candidates)
 
-    def _refuse_others(self, index: Any, vectors: np.ndarray | None) -> None:
+    def _refuse_mismatch(self, index: Any, vectors: np.ndarray | None) -> None:
+        """Raise InputError if the index does not fit the store (first chunk) and the queries."""
         place = self._config.index
         if index.ntotal != self._count:
             raise InputError(
-                f"{place} has {index.ntotal:,} vectors, the store {self._count:,}. Give the index "
-                "that was made of this store, or set retrieve.backend to 'exact'."
+                f"{place} has {index.ntotal:,} vectors, the store {self._count:,}. Name the index "
+                "of this store in retrieve.index, or set retrieve.backend to 'exact'."
             )
         widths = {self._queries.shape[1]} | ({vectors.shape[1]} if vectors is not None else set())
         if widths != {index.d}:
@@ -168,8 +174,8 @@ class IndexTopK:
         faiss = load_faiss()
         if index.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):
             raise InputError(
-                f"{place} measures by FAISS metric {index.metric_type}; expected inner product or "
-                "L2. Make it again with one of these."
+                f"{place} uses FAISS metric {index.metric_type}; expected inner product or L2. "
+                "Make the index again with one of these."
             )
 
 
@@ -178,7 +184,7 @@ def _set_nprobe(index: Any, nprobe: int) -> None:
         load_faiss().ParameterSpace().set_index_parameter(index, "nprobe", nprobe)
     except RuntimeError as error:
         raise InputError(
-            f"retrieve.nprobe is {nprobe}, but retrieve.index is no IVF index. Set it to 0."
+            f"retrieve.nprobe is {nprobe}, but retrieve.index is no IVF index. Set nprobe to 0."
         ) from error
 
 
@@ -188,10 +194,10 @@ Scan = Callable[[FilePart], tuple[np.ndarray, np.ndarray]]
 def scan_of(
     config: RetrieveConfig, store: VectorStore, queries: np.ndarray, parts: int
 ) -> tuple[Callable[[], Scan], list[FilePart]]:
-    """Return what makes the scan of `retrieve.backend`, and the parts of the store it is given.
+    """Return a factory for the scan of `retrieve.backend`, and the parts of the store to scan.
 
     Raises:
-        ConfigError: the backend is faiss and no index is named.
+        ConfigError: `retrieve.backend` is faiss and `retrieve.index` is empty.
     """
     if config.backend == "exact":
         return partial(TopK, queries, config.candidates), file_parts(store, parts)

@@ -1,12 +1,13 @@
-"""Which model made the published vectors? Their layout does not say, so a few are made again.
+"""Check that `embed.model` is the model that made the published vectors.
 
-ViT-L/14 at 224 and at 336 pixels both make vectors 768 wide; a search with the wrong one runs
-through and finds nonsense. Before a build spends more, the images of its best candidates are
-fetched, embedded by the declared model, and compared with the vectors that were published of them.
-The outcome stays in the run folder as `proof.json`, so that a build which goes on does not query
-again. No pixel of these images is kept.
+The layout of published vectors does not name their model, and vectors of the right width prove
+nothing: ViT-L/14 at 224 and at 336 pixels both make vectors of 768 numbers. A search with the wrong
+model would run without an error and return nonsense. Before a build fetches its images, this check
+fetches the images of the best-ranked candidates, embeds them with `embed.model`, and compares the
+results with the published vectors. It writes the outcome to `proof.json` in the run folder, so that
+a resumed build does not repeat the check. It stores no pixels.
 
-Cost: twice `vectors.proof_images` requests, for about half of the web's old links are dead.
+Cost: twice `vectors.proof_images` requests, because about half of the web's old links are dead.
 """
 
 from __future__ import annotations
@@ -28,95 +29,100 @@ from namedmask.run.job import VerbRun
 from namedmask.run.stages import load_stage
 from namedmask.storage.files import read_json, write_json
 
-TRIES = 2
-"""Urls asked for each image wanted."""
+URLS_PER_IMAGE = 2
+"""Number of candidate urls to fetch per image wanted."""
 
-FEWEST = 10
-"""Images that a proof needs, unless fewer are offered."""
+MIN_IMAGES = 10
+"""Smallest number of images that the check needs, unless there are fewer candidates."""
 
 
 class Reembed:
-    """Urls → the vectors that the declared model makes of what they give now."""
+    """Fetches the images of urls and embeds them with the configured model."""
 
     def __init__(self, config: Config) -> None:
         self._stages = [load_stage(name, config) for name in ("fetch", "embed")]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Return the rows (sample_id, url, status) with `embedding`, and without pixels."""
+        """Return sample_id, status and embedding, without pixels.
+
+        `rows` have the columns sample_id, url and status.
+        """
         for stage in self._stages:
             rows = stage(rows)
         return rows.select(["sample_id", "status", "embedding"])
 
 
 def check_model(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
-    """Return when the embedder of the config made the vectors of these candidates.
+    """Raise unless `embed.model` made the published vectors of these candidates.
 
-    Candidates that are ruled out already are not fetched.
+    Excluded candidates, those in `own_statuses`, are not fetched.
 
     Raises:
-        InputError: it did not, or too few of their images came to tell.
+        InputError: the median cosine is below `vectors.proof_cosine`, or too few images could be
+            fetched.
     """
     config = run.config
     path = run.ledger.folder / layout.MODEL_CHECK
-    asked = settings_of(config, ("vectors.source", "embed.model", "embed.weights"))
-    found = read_json(path) if path.exists() else {}
-    if found.get("settings") != asked:
+    settings = settings_of(config, ("vectors.source", "embed.model", "embed.weights"))
+    outcome = read_json(path) if path.exists() else {}
+    if outcome.get("settings") != settings:
         with run.clock("proof"), run.progress.step("proof", 1) as step:
-            found = {"settings": asked} | _measure(executor, run, lists)
+            outcome = {"settings": settings} | _measure(executor, run, lists)
             step.advance(1)
-        write_json(path, found)
-    if found["median_cosine"] < config.vectors.proof_cosine:
+        write_json(path, outcome)
+    if outcome["median_cosine"] < config.vectors.proof_cosine:
         raise InputError(
-            f"vectors.source {config.vectors.source}: {found['compared']} images, embedded again "
+            f"vectors.source {config.vectors.source}: {outcome['compared']} images, embedded again "
             f"by embed.model = '{config.embed.model}' (embed.weights = '{config.embed.weights}'), "
-            f"have a median cosine of {found['median_cosine']:.3f} with their published vectors; "
+            f"have a median cosine of {outcome['median_cosine']:.3f} with their published vectors; "
             f"expected at least vectors.proof_cosine = {config.vectors.proof_cosine:g}. Set "
-            "embed.model and embed.weights to the model that their publisher names."
+            "embed.model and embed.weights to the model that the publisher of the vectors names."
         )
 
 
 def _measure(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> dict[str, Any]:
-    """Return how many images were `tried`, `by_status`, `compared`, and their `median_cosine`."""
-    rows = _best(lists, TRIES * run.config.vectors.proof_images)
+    """Return the numbers of images `tried`, `by_status` and `compared`, and `median_cosine`."""
+    rows = _best(lists, URLS_PER_IMAGE * run.config.vectors.proof_images)
     made = executor.call(run, "embed", partial(Reembed, run.config), rows)
-    came = schema.alive(made)
+    good = schema.alive(made)
     statuses = schema.counts_by_status(made["status"].to_pylist())
-    if len(came) < max(1, min(FEWEST, rows.num_rows // TRIES)):
+    if len(good) < max(1, min(MIN_IMAGES, rows.num_rows // URLS_PER_IMAGE)):
         listed = ", ".join(f"{status} {count}" for status, count in statuses.items())
         raise InputError(
-            f"of {rows.num_rows} candidates {len(came)} images came ({listed or 'none tried'}): "
-            "too few to prove that embed.model made the vectors of vectors.source. Is the network "
-            "there? Else raise vectors.proof_images."
+            f"only {len(good)} images of {rows.num_rows} candidates could be fetched "
+            f"({listed or 'none tried'}). These are too few to check that embed.model made the "
+            "vectors of vectors.source. Check the network, or raise vectors.proof_images."
         )
-    again = np.array(made["embedding"].take(came).to_pylist(), np.float32)
-    ids = made["sample_id"].take(came).to_pylist()
+    vectors = np.array(made["embedding"].take(good).to_pylist(), np.float32)
+    ids = made["sample_id"].take(good).to_pylist()
     published: dict[str, np.ndarray] = {}
     for candidates in lists:
-        found = published_vectors_of(run.ledger.folder, candidates.unit)
-        published |= {one: found[one] for one in ids if one in found}
-    expected = np.stack([published[one] for one in ids])
-    cosines = np.einsum("nd,nd->n", again, expected.astype(np.float32))
+        listed_vectors = published_vectors_of(run.ledger.folder, candidates.unit)
+        published |= {key: listed_vectors[key] for key in ids if key in listed_vectors}
+    expected = np.stack([published[sample_id] for sample_id in ids])
+    cosines = np.einsum("nd,nd->n", vectors, expected.astype(np.float32))
     return {
         "tried": rows.num_rows,
         "by_status": statuses,
-        "compared": len(came),
+        "compared": len(good),
         "median_cosine": round(float(np.median(cosines)), 6),
     }
 
 
 def _best(lists: Sequence[CandidateList], count: int) -> pa.Table:
-    """Return the best-ranked candidates over all categories, each image once."""
+    """Return up to `count` of the best-ranked candidates over all categories, each image once."""
     chosen: dict[str, str] = {}
-    for rank in range(max((len(one.sample_ids) for one in lists), default=0)):
-        for one in lists:
-            if rank < len(one.sample_ids) and one.sample_ids[rank] not in one.own_statuses:
-                chosen.setdefault(one.sample_ids[rank], one.urls[rank])
+    for rank in range(max((len(listed.sample_ids) for listed in lists), default=0)):
+        for listed in lists:
+            ids = listed.sample_ids
+            if rank < len(ids) and ids[rank] not in listed.own_statuses:
+                chosen.setdefault(ids[rank], listed.urls[rank])
         if len(chosen) >= count:
             break
     best = list(chosen.items())[:count]
     return pa.table(
         {
-            "sample_id": pa.array([one for one, _ in best], pa.string()),
+            "sample_id": pa.array([sample_id for sample_id, _ in best], pa.string()),
             "url": pa.array([url for _, url in best], pa.string()),
             "status": pa.array([schema.OK] * len(best), pa.string()),
         }

@@ -1,7 +1,7 @@
-"""Which candidates make up an archive, and which to try next: pure functions over statuses.
+"""Choosing the images of an archive, and the candidates to try next: pure functions over statuses.
 
-Differs: the method takes the first 500 of one list and does not refill it; its near duplicates are
-connected components over that list, which change when the list grows.
+Differs: the method takes the first 500 candidates of one list and does not replace those that fail.
+Its near duplicates are connected components over that list, which change when the list grows.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from namedmask import schema
 from namedmask.schema.status import HAS_FACE, NEAR_DUPLICATE, PENDING, SURPLUS
 
 SHORT_BY_CHANCE = 1e-6
-"""How likely a round after the first may leave an archive short that its candidates could fill."""
+"""Accepted probability that the images tried in one round are too few to fill an archive."""
 
 
 def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False) -> list[list[int]]:
-    """Return for each vector the better-ranked ones at least `cosine` close, ascending.
+    """Return, per candidate, the better ranks whose vectors are near duplicates, ascending.
 
     Args:
-        vectors: (N, D) float32, unit L2 norm, in the order of their ranks.
-        cosine: 1 is off, not even equal vectors are close: rounding would decide which of them are.
-        chained: what is close to something close counts as well, and only the best-ranked of each
-            such connected component is named. Method: so; it depends on the length of the list.
+        vectors: (N, D) float32, unit L2 norm, in rank order.
+        cosine: two vectors are near duplicates from this cosine similarity on. 1 turns the search
+            off, even for equal vectors, because rounding would decide which of them match.
+        chained: near duplicates are the connected components of close vectors, and a candidate
+            lists only the best rank of its component. Method: true. The components depend on the
+            length of the list.
     """
     if cosine >= 1:
         return [[] for _ in vectors]
@@ -38,8 +40,8 @@ def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False)
         return [np.flatnonzero(row).tolist() for row in close]
     _, component = connected_components(csr_matrix(close), directed=False)
     _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
-    heads = first[inverse].tolist()
-    return [[head] if head != rank else [] for rank, head in enumerate(heads)]
+    best_ranks = first[inverse].tolist()
+    return [[best] if best != rank else [] for rank, best in enumerate(best_ranks)]
 
 
 def pick_archive(
@@ -53,86 +55,97 @@ def pick_archive(
     hashes: Mapping[str, int] = MappingProxyType({}),
     hash_distance: int = 0,
 ) -> list[tuple[str, str | None]]:
-    """Return each candidate's status, and the candidate it duplicates, for one category.
+    """Return the status of each candidate of one category, and the sample id that it duplicates.
 
-    A candidate is accepted when no verdict speaks against it and it is not too close to a
-    better-ranked accepted one, by its vector or by its pixels. The first `size` accepted are the
-    archive. A sample id that comes again is `duplicate_url`.
+    A candidate is accepted if its check did not fail and it is no near duplicate, by vector or by
+    perceptual hash, of a better-ranked accepted candidate. The first `size` accepted candidates
+    form the archive. A sample id that occurs a second time gets the status `duplicate_url`.
 
     Args:
-        sample_ids: the candidates in the order of their ranks.
-        neighbors: of each candidate, as `near_neighbors` returns them.
-        checked: what fetching and checking found: `ok` or the reason against; absent where
-            nobody looked yet.
-        size: images wanted.
-        chained: a candidate with a neighbor is a near duplicate whatever became of that one, as in
-            the method.
-        replenish_faces: an image with a face makes room for the next one. Method: no, it leaves a
-            gap in the archive.
-        hashes: 64 bits of the pixels, see images.hash_of; those without the verdict `ok` are not
-            looked at, so that what an earlier try has left changes nothing.
-        hash_distance: candidates that differ in at most so many bits are near duplicates; 0: not.
+        sample_ids: the candidates in rank order.
+        neighbors: per candidate, its near duplicates, as `near_neighbors` returns them.
+        checked: status of each checked image, by sample id: `ok`, or why it failed. Images not
+            checked yet are absent.
+        size: number of images wanted.
+        chained: a candidate with a neighbor is a near duplicate even if the neighbor was not
+            accepted. Method: true.
+        replenish_faces: an image with a face is replaced by the next candidate. Method: false; the
+            image leaves a gap in the archive.
+        hashes: 64-bit perceptual hash by sample id, see images.hash_of. Only hashes of images with
+            status `ok` count, so that hashes left by an earlier run change nothing.
+        hash_distance: candidates whose hashes differ in at most this many bits are near duplicates;
+            0 turns the comparison off.
 
     Returns:
-        (status, duplicate_of), ranks ascending; the status is `ok` in the archive, the verdict
-        where it speaks against, `near_duplicate`, `surplus`, or `pending` where a candidate would
-        be accepted but has no verdict. Answers below a pending one may still change.
+        (status, duplicate_of) per candidate, in rank order. The status is `ok` for the images of
+        the archive, `surplus` for good images beyond `size`, `near_duplicate`, `duplicate_url`,
+        the status from `checked` for a failed image, or `pending` for a candidate that would be
+        accepted but has not been checked. Statuses of ranks below a pending candidate may change
+        later.
     """
     is_accepted = np.zeros(len(sample_ids), bool)
-    answers: list[tuple[str, str | None]] = []
+    picked: list[tuple[str, str | None]] = []
     places = 0
     seen: set[str] = set()
     if hash_distance:
-        good = {one: bits for one, bits in hashes.items() if checked.get(one) == schema.OK}
-        alike = np.tril(_alike(sample_ids, good, hash_distance), -1)
-        pairs = zip(neighbors, alike, strict=True)
+        good = {key: bits for key, bits in hashes.items() if checked.get(key) == schema.OK}
+        is_similar = np.tril(_similar(sample_ids, good, hash_distance), -1)
+        pairs = zip(neighbors, is_similar, strict=True)
         neighbors = [sorted({*near, *np.flatnonzero(row).tolist()}) for near, row in pairs]
     for rank, sample_id in enumerate(sample_ids):
         if sample_id in seen:
-            answers.append((schema.DUPLICATE_URL, None))
+            picked.append((schema.DUPLICATE_URL, None))
             continue
         seen.add(sample_id)
-        verdict = checked.get(sample_id, PENDING)
-        near = neighbors[rank] if chained else [one for one in neighbors[rank] if is_accepted[one]]
-        leaves_gap = verdict == HAS_FACE and not replenish_faces
-        if near and (leaves_gap or verdict in (schema.OK, PENDING)):
-            answers.append((NEAR_DUPLICATE, sample_ids[near[0]]))
+        status = checked.get(sample_id, PENDING)
+        near = [better for better in neighbors[rank] if chained or is_accepted[better]]
+        leaves_gap = status == HAS_FACE and not replenish_faces
+        if near and (leaves_gap or status in (schema.OK, PENDING)):
+            picked.append((NEAR_DUPLICATE, sample_ids[near[0]]))
             continue
-        is_accepted[rank] = verdict in (schema.OK, PENDING)
-        full = places >= size and verdict == schema.OK
-        answers.append((SURPLUS if full else verdict, None))
+        is_accepted[rank] = status in (schema.OK, PENDING)
+        is_surplus = places >= size and status == schema.OK
+        picked.append((SURPLUS if is_surplus else status, None))
         places += bool(is_accepted[rank]) or leaves_gap
-    return answers
+    return picked
 
 
-def _alike(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int) -> np.ndarray:
+def _similar(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int) -> np.ndarray:
     """Return (N, N) bool: which candidates have hashes that differ in at most `distance` bits."""
-    bits = np.array([hashes.get(one, 0) for one in sample_ids], np.uint64)
-    known = np.array([one in hashes for one in sample_ids], bool)
+    bits = np.array([hashes.get(sample_id, 0) for sample_id in sample_ids], np.uint64)
+    known = np.array([sample_id in hashes for sample_id in sample_ids], bool)
     near = np.bitwise_count(bits[:, None] ^ bits) <= distance
     return near & known & known[:, None]
 
 
 def gaps(statuses: Sequence[str], size: int) -> int:
-    """Return how many of the first `size` places are lost to faces that are not replaced."""
-    places = [one for one in statuses if one in (schema.OK, PENDING, SURPLUS, HAS_FACE)]
+    """Return how many of the first `size` places are lost to faces that are not replaced.
+
+    `statuses` are those of one category's candidates in rank order.
+    """
+    places = [status for status in statuses if status in (schema.OK, PENDING, SURPLUS, HAS_FACE)]
     return places[:size].count(HAS_FACE)
 
 
 def next_to_try(
     statuses: Sequence[str], size: int, pass_rate: float, overfetch: float
 ) -> list[int]:
-    """Return the ranks of the pending candidates to fetch and judge next, ascending.
+    """Return the ranks of the pending candidates to fetch and check next, ascending.
 
-    Where enough good ones are known, all that rank above the last of those that would be kept: then
-    the archive is settled. Else enough to fill it at the observed `pass_rate` with `overfetch` to
-    spare, or all but surely, whichever is more. Empty when the archive is full and settled, or when
-    nothing is pending.
+    If enough good images are known to fill the archive, return every pending candidate that ranks
+    above the last image that would be kept, since each of them may displace that image.
+
+    Otherwise return enough pending candidates, from the best rank on, to fill the archive at
+    `pass_rate`. That number is the larger of two: the expected number of tries times `overfetch`,
+    and the number of tries that falls short with a probability of at most `SHORT_BY_CHANCE`.
+
+    The result is empty if no candidate is pending, or if none of them can change the archive.
 
     Args:
-        statuses: of one category's candidates by rank, as `pick_archive` returns them.
-        pass_rate: share of tried candidates that were accepted, in [0, 1]; 1 before any was tried.
-        overfetch: at least 1.
+        statuses: statuses of one category's candidates in rank order, from `pick_archive`.
+        size: number of images wanted.
+        pass_rate: share of tried candidates that were accepted, in [0, 1]; 1 before the first try.
+        overfetch: factor on the expected number of tries, at least 1.
     """
     good = [rank for rank, status in enumerate(statuses) if status in (schema.OK, SURPLUS)]
     pending = [rank for rank, status in enumerate(statuses) if status == PENDING]
@@ -141,8 +154,9 @@ def next_to_try(
         return [rank for rank in pending if size > 0 and rank < good[size - 1]]
     if pass_rate <= 0:
         return pending
-    expected = min(missing / pass_rate * overfetch, len(pending))  # a tiny rate makes it infinite
+    expected = min(missing / pass_rate * overfetch, len(pending))  # a tiny rate gives infinity
     tries = np.arange(1, len(pending) + 1)
-    is_sure = bdtr(missing - 1, tries, pass_rate) <= SHORT_BY_CHANCE  # far above a few's mean
+    # the mean alone would often fall short when few images are missing
+    is_sure = bdtr(missing - 1, tries, pass_rate) <= SHORT_BY_CHANCE
     sure = tries[is_sure][0] if is_sure.any() else len(pending)
     return pending[: max(math.ceil(expected), sure)]

@@ -1,19 +1,21 @@
-"""Vectors that somebody published in clip-retrieval's layout, read in ranges and never whole.
+"""Published vectors in clip-retrieval's layout, read in byte ranges without loading whole files.
 
-`<folder>/img_emb/img_emb_0.npy`: (N, D) float16 or float32, about unit length.
-`<folder>/metadata/metadata_0.parquet`: the N rows they are of, in the same order, with `url` and
-whatever the filters of `metadata` look at.
+`<folder>/img_emb/img_emb_0.npy`: (N, D) float16 or float32, about unit L2 norm.
+`<folder>/metadata/metadata_0.parquet`: the N rows of these vectors, in the same order, with the
+column `url` and the columns that the filters of `metadata` need.
 
-Two files belong together by the number their names end in; all rows in the order of these numbers
-are the rows that retrieval speaks of. Everything that can be told by headers and footers is checked
-before a vector is read.
+With published vectors, only candidate images are downloaded.
 
-Unit length: a scan takes the rows as they are, since rounding to float16 moves no norm by more than
-1e-4; `take` normalises, in float32, what it returns, and nothing else does.
+A file of vectors and a table belong together if their names end in the same number. Row numbers
+continue from file to file, in the order of these numbers. All headers and footers are checked
+before any vector is read.
 
-Cost: of a file a few small requests when it is opened, and its bytes once when it is scanned. For
-the candidates `take` reads single vectors, and of
-the metadata the columns it needs in the row groups that hold one: of LAION-5B that is most of them.
+Unit length: a scan uses the stored rows as they are, because rounding to float16 changes a norm by
+at most 1e-4. `take` and `tables` normalize the vectors that they return, in float32.
+
+Cost: a few small requests per opened file, and one read of all its bytes per scan. For candidates,
+`take` reads single vectors, and the needed metadata columns of each row group that contains a
+candidate; for LAION-5B these are most row groups.
 """
 
 from __future__ import annotations
@@ -38,15 +40,16 @@ from namedmask.metadata import clean as metadata
 from namedmask.storage import Place
 from namedmask.storage.files import digest
 from namedmask.storage.place import READERS, opened, readable
-from namedmask.storage.read_ahead import one_ahead
+from namedmask.storage.read_ahead import prefetch_one
 
 RANGE_BYTES = 32 << 20
-"""Bytes of vectors asked for at once in a scan."""
+"""Bytes of vectors per request in a scan."""
 
 GAP_BYTES = 64 << 10
-"""Unwanted bytes between two wanted vectors that are read along, where a request costs more."""
+"""Largest gap in bytes between two wanted vectors that one request reads across."""
 
 NORM_TOLERANCE = 0.01
+"""Tolerance for the L2 norm of a published vector, which should be 1."""
 
 _HEAD_BYTES = 4096
 
@@ -56,41 +59,41 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file of vectors and the table of its rows; made by `open_file`, which has checked both."""
+    """A file of vectors with the table of its rows, checked by `open_file`."""
 
     path: Place
     table: Place
     rows: int
     width: int
     dtype: str
-    start: int  # of the first vector, in bytes
+    start: int  # byte offset of the first vector
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one vector."""
+        """Return the size of one vector in bytes."""
         return self.width * np.dtype(self.dtype).itemsize
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yield all vectors in order, (N, D) as they are stored, about 32 MB at a time.
+        """Yield all vectors in order, as arrays (N_i, D) in the stored dtype, about 32 MB each.
 
         Raises:
-            InputError: the file cannot be read, or is shorter than its header says.
+            InputError: the file cannot be read, or is shorter than its header declares.
         """
         size = self._rows_in(RANGE_BYTES)
-        with _telling(self.path), opened(self.path) as file:
+        with _input_errors(self.path), opened(self.path) as file:
             ranges = [(row, min(size, self.rows - row)) for row in range(0, self.rows, size)]
-            yield from one_ahead(self._read(file, first, count) for first, count in ranges)
+            yield from prefetch_one(self._read(file, first, count) for first, count in ranges)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return some vectors, (U, D) float32 of unit length; `rows` (U,) int64 ascending.
+        """Return vectors (U, D) float32, unit L2 norm, of `rows` (U,) int64, ascending.
 
         Raises:
-            InputError: as `chunks`; or a vector is not about unit length.
+            InputError: as `chunks`, or a stored vector is not about unit length.
         """
         is_far = np.diff(rows) > self._rows_in(GAP_BYTES)
         is_next = np.diff(rows // self._rows_in(RANGE_BYTES)) > 0
         groups = np.split(rows, np.flatnonzero(is_far | is_next) + 1)
-        with _telling(self.path), opened(self.path) as file:
+        with _input_errors(self.path), opened(self.path) as file:
             parts = [
                 self._read(file, int(group[0]), int(group[-1] - group[0]) + 1)[group - group[0]]
                 for group in groups
@@ -110,60 +113,60 @@ class VectorFile:
         file.seek(self.start + first * self.row_bytes)
         done = 0
         while done < len(view):
-            got = file.readinto(view[done:].data) or 0
-            if not got:
+            count_read = file.readinto(view[done:].data) or 0
+            if not count_read:
                 raise InputError(
-                    f"{self.path} ends in row {first + done // self.row_bytes}; its header says "
-                    f"{self.rows}. Copy the file again."
+                    f"{self.path} ends in row {first + done // self.row_bytes}; its header "
+                    f"declares {self.rows} rows. Copy the file again."
                 )
-            done += got
+            done += count_read
         return array
 
 
 class PublishedStore:
-    """A folder of published vectors; to retrieval the same as stores.EmbeddingStore."""
+    """A folder of published vectors, with the same interface as `run.stores.EmbeddingStore`."""
 
     def __init__(self, folder: Place, config: MetadataConfig) -> None:
-        """Look at every file.
+        """Open and check all files.
 
         Raises:
-            InputError: a file is missing, unreadable or of another form than the layout's, or has
-                not as many rows, or not as wide ones, as another.
+            InputError: a file is missing or unreadable, does not follow the layout, or disagrees
+                with another file on the number of rows or the width of the vectors.
         """
         self._config = config
         pairs = _pairs(folder)
-        self._opened = _each(open_file, pairs)
+        self._opened = _map_threads(open_file, pairs)
         _refuse_widths(self._opened)
         self.width = self._opened[0].width
         self.count = sum(file.rows for file in self._opened)
-        self.row_statuses: dict[
-            int, str
-        ] = {}  # what the metadata says against the rows taken so far
+        # by row: the status of each row that `take` has read and the metadata filters exclude
+        self.row_statuses: dict[int, str] = {}
 
     def digest(self) -> str:
-        """Return one sha256, hex, over the names, sizes and kinds of all files, and the filters."""
+        """Return one sha256, hex, over the filters and each file's name, shape and dtype."""
         rules = self._config.model_dump_json(exclude=set(PoolSection.model_fields) | {"source"})
-        files = [f"{one.path} {one.rows} {one.width} {one.dtype}" for one in self._opened]
+        files = [f"{file.path} {file.rows} {file.width} {file.dtype}" for file in self._opened]
         return digest([rules, *files])
 
     def require_width(self, width: int, model: str) -> None:
-        """Raise InputError unless the vectors are as wide as those that `model` makes."""
+        """Raise InputError unless the vectors have `width` elements, as those of `model` have."""
         if self.width != width:
             raise InputError(
                 f"vectors.source: {self._opened[0].path} has vectors {self.width} wide; "
                 f"embed.model '{model}' makes them {width} wide. Set embed.model and "
-                "embed.weights to the model that their publisher names."
+                "embed.weights to the model that the publisher of the vectors names."
             )
 
     def files(self) -> list[tuple[VectorFile, int, int]]:
-        """Return each file, the number of its first row, and how many rows it has."""
+        """Return per file: the file, the number of its first row, and its number of rows."""
         firsts = np.cumsum([0, *(file.rows for file in self._opened)]).tolist()
         return [(file, first, file.rows) for file, first in zip(self._opened, firsts, strict=False)]
 
     def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield sample_id, url, caption and unit vectors (N, D) float32, about 32 MB at a time.
+        """Yield tables (sample_id, url, caption) with their vectors, about 32 MB at a time.
 
-        Left out are rows that the filters of `metadata` rule out.
+        The vectors are (N_i, D) float32, unit L2 norm. Rows that the filters of `metadata` exclude
+        are left out. Raises as `take`.
         """
         for file in self._opened:
             described = metadata.rows_of(file.table, np.arange(file.rows), self._config)
@@ -177,12 +180,13 @@ class PublishedStore:
                 first += len(chunk)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
-        """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending.
+        """Return the sample ids, urls and vectors (U, D) float32, unit L2 norm, of some rows.
 
-        What the filters of `metadata` say against one of them is in `row_statuses` afterwards.
+        `rows` are (U,) int64, ascending. The statuses of rows that the filters of `metadata`
+        exclude are added to `row_statuses`.
 
         Raises:
-            InputError: a file cannot be read, or a vector is not of about unit length.
+            InputError: a file cannot be read, or a stored vector is not about unit length.
             SchemaError: a table has no urls.
         """
         wanted = []
@@ -190,7 +194,7 @@ class PublishedStore:
             begin, end = np.searchsorted(rows, [first, first + count])
             if begin < end:
                 wanted.append((file, rows[begin:end] - first))
-        parts = _each(partial(_take, self._config), wanted)
+        parts = _map_threads(partial(_take, self._config), wanted)
         if not parts:
             return [], [], np.empty((0, self.width), np.float32)
         table = pa.concat_tables([table for table, _ in parts])
@@ -201,13 +205,15 @@ class PublishedStore:
 
 
 def open_file(pair: tuple[Place, Place]) -> VectorFile:
-    """Return a file of vectors with its table, once header and footer are found to agree.
+    """Return a file of vectors with its table, after checking that they agree.
+
+    Only the header, the first vector and the table's footer are read.
 
     Raises:
-        InputError: they do not, or one is unreadable or of another form.
+        InputError: the file and the table disagree, or one is unreadable or has another form.
     """
     path, table = pair
-    with _telling(path), opened(path) as raw:
+    with _input_errors(path), opened(path) as raw:
         size = raw.seek(0, io.SEEK_END)
         raw.seek(0)
         file: BinaryIO = io.BufferedReader(raw, _HEAD_BYTES)
@@ -234,19 +240,22 @@ def open_file(pair: tuple[Place, Place]) -> VectorFile:
         raise InputError(f"{table} cannot be read as a table: {error}") from error
     if count != found.rows:
         raise InputError(
-            f"{path} has {found.rows:,} vectors, {table} {count:,} rows; expected as many, in the "
-            "same order. Copy both files again from where they were published."
+            f"{path} has {found.rows:,} vectors, {table} {count:,} rows; expected one row per "
+            "vector, in the same order. Copy both files again from where they were published."
         )
     return found
 
 
 def is_published(folder: Place) -> bool:
-    """Return whether a folder has the layout, as far as its folders tell."""
+    """Return whether a folder has the two subfolders of clip-retrieval's layout."""
     return (folder / "img_emb").is_dir() and (folder / "metadata").is_dir()
 
 
 def _header(file: BinaryIO, path: Place) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, whether it lies column by column, and dtype; the file stands at the data."""
+    """Return the shape, whether the array is in Fortran order, and the dtype.
+
+    Afterwards the file is at the first byte of the data.
+    """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
@@ -261,7 +270,7 @@ def _header(file: BinaryIO, path: Place) -> tuple[tuple[int, ...], bool, np.dtyp
 def _take(
     config: MetadataConfig, wanted: tuple[VectorFile, np.ndarray]
 ) -> tuple[pa.Table, np.ndarray]:
-    """Return some rows of a file, as schema.METADATA and as vectors (U, D) float32."""
+    """Return some rows of a file: their schema.METADATA and their vectors (U, D) float32."""
     file, rows = wanted
     return metadata.rows_of(file.table, rows, config), file.take(rows)
 
@@ -272,13 +281,13 @@ def _pairs(folder: Place) -> list[tuple[Place, Place]]:
     alone = sorted(vectors.keys() ^ tables.keys())
     if alone:
         number = alone[0]
-        there, missing = vectors.get(number), "metadata/*.parquet"
-        if there is None:
-            there, missing = tables[number], "img_emb/*.npy"
+        present, missing = vectors.get(number), "metadata/*.parquet"
+        if present is None:
+            present, missing = tables[number], "img_emb/*.npy"
         raise InputError(
-            f"{there} has no counterpart: {folder} has {len(vectors)} img_emb/*.npy and "
+            f"{present} has no counterpart: {folder} has {len(vectors)} img_emb/*.npy and "
             f"{len(tables)} metadata/*.parquet, none of {missing} with the number {number}. Copy "
-            "what is missing, or move away what is too much."
+            "the missing file, or move away the one without a counterpart."
         )
     if not vectors:
         raise InputError(
@@ -296,7 +305,8 @@ def _by_number(folder: Place, pattern: str) -> dict[int, Place]:
         number = int(digits[0]) if digits else -1
         if number in found:
             raise InputError(
-                f"{found[number]} and {path} have the same number; expected one file a number."
+                f"{found[number]} and {path} end in the same number, or in none; expected one file "
+                "per number. Move one of them away."
             )
         found[number] = path
     return found
@@ -308,31 +318,31 @@ def _refuse_widths(files: Sequence[VectorFile]) -> None:
         if file.width != first.width:
             raise InputError(
                 f"{first.path} has vectors {first.width} wide, {file.path} {file.width}; expected "
-                "one width. They are of different models: keep those of one."
+                "one width. The files come from different models; keep those of one model."
             )
 
 
 def _unit(vectors: np.ndarray, path: Place, rows: np.ndarray) -> np.ndarray:
-    """Return (U, D) float32 at unit length; `rows` are their numbers in the file."""
+    """Return the vectors with unit L2 norm, (U, D) float32; `rows` (U,) are for error messages."""
     norms = np.linalg.norm(vectors, axis=1)
     bad = np.flatnonzero(~(np.abs(norms - 1) < NORM_TOLERANCE))
     if bad.size:
         raise InputError(
             f"{path}: the vector of row {rows[bad[0]]} has length {norms[bad[0]]:.4f}; expected 1. "
-            "Normalise the vectors, or drop that row from both files."
+            "Normalize the vectors, or drop that row from both files."
         )
     return vectors / norms[:, None]
 
 
-def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return what a function makes of each, many at once: it waits for requests."""
+def _map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return `function(item)` of each item, with many threads because most time is I/O wait."""
     with ThreadPoolExecutor(READERS, "namedmask-published") as threads:
         return list(threads.map(function, items))
 
 
 @contextmanager
-def _telling(path: Place) -> Iterator[None]:
-    """Let out as InputError what a file system or S3 says of a file."""
+def _input_errors(path: Place) -> Iterator[None]:
+    """Raise InputError in place of an OSError of a file system or of S3."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Categories as queries: the prompts of each, and the unit that its candidates are kept in."""
+"""The query of each category: its prompts, and the unit in which its candidates are stored."""
 
 from __future__ import annotations
 
@@ -25,35 +25,38 @@ FOLLOWS_FROM = (
     "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
     "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
 )  # fmt: skip
-"""Settings that shape a candidate list, beside the query itself."""
+"""Settings that a candidate list depends on, in addition to its query."""
 
 
 @dataclass(frozen=True)
 class CategoryQuery:
-    """What is searched for one category, and the unit that its candidate list is or will be."""
+    """The search for one category.
+
+    `unit` names the category's candidate list in the run folder; the list may not exist yet.
+    """
 
     label: Label
     rules: CategoryConfig
-    prompts: Prompts  # the query, more queries, negative queries; the examples
+    prompts: Prompts  # texts: the query, more queries, negative queries; images: the examples
     unit: str
 
-    def vectors(self, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the query's vector (D,) and the negative ones (N, D), all of unit length.
+    def vectors(self, encoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the query vector (D,) and the negative vectors (N, D), float32, unit L2 norm.
 
-        `found`: (M, D) float32, of the texts and images of `prompts`. Texts and examples weigh the
-        same.
+        The query vector is the normalized mean over the query texts and the example images, all
+        with equal weight. `encoded` are the vectors of `prompts`, (M, D) float32, unit L2 norm.
         """
         first = 1 + len(self.rules.queries)
         last = first + len(self.rules.negatives)
-        mean = np.concatenate([found[:first], found[last:]]).mean(axis=0)
-        return mean / np.linalg.norm(mean), found[first:last]
+        mean = np.concatenate([encoded[:first], encoded[last:]]).mean(axis=0)
+        return mean / np.linalg.norm(mean), encoded[first:last]
 
 
 def queries_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[CategoryQuery]:
-    """Return the query of each category, for vectors that have this digest.
+    """Return the query of each category, for a search over vectors with `vectors_digest`.
 
     Raises:
-        InputError: an example is missing or no image.
+        InputError: an example file is missing or is not an image.
     """
     settings = settings_of(config, FOLLOWS_FROM) | {"vectors": vectors_digest}
     templates = templates_of(config.categories)
@@ -75,7 +78,7 @@ def _example(name: str, path: str) -> bytes:
         decode(data)
     except (OSError, BadImage) as error:
         raise InputError(
-            f"categories.each.'{name}'.examples: {path} gives no image: {error}. Give the path of "
-            "an image file, or remove it from the list."
+            f"categories.each.'{name}'.examples: {path} cannot be read as an image: {error}. Give "
+            "the path of an image file, or remove this path from the list."
         ) from error
     return data

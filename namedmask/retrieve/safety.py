@@ -1,21 +1,21 @@
-"""Unsafe or violent, told by an image's CLIP vector: LAION's two filters in their published forms.
+"""LAION's two safety filters on an image's CLIP vector, read from the published files.
 
-The safety head is a small network from a vector to one number, `unsafe` above a threshold. Its file
-is one of two kinds:
+The safety head is a small network that maps a vector to one number. An image is `unsafe` if the
+number is above a threshold. The head's file has one of two forms:
 
-* `.npz`: what Keras' `get_weights()` returns, in order (CLIP ViT-L/14 and B/32; docs/guide.md has
-  the line that makes it from the published zip): mean and variance of the
-  input and their count where it is normalised first, then kernel and bias of each dense layer.
-  ReLU between them, a sigmoid at the end.
-* `.pth` or `.pt`: the state dict of torch's `Sequential` (OpenCLIP ViT-H/14). Layers whose numbers
-  follow one another directly have nothing between them, others a ReLU; the end is linear.
+* `.npz`: the arrays that Keras' `get_weights()` returns, in order (CLIP ViT-L/14 and B/32;
+  docs/guide.md has the line that makes this file from the published zip). If the network normalizes
+  its input, the mean, the variance and the count of the input come first. The kernel and the bias
+  of each dense layer follow. There is a ReLU between layers and a sigmoid at the end.
+* `.pth` or `.pt`: the state dict of a torch `Sequential` (OpenCLIP ViT-H/14). There is a ReLU
+  between two layers, unless their numbers are consecutive. The last layer is linear.
 
-Keras' own formats (SavedModel, HDF5) are not read: they want TensorFlow.
+Keras' own formats (SavedModel, HDF5) are not supported, because they need TensorFlow.
 
-The violence detector is two prompts in a `.npy`, (2, D) float32: an image nearer to the second is
-`violent`.
+The violence detector is a `.npy` file with two prompt vectors, (2, D) float32. An image whose
+vector is nearer to the second prompt is `violent`.
 
-Method: both as in the seed's retrieval page, with 0.5 as the threshold of every safety head.
+Method: both filters as in the authors' retrieval page; every safety head has the threshold 0.5.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from namedmask.storage.place import fetched
 from namedmask.weights.catalogue import place_named
 
 Filter = Callable[[np.ndarray], np.ndarray]
-"""Vectors (N, D) float32 of unit length → (N,) bool: those to be dropped."""
+"""Maps vectors (N, D) float32, unit L2 norm, to (N,) bool: true for vectors to exclude."""
 
 _BATCH_ROWS = 1024
-"""Vectors in one forward, always this many, so that a score does not depend on the others."""
+"""Fixed number of vectors per forward pass, so that a score does not depend on its batch."""
 
-_SAME = 0.02
-"""How far from unit length a prompt may be."""
+_NORM_TOLERANCE = 0.02
+"""Tolerance for the L2 norm of a prompt vector, which should be 1."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """x @ kernel + bias, then ReLU unless the next layer follows directly or there is none."""
+    """A dense layer: x @ kernel + bias, then a ReLU if `relu` is true."""
 
     kernel: np.ndarray  # (I, O) float32
     bias: np.ndarray  # (O,) float32
@@ -58,15 +58,18 @@ class Layer:
 
 @dataclass(frozen=True)
 class SafetyHead:
-    """A network from vectors to one number each."""
+    """A network that maps each vector to one number."""
 
-    mean: np.ndarray  # (D,) float32; zeros where the input is taken as it is
-    scale: np.ndarray  # (D,) float32; ones likewise
+    mean: np.ndarray  # (D,) float32; zeros if the network does not normalize its input
+    scale: np.ndarray  # (D,) float32; ones if the network does not normalize its input
     layers: tuple[Layer, ...]
     sigmoid: bool
 
     def __call__(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the score of each of (N, D) float32 vectors, (N,) float32."""
+        """Return the score of each vector, (N,) float32, for `vectors` (N, D) float32.
+
+        The score is in [0, 1] for a head with a sigmoid.
+        """
         scores = np.empty(len(vectors), np.float32)
         batch = np.zeros((_BATCH_ROWS, len(self.mean)), np.float32)
         for start in range(0, len(vectors), _BATCH_ROWS):
@@ -86,35 +89,37 @@ class SafetyHead:
 
 
 def load_filters(config: RetrieveConfig, width: int) -> list[tuple[str, Filter]]:
-    """Return the tests that the config asks for, each with the status it gives.
+    """Return the filters that the config enables, each with the status that it gives.
+
+    `width` is the number of elements per vector.
 
     Raises:
-        CheckpointError: a file is missing or broken, or made for vectors of another width.
+        CheckpointError: a file is missing, broken, or made for vectors of another width.
     """
-    tests: list[tuple[str, Filter]] = []
+    filters: list[tuple[str, Filter]] = []
     if file := config.safety_head:
         head = load_safety_head(file)
         _require_width(f"retrieve.safety_head '{file}'", len(head.mean), width)
-        tests.append((UNSAFE, partial(_is_above, head, config.safety_score)))
+        filters.append((UNSAFE, partial(_is_above, head, config.safety_score)))
     if file := config.violence_prompts:
         prompts = load_prompts(file)
         _require_width(f"retrieve.violence_prompts '{file}'", prompts.shape[1], width)
-        tests.append((VIOLENT, partial(_is_nearer_to_second, prompts)))
-    return tests
+        filters.append((VIOLENT, partial(_is_nearer_to_second, prompts)))
+    return filters
 
 
 def load_safety_head(file: str) -> SafetyHead:
-    """Return the head in a file; see above for its forms.
+    """Return the safety head in a file; see the module docstring for the forms of the file.
 
     Raises:
-        CheckpointError: the file is missing, of another kind, or holds no such network.
+        CheckpointError: the file is missing, has another form, or holds no such network.
     """
     loaders = {".npz": _from_keras, ".pth": _from_torch, ".pt": _from_torch}
     place = place_named(file)
     if place.suffix not in loaders:
         raise CheckpointError(
             f"retrieve.safety_head '{file}' ends in '{place.suffix}'; expected .npz, .pth or .pt. "
-            "Keras' own files are turned into an .npz by the line in docs/guide.md."
+            "To convert Keras' own files into an .npz, use the line in docs/guide.md."
         )
     try:
         with fetched(place) as path:
@@ -123,15 +128,15 @@ def load_safety_head(file: str) -> SafetyHead:
             RuntimeError, StopIteration, CheckpointError, zipfile.BadZipFile) as error:  # fmt: skip
         raise CheckpointError(
             f"retrieve.safety_head '{file}' cannot be read as a safety head: {error}. Expected "
-            "LAION's, as docs/guide.md tells."
+            "a safety head of LAION; see docs/guide.md."
         ) from error
 
 
 def load_prompts(file: str) -> np.ndarray:
-    """Return the two prompts in a file, (2, D) float32, unit L2 norm.
+    """Return the two prompt vectors in a file, (2, D) float32, unit L2 norm.
 
     Raises:
-        CheckpointError: it is missing, or holds something else.
+        CheckpointError: the file is missing, or holds anything else.
     """
     try:
         with fetched(place_of(file)) as path:
@@ -143,11 +148,11 @@ def load_prompts(file: str) -> np.ndarray:
     if not isinstance(prompts, np.ndarray) or prompts.ndim != 2 or len(prompts) != 2:
         raise CheckpointError(
             f"retrieve.violence_prompts '{file}' is {getattr(prompts, 'shape', 'no array')}; "
-            "expected (2, D): the prompt of what may stay, and that of violence."
+            "expected (2, D): the vector of a harmless prompt, then that of a violent prompt."
         )
     prompts = prompts.astype(np.float32)
     norms = np.linalg.norm(prompts, axis=1, keepdims=True)
-    if not (np.abs(norms - 1) < _SAME).all():
+    if not (np.abs(norms - 1) < _NORM_TOLERANCE).all():
         raise CheckpointError(
             f"retrieve.violence_prompts '{file}' has norms {norms.ravel()}; expected unit length."
         )
@@ -159,14 +164,14 @@ def _is_above(head: SafetyHead, score: float, vectors: np.ndarray) -> np.ndarray
 
 
 def _is_nearer_to_second(prompts: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    near: np.ndarray = (vectors @ prompts.T).argmax(axis=1) == 1
-    return near
+    is_violent: np.ndarray = (vectors @ prompts.T).argmax(axis=1) == 1
+    return is_violent
 
 
 def _require_width(place: str, found: int, width: int) -> None:
     if found != width:
         raise CheckpointError(
-            f"{place} is made for vectors {found} wide; those here are {width} wide. Take "
+            f"{place} is made for vectors {found} wide; the vectors here are {width} wide. Name "
             "the file made for the model in embed.model, or leave the key empty."
         )
 
@@ -176,7 +181,7 @@ def _from_keras(path: Path) -> SafetyHead:
         arrays = [file[name] for name in file.files]
     first = next((n for n, pair in enumerate(pairwise(arrays)) if _is_dense(*pair)), None)
     if first is None:
-        raise ValueError("it has no kernel followed by its bias")
+        raise ValueError("it has no kernel that is followed by its bias")
     kernels, biases = arrays[first::2], arrays[first + 1 :: 2]
     width = kernels[0].shape[0]
     mean, scale = np.zeros(width, np.float32), np.ones(width, np.float32)
@@ -215,17 +220,24 @@ def _from_torch(path: Path) -> SafetyHead:
 
 
 def _checked(head: SafetyHead) -> SafetyHead:
-    """Return `head` if its parts fit one another.
+    """Return `head` if the shapes of its parts match.
 
     Raises:
-        ValueError: they do not, or a number in them is not finite.
+        ValueError: the shapes do not match, or a number is not finite.
     """
     widths: Sequence[int] = [len(head.mean), *(len(layer.bias) for layer in head.layers)]
     shapes = [layer.kernel.shape for layer in head.layers]
     expected = list(pairwise(widths))
     if shapes != expected or widths[-1] != 1 or head.scale.shape != head.mean.shape:
-        raise ValueError(f"layers of {shapes} with biases of {widths[1:]}, ending in one number")
-    parts = [head.mean, head.scale, *(p for one in head.layers for p in (one.kernel, one.bias))]
+        raise ValueError(
+            f"it has kernels of {shapes} and biases of {widths[1:]}, which do not fit or do not "
+            "end in one number"
+        )
+    parts = [
+        head.mean,
+        head.scale,
+        *(p for layer in head.layers for p in (layer.kernel, layer.bias)),
+    ]
     if not all(np.isfinite(part).all() for part in parts):
         raise ValueError("a number in it is not finite")
     return head

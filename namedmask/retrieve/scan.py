@@ -1,9 +1,9 @@
-"""Vectors, block by block → the best rows of each query, exactly, for less than the full product.
+"""Exact top-k over vectors that arrive block by block.
 
-Every score that counts is the plain float32 dot product of one row and one query, summed in one
-fixed order whatever stands beside them: so the answer is a full sort of those scores, bit for bit
-the same however the rows are cut. That costs too much for every pair; screens.py goes before it
-and leaves the pairs that may still be among the best.
+A score is the float32 dot product of one row and one query, always summed in the same order. The
+scores therefore do not depend on how the rows are cut into blocks, and the answer equals a full
+sort of all scores, bit for bit. Exact scores for all pairs would cost too much: on the CPU,
+bounds.py first excludes the pairs that cannot be among the best.
 """
 
 from __future__ import annotations
@@ -20,46 +20,61 @@ from namedmask.errors import InputError
 from namedmask.retrieve.bounds import FloatBounds, Int8Bounds, int8_is_fast
 
 _BLOCK_PAIRS = 1 << 22
-"""Pairs of a row and a query looked at together: what they need stays near the processor."""
+"""Number of (row, query) pairs per block, so that their products stay in the CPU cache."""
 
 _BLOCK_ROWS = (512, 4096)
+"""Smallest and largest number of rows per block."""
 
 _SCORED_PAIRS = 1 << 19
-"""Pairs scored at once; of the first blocks, and of vectors all alike, no pair is out."""
+"""Number of pairs per exact scoring step.
 
-_ON_CARD = 8
-"""A graphics card takes blocks this much larger."""
+It limits memory where the bounds exclude nothing: in the first blocks, or among equal vectors.
+"""
+
+_GPU_FACTOR = 8
+"""Factor by which blocks on a GPU are larger than on the CPU."""
 
 _ENOUGH_QUERIES = 256
-"""From here on the faster product outweighs making whole numbers of the rows."""
+"""Number of queries from which the int8 product saves more than quantizing the rows costs."""
 
 _TOO_MANY = 0.15
-"""Share of pairs from which on a float32 product is cheaper than a dot product of each."""
+"""If the int8 bounds leave more than this share of pairs, a float32 product is cheaper."""
 
-_REST_BLOCKS = 8
-"""Blocks for which a screen that let too much through is left out; then it is fitted again."""
+_FLOAT_BLOCKS = 8
+"""Number of blocks that use float32 bounds after the int8 bounds excluded too few pairs.
+
+The int8 bounds are then fitted again.
+"""
 
 _MAX_ROWS = 1 << 32
-_NOTHING = np.iinfo(np.int64).min
+_EMPTY_KEY = np.iinfo(np.int64).min
 
 
 class Scan(Protocol):
-    """What takes blocks of rows in order and answers with the best."""
+    """A running top-k: `add` blocks of rows in order, then ask for the `answer`."""
 
     block_rows: int
 
-    def add(self, block: np.ndarray, longest: float, first: int) -> None:
-        """Take rows `first`… (B, D) float32, B ≤ `block_rows`, none longer than `longest`."""
+    def add(self, block: np.ndarray, max_norm: float, first: int) -> None:
+        """Add one block of rows.
+
+        Args:
+            block: (B, D) float32, B ≤ `block_rows`.
+            max_norm: the largest L2 norm of its rows, up to rounding.
+            first: the number of its first row.
+        """
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32 descending and rows (C, k') int64, ties by lower row."""
+        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
 
 
 def new_scan(queries: np.ndarray, k: int, device: str) -> Scan:
-    """Return a scan for queries (C, D) float32 on `device`: cpu, cuda, or auto: cuda if there.
+    """Return a scan for queries (C, D) float32 on `device`: cpu, cuda or auto.
+
+    `auto` is cuda if torch sees a GPU, else cpu.
 
     Raises:
-        InputError: `cuda` is asked for and torch sees none.
+        InputError: `device` is cuda and torch sees no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,13 +86,13 @@ def new_scan(queries: np.ndarray, k: int, device: str) -> Scan:
 def blocks(
     chunks: Iterable[np.ndarray], width: int, block_rows: int, first: int
 ) -> Iterator[tuple[np.ndarray, float, int]]:
-    """Yield all rows as (B, D) float32 blocks, their greatest norm, and how many came before.
+    """Yield each block (B, D) float32, the largest norm of its rows, and the rows yielded before.
 
-    All but the last have `block_rows` rows; each is overwritten by the next. Messages count rows
-    from `first`.
+    All blocks but the last have `block_rows` rows. Each block overwrites the one before. Error
+    messages count rows from `first`.
 
     Raises:
-        InputError: a chunk of another width or type; a vector that is zero or not finite.
+        InputError: a chunk has another width or type, or a vector is zero or not finite.
     """
     buffer = torch.empty((block_rows, width), dtype=torch.float32)
     filled, done = 0, 0
@@ -95,56 +110,62 @@ def blocks(
         start = 0
         while start < len(chunk):
             part = chunk[start : start + block_rows - filled]
-            part = np.require(part, requirements=["C", "W"])  # torch takes no other array
+            part = np.require(part, requirements=["C", "W"])  # the only arrays torch takes
             buffer[filled : filled + len(part)].copy_(torch.from_numpy(part))
             start, filled = start + len(part), filled + len(part)
             if filled == block_rows:
-                yield buffer.numpy(), longest(buffer.numpy(), first + done, "row"), done
+                yield buffer.numpy(), largest_norm(buffer.numpy(), first + done, "row"), done
                 done, filled = done + filled, 0
     if filled:
         block = buffer[:filled].numpy()
-        yield block, longest(block, first + done, "row"), done
+        yield block, largest_norm(block, first + done, "row"), done
 
 
-def longest(vectors: np.ndarray, first: int, kind: str) -> float:
-    """Return the greatest norm of vectors (N, D) float32, 0 of none.
+def largest_norm(vectors: np.ndarray, first: int, kind: str) -> float:
+    """Return the largest L2 norm of vectors (N, D) float32; 0 if N is 0.
+
+    Error messages call vector i "`kind` `first` + i".
 
     Raises:
-        InputError: one is zero or not finite, or so far from unit length that products of two would
-            overflow or vanish.
+        InputError: a vector is zero or not finite, or so far from unit length that dot products
+            would overflow or underflow.
     """
     squares = np.einsum("nd,nd->n", vectors, vectors)
     bad = np.flatnonzero(~((squares > 2.0**-100) & (squares < 2.0**126)))
     if bad.size:
         vector = vectors[bad[0]]
-        what = "not finite" if not np.isfinite(vector).all() else "far too long or too short"
+        fault = "not finite" if not np.isfinite(vector).all() else "far too long or too short"
         raise InputError(
-            f"{kind} {first + bad[0]}: the vector is {what if vector.any() else 'zero'}; expected "
+            f"{kind} {first + bad[0]}: the vector is {fault if vector.any() else 'zero'}; expected "
             "unit length. Embed that image again, or drop it."
         )
     return float(np.sqrt(squares.max(initial=0)))
 
 
 class CpuScan:
-    """The scan on the processor. `screened` and `scored` count pairs, `scored` those not out."""
+    """The scan on the CPU.
+
+    `pairs_seen` counts all (row, query) pairs, `pairs_scored` those that the bounds did not
+    exclude.
+    """
 
     def __init__(self, queries: np.ndarray, k: int) -> None:
         count, width = queries.shape
         self.block_rows = int(np.clip(_BLOCK_PAIRS // max(1, count), *_BLOCK_ROWS))
-        self.screened = self.scored = 0
+        self.pairs_seen = self.pairs_scored = 0
         self._queries = torch.from_numpy(queries)
         self._best = Best(count, k, self.block_rows)
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
         self._float = FloatBounds(queries, norms)
         fast = count >= _ENOUGH_QUERIES and int8_is_fast(width)
         self._int8 = Int8Bounds(queries, norms, self.block_rows) if fast else None
-        self._rest = 0
+        self._float_blocks = 0  # blocks until the int8 bounds are tried again
 
-    def add(self, block: np.ndarray, longest: float, first: int) -> None:
-        """Take rows (B, D) float32; see `Scan`."""
-        pairs = self._pairs(block, longest)
-        self.screened += len(block) * len(self._queries)
-        self.scored += len(pairs)
+    def add(self, block: np.ndarray, max_norm: float, first: int) -> None:
+        """Add rows (B, D) float32; see `Scan.add`."""
+        pairs = self._pairs(block, max_norm)
+        self.pairs_seen += len(block) * len(self._queries)
+        self.pairs_scored += len(pairs)
         for start in range(0, len(pairs), _SCORED_PAIRS):
             part = pairs[start : start + _SCORED_PAIRS]
             rows, queries = np.divmod(part, len(self._queries))
@@ -152,38 +173,38 @@ class CpuScan:
             self._best.add(queries, scores, first + rows)
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32 descending and rows (C, k') int64, ties by lower row."""
+        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
         return unpack(self._best.answer())
 
-    def _pairs(self, block: np.ndarray, longest: float) -> np.ndarray:
-        """Return row · C + query, ascending, of every pair that may be among the best."""
+    def _pairs(self, block: np.ndarray, max_norm: float) -> np.ndarray:
+        """Return row · C + query, ascending, of each pair that may be among the best."""
         floors = self._best.floors
         count = len(block) * len(floors)
         if not np.isfinite(floors).all():
             return np.arange(count)
-        if self._int8 and not self._rest:
-            pairs = self._int8.pairs(block, longest, floors)
+        if self._int8 and not self._float_blocks:
+            pairs = self._int8.pairs(block, max_norm, floors)
             if len(pairs) <= _TOO_MANY * count:
                 return pairs
-            self._rest = _REST_BLOCKS
-            self._int8.forget()
-        self._rest = max(0, self._rest - 1)
-        return self._float.pairs(block, longest, floors)
+            self._float_blocks = _FLOAT_BLOCKS
+            self._int8.reset()
+        self._float_blocks = max(0, self._float_blocks - 1)
+        return self._float.pairs(block, max_norm, floors)
 
 
 def dot_products(
     block: torch.Tensor, queries: torch.Tensor, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """Return (P,) float32 dot products of row `rows[p]` of block and `columns[p]` of queries.
+    """Return (P,) float32: the dot products of `block[rows[p]]` and `queries[columns[p]]`.
+
+    Each product is summed on its own, so it does not depend on the other pairs.
 
     Args:
         block, queries: (B, D) and (C, D) float32.
         rows, columns: (P,) int64, ordered by row, then by column.
-
-    One after the other, each summed along its own two vectors: a result knows nothing of the rest.
     """
     starts = np.searchsorted(rows, np.arange(len(block) + 1))
-    with warnings.catch_warnings():  # "sparse CSR is in beta"; the tests hold it to what is said
+    with warnings.catch_warnings():  # "sparse CSR is in beta"; tests check the results
         warnings.simplefilter("ignore", UserWarning)
         wanted = torch.sparse_csr_tensor(
             torch.from_numpy(starts),
@@ -192,31 +213,35 @@ def dot_products(
             size=(len(block), len(queries)),
             check_invariants=False,
         )
-        found = torch.sparse.sampled_addmm(wanted, block, queries.T, beta=0.0)
-    scores: np.ndarray = found.values().numpy()
+        products = torch.sparse.sampled_addmm(wanted, block, queries.T, beta=0.0)
+    scores: np.ndarray = products.values().numpy()
     return scores
 
 
 class Best:
-    """The best of every query so far, unordered, as keys; see `pack`.
+    """The best rows of each query so far, as unordered keys (see `pack`).
 
-    `floors` (C,) float32: a score not above it is too late. Rows only grow, so an equal one is.
+    `floors` (C,) float32: only a score above its query's floor can still be among the best. Row
+    numbers only grow, so a score equal to the floor loses the tie.
     """
 
     def __init__(self, count: int, k: int, block_rows: int) -> None:
         self._k, self._spare = k, max(64, k // 4)
-        self._keys = np.full((count, k + self._spare + block_rows), _NOTHING)
+        self._keys = np.full((count, k + self._spare + block_rows), _EMPTY_KEY)
         self._filled = np.zeros(count, np.int64)
         self.floors = np.full(count, -np.inf, np.float32)
 
     def add(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-        """Take scores (P,) float32 of pairs: each query with a row of the block at most once."""
+        """Add scores (P,) float32 of pairs of `queries` (P,) and `rows` (P,) int64.
+
+        All rows are of one block, and no pair occurs twice.
+        """
         keep = scores > self.floors[queries]
         queries, keys = queries[keep], pack(scores[keep], rows[keep])
         counts = np.bincount(queries, minlength=len(self.floors))
         starts = np.cumsum(counts) - counts
         small = queries.astype(np.uint16) if len(counts) < 1 << 16 else queries
-        order = np.argsort(small, kind="stable")  # of two bytes a radix sort
+        order = np.argsort(small, kind="stable")  # uint16: NumPy uses a radix sort
         queries = queries[order]
         places = np.arange(len(queries)) - starts[queries] + self._filled[queries]
         self._keys[queries, places] = keys[order]
@@ -230,27 +255,29 @@ class Best:
         return np.sort(self._keys[:, :count], axis=1)[:, ::-1][:, : self._k]
 
     def _drop(self, queries: np.ndarray) -> None:
-        """Keep only the k best of these queries and raise their floors."""
+        """Drop all but the k best rows of these queries, and raise the floors to the k-th score."""
         if not len(queries):
             return
         width = int(self._filled[queries].max())
-        kept = np.partition(self._keys[queries, :width], width - self._k, axis=1)[:, -self._k :]
-        self._keys[queries, : self._k] = kept
-        self._keys[queries, self._k : width] = _NOTHING
+        best = np.partition(self._keys[queries, :width], width - self._k, axis=1)[:, -self._k :]
+        self._keys[queries, : self._k] = best
+        self._keys[queries, self._k : width] = _EMPTY_KEY
         self._filled[queries] = self._k
-        self.floors[queries] = unpack(kept.min(axis=1))[0]
+        self.floors[queries] = unpack(best.min(axis=1))[0]
 
 
 def pack(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return int64 keys that ascend with the float32 score and, of equal ones, with earlier rows.
+    """Return int64 keys that order pairs by float32 score and, at equal scores, by earlier row.
+
+    The best pair has the largest key.
 
     Raises:
-        InputError: a row does not fit into 32 bits.
+        InputError: a row number does not fit into 32 bits.
     """
     if len(rows) and rows.max() >= _MAX_ROWS:
         raise InputError(
-            f"one scan takes {_MAX_ROWS:,} vectors; got more. Scan parts of the files with `first` "
-            "and put the answers together with merge_top_k."
+            f"one scan takes at most {_MAX_ROWS:,} vectors; got more. Scan parts of the files, "
+            "each with its own `first`, and merge the answers with merge_top_k."
         )
     bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # -0 becomes 0
     ordered = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -259,26 +286,26 @@ def pack(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float32 scores and int64 rows of keys that `pack` made, in their shape."""
+    """Return the float32 scores and int64 rows of keys from `pack`, each in the keys' shape."""
     ordered = keys >> 32
     bits = np.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).astype(np.int32)
     return bits.view(np.float32), _MAX_ROWS - 1 - (keys & (_MAX_ROWS - 1))
 
 
 class TorchScan:
-    """The scan on a graphics card: the full float32 product, always of one shape, and a top-k."""
+    """The scan on a GPU: a full float32 product per block, of one fixed shape, then a top-k."""
 
     def __init__(self, queries: np.ndarray, k: int, device: torch.device) -> None:
-        pairs = _ON_CARD * _BLOCK_PAIRS
-        high = _ON_CARD * _BLOCK_ROWS[1]
+        pairs = _GPU_FACTOR * _BLOCK_PAIRS
+        high = _GPU_FACTOR * _BLOCK_ROWS[1]
         self.block_rows = int(np.clip(pairs // max(1, len(queries)), _BLOCK_ROWS[0], high))
         self._queries = torch.from_numpy(queries).to(device)
         self._padded = torch.zeros((self.block_rows, queries.shape[1]), device=device)
         self._keys = torch.empty((len(queries), 0), dtype=torch.int64, device=device)
         self._k = k
 
-    def add(self, block: np.ndarray, longest: float, first: int) -> None:
-        """Take rows (B, D) float32; see `Scan`."""
+    def add(self, block: np.ndarray, max_norm: float, first: int) -> None:
+        """Add rows (B, D) float32; see `Scan.add`."""
         self._padded[: len(block)] = torch.from_numpy(block).to(self._padded.device)
         scores = self._product()[:, : len(block)].contiguous()
         bits = (scores + 0.0).view(torch.int32).to(torch.int64)
@@ -288,11 +315,11 @@ class TorchScan:
         self._keys = keys.topk(min(self._k, keys.shape[1]), dim=1).values
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32 descending and rows (C, k') int64, ties by lower row."""
+        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
         return unpack(self._keys.cpu().numpy())
 
     def _product(self) -> torch.Tensor:
-        """Return scores (C, B) float32; what allows TF32 elsewhere does not count here."""
+        """Return scores (C, B) float32, computed without TF32 whatever torch's global setting."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

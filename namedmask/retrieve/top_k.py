@@ -1,16 +1,19 @@
-"""Vectors × categories → the exact best candidates, and which of them make up the archives.
+"""Exact top-k search: for each category query, the vectors with the highest inner products.
 
-Three pure steps, each told what the others found:
+Retrieval consists of three pure steps. Each step takes the results of the others as arguments:
 
-1. `exact_top_k` scans vectors that never have to be in memory together.
-2. `next_to_try` names the candidates of a category to fetch and judge in this round.
-3. `pick_archive` walks the ranks over the statuses so far and gives every candidate its status.
+1. `exact_top_k` ranks the candidates of each category. It reads the vectors chunk by chunk, so they
+   never have to fit into memory together.
+2. `next_to_try` (pick.py) returns the candidates of one category to fetch and check next.
+3. `pick_archive` (pick.py) gives each candidate of one category a status, from the statuses of the
+   images checked so far. The candidates with status `ok` form the archive.
 
-Steps 2 and 3 repeat until the archive is full or there is nothing left to try; then the archive is
-the best-ranked candidates that pass every check, however many rounds it took.
+Steps 2 and 3 alternate until the archive is full or no candidate is left to try. The archive then
+holds the best-ranked candidates that pass every check, whatever the number of rounds.
 
-Cost in CPU seconds: 2.5 for 12 categories over 1,000,000 × 768 float16 vectors (k 500), 13 for 919
-with reading and start; see docs/results.md; 0.2 to pick one archive from 3,000 candidates.
+Cost in CPU seconds: 2.5 for 12 categories over 1,000,000 × 768 float16 vectors (k = 500); 13 for
+919 categories, including reading and startup (see docs/results.md); 0.2 to pick one archive from
+3,000 candidates.
 """
 
 from __future__ import annotations
@@ -31,33 +34,35 @@ def exact_top_k(
     first: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `k` highest inner products of each query and the rows they belong to.
+    """Return the `k` highest inner products of each query and the numbers of their rows.
 
     Args:
-        chunks: arrays (N_i, D) float16 or float32; rows count on from one chunk to the next.
+        chunks: arrays (N_i, D) float16 or float32; row numbers continue from chunk to chunk.
         queries: (C, D) float32.
-        k: how many to keep, at least 1.
-        first: the number of the first row, where these are not all.
-        device: auto is cuda where there is one.
+        k: number of rows to keep per query, at least 1.
+        first: the number of the first row, if `chunks` are only a part of the vectors.
+        device: auto is cuda if torch sees a GPU, else cpu.
 
     Returns:
-        scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64; of equal scores
-        the lower row comes first. How the rows are cut into chunks, or into calls whose answers
-        `merge_top_k` puts together, changes no bit. Memory: O(C·k), one chunk and 0.1 GB.
+        scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64. At equal scores
+        the lower row comes first. The result is the same, bit for bit, however the rows are cut
+        into chunks, or into calls whose answers `merge_top_k` merges. Memory: O(C·k), one chunk
+        and 0.1 GB.
 
     Raises:
-        InputError: a chunk of another width or type than expected; a vector that is zero or not
-            finite, with its row.
+        InputError: `k` is below 1; a chunk has another width or type; a vector is zero or not
+            finite (the message names its row); or `device` is cuda and torch sees no GPU.
     """
-    from namedmask.retrieve import scan as top_k  # torch, which the other steps do without
+    # imported here because scan.py loads torch, which the other steps do not need
+    from namedmask.retrieve.scan import blocks, largest_norm, new_scan
 
     if k < 1:
         raise InputError(f"top-k needs k of at least 1; got {k}.")
     queries = np.ascontiguousarray(queries, np.float32)
-    top_k.longest(queries, 0, "query")
-    scan = top_k.new_scan(queries, k, device)
-    for block, longest, before in top_k.blocks(chunks, queries.shape[1], scan.block_rows, first):
-        scan.add(block, longest, before)
+    largest_norm(queries, 0, "query")  # refuses bad queries
+    scan = new_scan(queries, k, device)
+    for block, max_norm, before in blocks(chunks, queries.shape[1], scan.block_rows, first):
+        scan.add(block, max_norm, before)
     scores, rows = scan.answer()
     return scores, rows + first
 
@@ -65,17 +70,19 @@ def exact_top_k(
 def merge_top_k(
     parts: Iterable[tuple[np.ndarray, np.ndarray]], k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `k` best of several answers of `exact_top_k` over different rows, as one answer.
+    """Return the `k` best rows of several answers of `exact_top_k`, as one answer.
 
-    `parts`: scores (C, k_i) float32 and rows (C, k_i) int64 each, in any order. They are merged as
-    they come, so two are in memory at a time.
+    Args:
+        parts: per answer, scores (C, k_i) float32 and rows (C, k_i) int64. No two answers share a
+            row. Their order does not matter. Two answers at a time are in memory.
+        k: number of rows to keep per query.
     """
     return reduce(partial(_merged, k), parts)
 
 
 def _merged(
-    k: int, one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+    k: int, left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(one, other, strict=True))
+    scores, rows = (np.concatenate(pair, axis=1) for pair in zip(left, right, strict=True))
     order = np.lexsort((rows, -scores))[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)

@@ -1,4 +1,4 @@
-"""The vectors that retrieval scans: the run's own or published ones, cut into parts."""
+"""The vectors that retrieval scans, either the run's own or published ones, cut into parts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VectorStore: TypeAlias = EmbeddingStore | PublishedStore
 
 
 def open_vectors(config: Config, ledger: Ledger) -> VectorStore:
-    """Return the vectors of a run: its own, or those that `vectors.source` names.
+    """Return the run's own vectors, or the published ones if `vectors.source` is set.
 
     Raises:
-        InputError: published files do not agree; see PublishedStore.
+        InputError: the published files do not agree; see PublishedStore.
     """
     if not config.vectors.source:
         return EmbeddingStore(ledger)
@@ -32,13 +32,13 @@ def open_vectors(config: Config, ledger: Ledger) -> VectorStore:
 
 @dataclass(frozen=True)
 class FilePart:
-    """Files of vectors that follow one another, and the number of their first row."""
+    """Consecutive files of vectors, and the row number of their first vector in the store."""
 
     paths: Sequence[Place | VectorFile]
     first: int
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yield all their vectors, (N, D) float16 or float32."""
+        """Yield the vectors of the files in order, as arrays (N_i, D) float16 or float32."""
         for path in self.paths:
             if isinstance(path, VectorFile):
                 yield from path.chunks()
@@ -47,7 +47,7 @@ class FilePart:
 
 
 def file_parts(store: VectorStore, count: int) -> list[FilePart]:
-    """Return the store's files cut into at most `count` parts of about as many files."""
+    """Return the store's files, cut into at most `count` parts of about equal numbers of files."""
     files = [(path, first) for path, first, rows in store.files() if rows]
     size = max(1, math.ceil(len(files) / count))
     cut = [files[start : start + size] for start in range(0, len(files), size)]
@@ -55,11 +55,14 @@ def file_parts(store: VectorStore, count: int) -> list[FilePart]:
 
 
 class TopK:
-    """The best rows of some files for all queries; see retrieve.exact_top_k."""
+    """Finds the `k` best rows of a part of the store for each query; see `exact_top_k`.
+
+    `queries` are (C, D) float32.
+    """
 
     def __init__(self, queries: np.ndarray, k: int) -> None:
         self._queries, self._k = queries, k
 
     def __call__(self, part: FilePart) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k) float32 and rows (C, k) int64 of the whole store."""
+        """Return scores (C, k') float32 and rows (C, k') int64, numbered within the whole store."""
         return exact_top_k(part.chunks(), self._queries, self._k, part.first)

@@ -1,1 +1,1 @@
-"""A run: its folder, its verbs, and the frame that every verb works in."""
+"""Runs: the run folder, the table of verbs, and the code that all verbs share."""

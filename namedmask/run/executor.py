@@ -1,7 +1,8 @@
-"""Who does the work of a verb: the plain loop in this process, or graphs on a cluster.
+"""The interface of an executor, which does the work of a verb.
 
-A verb says what is to be done in which order, and never how; an executor does it, and never asks
-what for. Whichever it is, a run ends with the same bytes.
+A verb decides which work is done and in which order. An executor decides in which processes the
+work is done: `engine.local` does it in this process, `engine.on_ray` on a cluster. The run folder
+holds the same bytes in the end, whichever executor did the work.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ R = TypeVar("R")
 
 
 class Executor(Protocol):
-    """Whoever does the work of a verb."""
+    """Does the work of a verb."""
 
     parts: int
-    """Parts a long list is worth being cut into: more than there are hands."""
+    """Number of parts to split a long list into for `map`; 1 where a single process does all."""
 
     def metadata(self, run: VerbRun) -> Iterable[Wave]:
-        """Return the waves of the metadata, the same rows in each wherever they are read."""
+        """Return the waves of the metadata; each wave has the same rows with every executor."""
         ...
 
     def run(
@@ -35,26 +36,33 @@ class Executor(Protocol):
         store_name: str,
         step: Step,
     ) -> Iterator[Written]:
-        """Yield what became of each wave, in any order, once it is committed to a store."""
+        """Yield the result of each wave, in any order, once the wave is committed to a store.
+
+        Every wave passes `stages` in order; `step` advances as rows have passed.
+        """
         ...
 
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
-        """Yield the items in order as the function returned by `make` maps them.
+        """Yield the result of a function for each item, in the order of the items.
 
-        `make` is called wherever the resources of the config's `section` are; all of it pickles.
+        `make` returns that function. It is called once in each process that has the resources of
+        the config's section `section`. `make`, the items and the results must pickle.
         """
         ...
 
     def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        """Return what `map` would yield for one item."""
+        """Return the result that `map` would yield for a single item."""
         ...
 
     def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Train the experts and redraw the masks; see refine.refine_archive."""
+        """Train the experts and redraw the masks; see experts.refine.refine_archive."""
         ...
 
     def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
-        """Train the segmenter and leave it at `segmenter.CHECKPOINT`."""
+        """Train the segmenter and save it at `layout.CHECKPOINT` in the run folder.
+
+        `on_step(done, loss)` is called after each step, in this process.
+        """
         ...

@@ -1,7 +1,7 @@
-"""A verb under way in a run folder: what it depends on, what it skips, when it gives up.
+"""The frame in which every verb runs: lock, checks, skip when finished, record of the result.
 
-Whoever does the work, the frame is the same: take the folder's lock, refuse what another config
-made, skip what is finished, and write down what it came to and how long each stage took.
+The frame is the same for every executor. It locks the run folder, refuses a folder that another
+config wrote, skips a verb that is finished, and records the result and the seconds per stage.
 """
 
 from __future__ import annotations
@@ -33,22 +33,25 @@ from namedmask.storage.files import digest, read_json, write_file, write_json
 
 @dataclass
 class VerbRun:
-    """One verb under way: what it was asked, where it writes, what it has spent."""
+    """A verb at work in a run folder: its config, its ledger, its progress, and its timings."""
 
     config: Config
     ledger: Ledger
     progress: Progress
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    archives: Place | None = None  # the run folder whose archive is trained on; None: its own
+    archives: Place | None = None  # the run folder whose archive is trained on; None: this one
 
     @property
     def archive(self) -> Place:
-        """The folder of the archive to train on, with that of the refined masks beside it."""
+        """Return the folder of the archive to train on; its sibling holds the refined masks."""
         return (self.archives or self.ledger.folder) / layout.ARCHIVE
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
-        """Add the seconds of a block to those of a stage; fetching overlaps the others."""
+        """Add the seconds that the block takes to those of a stage.
+
+        The seconds of fetch overlap those of the other stages.
+        """
         began = time.perf_counter()
         try:
             yield
@@ -56,41 +59,48 @@ class VerbRun:
             self.seconds[stage] += time.perf_counter() - began
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Return the settings that shape the output of a verb, or of other work."""
+        """Return the settings that shape the output of a verb or of other work, flat."""
         work = WORK[name]
         more = work.published_settings if self.config.vectors.source else ()
         return settings_of(self.config, (*work.settings, *more))
 
     def categories_digest(self, name: str) -> str:
-        """Return a digest of categories, vectors and how images are checked; "" if none matters."""
+        """Return a digest of the categories, the vectors and the settings of the image checks.
+
+        The digest is "" for work that depends on none of them.
+        """
         if not WORK[name].follows_categories:
             return ""
         category_set = category_set_of(self.config.categories)
-        each = self.config.tree()["categories"]["each"]
-        shown = {path for rules in each.values() for path in rules["examples"]}
+        rules_by_name = self.config.tree()["categories"]["each"]
+        examples = {path for rules in rules_by_name.values() for path in rules["examples"]}
         content = [
-            category_set.names, category_set.queries, each, self.settings(CHECKED_IMAGES.name),
-            [_sha256_of(path) for path in sorted(shown)],
+            category_set.names, category_set.queries, rules_by_name,
+            self.settings(CHECKED_IMAGES.name), [_sha256_of(path) for path in sorted(examples)],
         ]  # fmt: skip
-        if vectors := self.ledger.output_digest("embed"):  # others once rows were tried again
+        if vectors := self.ledger.output_digest("embed"):  # changes when failed rows are retried
             content.append(vectors)
         return digest([json.dumps(content, sort_keys=True)])
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """Return what a verb ended with here, None when it has work; raises as Ledger.finished."""
+        """Return the recorded result of a verb, None if it is not finished.
+
+        Raises:
+            ConfigError: as `Ledger.finished`.
+        """
         return self.ledger.finished(WORK[name], self.settings(name), self.categories_digest(name))
 
     def is_begun(self, name: str) -> bool:
-        """Return whether the run folder is bound to a verb for the categories of today."""
+        """Return whether binding settings of a verb are recorded for the current categories."""
         return self.ledger.is_begun(WORK[name], self.categories_digest(name))
 
     def start(self, name: str) -> None:
-        """Bind the run folder to a verb's settings, before its first write."""
+        """Record a verb's settings in the run folder, before the verb's first write."""
         self.ledger.start(WORK[name], self.settings(name), self.categories_digest(name))
 
 
 def _sha256_of(path: str) -> str:
-    """Return the sha256, hex, of a file; empty where it cannot be read: its reader will say so."""
+    """Return the sha256 of a file, hex; "" if unreadable, which its actual reader reports."""
     try:
         return hashlib.sha256(place_of(path).read_bytes()).hexdigest()
     except OSError:
@@ -105,10 +115,18 @@ def run_verb(
     store: str = "",
     again: bool = False,
 ) -> dict[str, Any]:
-    """Return what `work` ends with, or what it ended with when it was finished before.
+    """Run `work` in the frame of a verb, and return its result.
 
-    With `store`, the verb is finished only as long as that store has all its commit records.
-    With `again`, one that is finished is worked on too.
+    A finished verb is skipped: its recorded result is returned, with `skipped` set.
+
+    Args:
+        verb: name of the verb.
+        config: config of the run; the verb works in the folder `run.out`.
+        progress: where the verb reports its steps.
+        work: does the work, and returns its result as plain values.
+        store: name of the store whose commit records must stay complete for the verb to count as
+            finished; "" if there is none.
+        again: whether `work` is called for a finished verb too.
 
     Raises:
         ConfigError: the run folder was made by another config, or cannot be written.
@@ -127,13 +145,13 @@ def run_verb(
         finally:
             _add_timings(run)
         run.start(verb)
-        made = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
-        ledger.finish(verb, result, store, made)
+        output_digest = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
+        ledger.finish(verb, result, store, output_digest)
     return result | {"seconds": dict(run.seconds), "peak_rss_mb": peak_rss_mb()}
 
 
 def require_finished(run: VerbRun, needed: str, verb: str) -> None:
-    """Raise InputError when `needed`, which `verb` builds on, is not finished."""
+    """Raise InputError unless the verb `needed`, on which `verb` builds, is finished."""
     if run.finished(needed) is None:
         raise InputError(
             f"run folder {run.ledger.folder} has no finished '{needed}', which '{verb}' builds "
@@ -142,29 +160,34 @@ def require_finished(run: VerbRun, needed: str, verb: str) -> None:
 
 
 class Failures:
-    """Counts what was tried and what came to nothing, and ends the run when that is too much."""
+    """Counts tried and failed rows, and ends the run when the share of failures is too high."""
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
         self._tried = self._failed = 0
 
     def add(self, tried: int, counts: Mapping[str, int]) -> None:
-        """Count a wave: `tried` rows were to be fetched, `counts` is what all its rows ended as.
+        """Count the rows of a wave.
 
-        What a look at the pixels found (schema.status.FINDINGS) is no failure.
+        A row whose image was fetched and then rejected by its pixels (schema.status.FINDINGS) is
+        no failure.
+
+        Args:
+            tried: number of rows that were to be fetched.
+            counts: number of rows per final status, over all rows of the wave.
 
         Raises:
             TooManyFailuresError: the share of failures is above `run.max_failure_share`.
         """
         self._tried += tried
-        self._failed += tried - sum(counts.get(one, 0) for one in (schema.OK, *FINDINGS))
+        self._failed += tried - sum(counts.get(status, 0) for status in (schema.OK, *FINDINGS))
         if self._failed > self._max_share * self._tried:
             listed = ", ".join(f"{status} {count:,}" for status, count in counts.items())
             raise TooManyFailuresError(
                 f"{self._failed:,} of {self._tried:,} rows failed, more than "
                 f"run.max_failure_share = {self._max_share:g} allows; the last wave ended as "
-                f"{listed}. What is committed is kept. Mend the cause or raise the share, and "
-                "run the same command again."
+                f"{listed}. Committed waves are kept. Fix the cause or raise the share, and run "
+                "the same command again."
             )
 
 
@@ -177,16 +200,16 @@ def _add_timings(run: VerbRun) -> None:
 
 
 def config_of_run(run: Place, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a run file, or of a run folder wherever it lies now.
+    """Return the config of a run file, or of a run folder, even one that was moved.
 
     Raises:
-        InputError: it is neither, or a key or value in it is wrong.
+        InputError: `run` is neither, or one of its keys or values is wrong.
     """
     if not run.is_dir():
         return Config.load(run, overrides)
     if not (run / layout.SAVED_CONFIG).is_file():
         raise InputError(
-            f"{run} holds no run: run.toml is missing. Give a run file, or the folder that run.out "
-            "named."
+            f"{run} is no run folder: its {layout.SAVED_CONFIG} is missing. Give a run file, or a "
+            "folder that was the run.out of a run."
         )
     return Config.load(run / layout.SAVED_CONFIG, [f"run.out={json.dumps(str(run))}", *overrides])

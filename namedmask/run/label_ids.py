@@ -1,7 +1,8 @@
-"""Which label id a category has: given once in the life of a run folder, never moved.
+"""Label ids of categories: each is assigned once per run folder and never changes.
 
-A category that is taken off the list keeps its id, which nobody else gets; back on the list it has
-it again. A category with a new name and the query of one that left is the same category.
+The id of a category that is removed from the list is not assigned to another category; when the
+category returns to the list, it has its old id. A category with a new name and the query of a
+removed category counts as renamed, and keeps the id.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from namedmask.storage.files import read_json, refuse_newer, write_json
 
 @dataclass(frozen=True)
 class Label:
-    """A category of a run folder: what it is called, what CLIP is asked, its id."""
+    """A category of a run folder: its label id, its name, and its text query for CLIP."""
 
     label_id: int
     name: str
@@ -27,32 +28,32 @@ class Label:
 
 
 def assign_labels(known: Sequence[Label], category_set: CategorySet) -> list[Label]:
-    """Return the label of each category of the set, in its order.
+    """Return one label per category of the set, in the order of the set.
 
-    `known` are all labels ever given in the run folder.
+    `known` holds all labels ever assigned in the run folder.
 
     Raises:
         ConfigError: there is no label id left.
     """
-    of_name = {label.name: label for label in known}
-    left = {label.query: label for label in known if label.name not in category_set.names}
-    following = max((label.label_id for label in known), default=schema.BACKGROUND) + 1
+    by_name = {label.name: label for label in known}
+    removed = {label.query: label for label in known if label.name not in category_set.names}
+    next_id = max((label.label_id for label in known), default=schema.BACKGROUND) + 1
     labels = []
     for name, query in zip(category_set.names, category_set.queries, strict=True):
-        before = of_name.get(name) or left.pop(query, None)
-        labels.append(Label(before.label_id if before else following, name, query))
-        following += before is None
-    if following > schema.IGNORE:
+        earlier = by_name.get(name) or removed.pop(query, None)
+        labels.append(Label(earlier.label_id if earlier else next_id, name, query))
+        next_id += earlier is None
+    if next_id > schema.IGNORE:
         raise ConfigError(
-            f"the run folder has given out {following - 1:,} label ids, removed categories "
-            f"included; label id {schema.IGNORE} would collide with the ignore id. Give another "
+            f"the run folder has assigned {next_id - 1:,} label ids, including those of removed "
+            f"categories; label id {schema.IGNORE} would collide with the ignore id. Give another "
             "run.out."
         )
     return labels
 
 
 def read_labels(folder: Place) -> list[Label]:
-    """Return all labels ever given in a run folder, by ascending id; none in a new one."""
+    """Return all labels ever assigned in a run folder, by ascending id; [] if it is new."""
     path = folder / layout.LABEL_IDS
     if not path.exists():
         return []
@@ -62,7 +63,7 @@ def read_labels(folder: Place) -> list[Label]:
 
 
 def write_labels(folder: Place, known: Sequence[Label], labels: Sequence[Label]) -> None:
-    """Write the labels given now over those `known`: a renamed category has its new name."""
+    """Write all labels of a run folder; those of `labels` replace `known` ones of the same id."""
     by_id = {label.label_id: label for label in (*known, *labels)}
     listed = [asdict(by_id[label_id]) for label_id in sorted(by_id)]
     write_json(

@@ -1,7 +1,7 @@
-"""Every file and folder of a run folder by its name on the disk; no other module spells one out.
+"""The names of all files and folders of a run folder; no other module spells one out.
 
-A run folder holds *stores* (each file named by a commit record, see ledger.py), single files that a
-verb writes whole, and folders that are made again when they no longer fit.
+A run folder holds *stores* (folders whose files are named by commit records, see ledger.py), single
+files that a verb writes as a whole, and folders that are rebuilt when their input has changed.
 """
 
 from __future__ import annotations
@@ -9,103 +9,103 @@ from __future__ import annotations
 from pathlib import Path
 
 RUN_RECORD = "run.json"
-"""What is finished, and with which settings."""
+"""File that records which verbs are finished, with their settings and results."""
 
 LOCK = ".lock"
-"""Held by the one process that may write to the run folder."""
+"""File that is locked by the single process that may write to the run folder."""
 
 SAVED_CONFIG = "run.toml"
-"""The resolved config of the last verb."""
+"""File with the resolved config of the last verb."""
 
 TIMINGS = "timings.json"
-"""Seconds by stage, summed over all verbs."""
+"""File with the seconds per stage, summed over all verbs."""
 
 FUNNELS = "funnels.json"
-"""Counts by status of all rows and of all candidates."""
+"""File with the counts by status of all rows and of all candidates."""
 
 CANDIDATES = "candidates.parquet"
-"""What became of every candidate (schema.CANDIDATES)."""
+"""File with the final status of every candidate (schema.CANDIDATES)."""
 
 LABEL_IDS = "labels.json"
-"""The label ids given out so far."""
+"""File with the label ids assigned so far."""
 
 MODEL_CHECK = "proof.json"
-"""Whether the embedder reproduces the published vectors."""
+"""File that says whether the embedder reproduces the published vectors."""
 
 CLUSTERS = "clusters.json"
-"""The categories that share an expert."""
+"""File that lists, per expert, the categories that share it."""
 
 ARCHIVE = "archive"
-"""The archives: one parquet file per category, and their manifest."""
+"""Folder of the archives: one parquet file per category, and their manifest."""
 
 MANIFEST = "manifest.json"
-"""The file, written last, that makes the archive or the search index whole."""
+"""File that is written last and marks an archive or a search index as complete."""
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
-"""The trained segmenter."""
+"""File with the trained segmenter."""
 
 TRAINING = Path("segmenter") / "training.pt"
-"""The state of a training until it is done."""
+"""File with the state of an unfinished training."""
 
 RAY_TRAIN = Path("segmenter") / "ray"
-"""Scratch space of Ray Train, removed at the end of a training."""
+"""Scratch folder of Ray Train, removed at the end of a training."""
 
 EVALUATION = "evaluation.json"
-"""The segmenter's scores."""
+"""File with the segmenter's scores."""
 
 LABEL_MAPS = "evaluation"
-"""Predicted label maps of the best and the worst scenes."""
+"""Folder of the predicted label maps of the best and the worst scenes."""
 
 BASELINES = "baselines"
-"""Scores and threshold sweeps of MaskCLIP and ReCo."""
+"""Folder of the scores and threshold sweeps of MaskCLIP and ReCo."""
 
 ABLATIONS = "ablations"
-"""Studies, and the run folder of each of their trials."""
+"""Folder of the ablation studies, with one run folder per trial."""
 
 SEARCH_INDEX = "index"
-"""The index of `namedmask search`."""
+"""Folder of the index of `namedmask search`."""
 
 SEARCH_ROWS = "rows.arrow"
-"""Every row of the search index with its vector."""
+"""File, in the search index, with all its rows and their vectors."""
 
 FAISS_INDEX = "index.faiss"
-"""The FAISS index over the search rows."""
+"""File, in the search index, with the FAISS index over its rows."""
 
 CLEAN_METADATA = "metadata"
-"""Clean rows of the metadata, kept on Ray as long as a verb needs them."""
+"""Folder of clean metadata rows, which exists on Ray while a verb reads them."""
 
 REPORT = "report.html"
-"""The page that `namedmask report` writes."""
+"""Web page that `namedmask report` writes."""
 
 DEMO_SUMMARY = "summary.json"
-"""The demo's numbers."""
+"""File with the demo's numbers."""
 
 DEMO_WORLD = "world"
-"""The drawn world of the demo."""
+"""Folder of the mini world that the demo draws."""
 
 DEMO_PICTURE = "demo.png"
-"""Scenes of the demo: picture, truth, prediction."""
+"""Image of some scenes of the demo: input, ground truth, prediction."""
 
 FETCHED = "fetched"
-"""Store of fetched images (schema.FETCHED); no other verb reads it."""
+"""Store of the images that the verb `fetch` wrote (schema.FETCHED); no other verb reads it."""
 
 EMBEDDINGS = "embeddings"
 """Store of image vectors (schema.EMBEDDINGS)."""
 
 CANDIDATE_LISTS = "offers"
-"""Store of the ranked candidates of each category (schema.OFFERS)."""
+"""Store of candidate lists, one unit per category query (schema.CANDIDATE_LIST)."""
 
 IMAGES = "images"
 """Store of checked images (schema.IMAGES)."""
 
 REFINED = "refined"
-"""Store of the masks that the experts drew (schema.REFINED), beside the archive."""
+"""Store of the masks that the experts redrew (schema.REFINED); the archive keeps its own."""
 
 EXPERTS = "experts"
 """Store of the experts' checkpoints."""
 
 SHARED_EXPERT = "shared"
-"""Unit of the expert where all others start."""
+"""Name of the unit of the shared expert, from which all other experts start."""
 
 _WAVE = r"(wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet"
 _CATEGORY = r"\d{5}-[a-z0-9-]+"
@@ -117,39 +117,39 @@ STORE_FILES = {
     REFINED: rf"{_CATEGORY}\.parquet",
     EXPERTS: rf"({SHARED_EXPERT}|{_CATEGORY}|cluster-\d{{5}}-[0-9a-f]{{12}})\.pt",
 }
-"""The stores, and the pattern of the file names that each gives: no sweep removes another name."""
+"""The stores, with a regular expression of their file names; a sweep removes no other files."""
 
 
 def commit_file(unit: str) -> str:
-    """Return the name, in its store, of the commit record of a unit."""
+    """Return the file name of a unit's commit record, inside its store."""
     return f"commit-{unit}.json"
 
 
 def commit_files() -> str:
-    """Return the glob pattern of all commit records of a store."""
+    """Return the glob pattern of the commit records of a store, inside it."""
     return commit_file("*")
 
 
 def wave_file(store_name: str, kind: str, unit: str) -> str:
-    """Return the name, below the run folder, of a wave's file of a kind, `wave` or `tombstones`."""
+    """Return the path of a wave's file in the run folder; `kind` is `wave` or `tombstones`."""
     return f"{store_name}/{kind}-{unit}.parquet"
 
 
 def wave_files() -> str:
-    """Return the glob pattern, in a store, of the good rows of all waves."""
+    """Return the glob pattern of the files with the good rows of all waves, inside a store."""
     return "wave-*.parquet"
 
 
 def candidate_list_file(unit: str) -> str:
-    """Return the name, below the run folder, of the candidate list of a category."""
+    """Return the path, in the run folder, of the candidate list of a category."""
     return f"{CANDIDATE_LISTS}/{unit}.parquet"
 
 
 def expert_file(unit: str) -> str:
-    """Return the name, below the run folder, of the checkpoint of an expert."""
+    """Return the path, in the run folder, of the checkpoint of an expert."""
     return f"{EXPERTS}/{unit}.pt"
 
 
 def scores_file(split: str) -> str:
-    """Return the name, in the folder of an ablation's trial, of its scores on a split."""
+    """Return the file name, in the folder of an ablation's trial, of its scores on a split."""
     return f"scores-{split}.json"

@@ -1,14 +1,16 @@
-"""What is done in a run folder: one writer, committed units, finished verbs.
+"""The records of a run folder: a single writer, committed units, finished verbs.
 
-A *unit* is the smallest work that is done or not done: a wave of rows, a category's expert. Its
-files go to temporary names in their own folder, are flushed and renamed; then its commit record
-`<folder>/commit-<unit>.json` follows the same way. A file that no record names never happened:
-`sweep` removes it. So a run that is killed anywhere loses the unit under way and nothing else.
+A *unit* is the smallest piece of work that is either done or not done: a wave of rows, or the
+expert of a category. Its files are written under temporary names in their final folder, flushed,
+and renamed. Then its commit record `<store>/commit-<unit>.json` is written in the same way. A file
+that no record names does not count, and `Ledger.sweep` removes it. So a run that is killed at any
+moment loses the unit under way and nothing else.
 
-`run.json` tells, verb by verb, the settings that shaped its output and what it ended with. The same
-verb again with the same settings has nothing to do; with others it is refused, key by key.
+`run.json` records, per verb, the result and the settings that shaped the output. The same verb with
+the same settings has nothing to do. With other settings it is refused, and the error lists each
+changed key. Recorded settings that a verb must keep are called *binding*; see `Ledger.start`.
 
-No file carries a time, a path or a run id: equal input and settings give equal bytes.
+No file contains a time, a path or a run id: equal input and settings give equal bytes.
 """
 
 from __future__ import annotations
@@ -44,14 +46,14 @@ class Commit:
     """The record of one finished unit."""
 
     unit: str
-    files: dict[str, dict[str, Any]]  # name below the run folder → {sha256, size}
+    files: dict[str, dict[str, Any]]  # path in the run folder → {sha256, size}
     rows: int
     counts: dict[str, int]  # rows by status
-    input_digest: str  # of what the unit was made from; empty where its name says it
+    input_digest: str  # digest of the unit's input; "" where the unit's name identifies the input
 
 
 class Ledger:
-    """The record keeper of one run folder; get it from `open_run`."""
+    """Reads and writes the records of one run folder; `open_run` yields it."""
 
     def __init__(self, folder: Place) -> None:
         self.folder = folder
@@ -61,39 +63,40 @@ class Ledger:
     def finished(
         self, work: Work, settings: Mapping[str, Any], categories_digest: str = ""
     ) -> dict[str, Any] | None:
-        """Return what a verb ended with, None when it is not finished.
+        """Return the recorded result of a verb, None if it is not finished.
 
         Args:
             work: the verb's row in the table of verbs.
-            settings: its flat settings; see `settings_of`.
-            categories_digest: digest of what may change from one time to the next: with another
-                digest there is work again.
+            settings: its current settings, flat; see config.run_file.settings_of.
+            categories_digest: current digest of the categories and the image checks; a verb that
+                finished with another digest is not finished.
 
         Raises:
-            ConfigError: the verb has written something here with other settings.
+            ConfigError: the run folder holds output of the verb that was made with other settings.
         """
         entry = self._verbs.get(work.name)
         if entry is None or self._binds_nothing(entry):
             return None
-        is_same = entry["content"] == categories_digest
-        if is_same or work.reuse_when_categories_change:
-            self._refuse_others(work.name, entry["settings"], settings)
-        records = {name: len(_records(self.folder / name)) for name in entry["units"]}
-        is_finished = is_same and entry["finished"] and entry["units"] == records
+        is_current = entry["content"] == categories_digest
+        if is_current or work.reuse_when_categories_change:
+            self._refuse_changed(work.name, entry["settings"], settings)
+        units = {name: len(_records(self.folder / name)) for name in entry["units"]}
+        is_finished = is_current and entry["finished"] and entry["units"] == units
         return dict(entry["result"]) if is_finished else None
 
     def is_begun(self, work: Work, categories_digest: str = "") -> bool:
-        """Return whether the folder is bound to a verb for categories with this digest."""
+        """Return whether binding settings of a verb are recorded with this categories digest."""
         entry = self._verbs.get(work.name)
         if entry is None or self._binds_nothing(entry):
             return False
         return bool(entry["content"] == categories_digest)
 
     def start(self, work: Work, settings: Mapping[str, Any], categories_digest: str = "") -> None:
-        """Bind the folder to these settings, before the first write of a verb.
+        """Record the settings of a verb, before the verb's first write.
 
-        The bond counts for nothing as long as `work.store_name` has no committed unit, and, of work
-        whose settings hold only when it is finished, until then.
+        The settings are binding at once, with two exceptions. With `work.store_name` they become
+        binding when that store has its first committed unit, and with
+        `work.settings_hold_only_when_finished` when the verb is finished.
         """
         if not self.is_begun(work, categories_digest):
             self._verbs[work.name] = {
@@ -104,7 +107,7 @@ class Ledger:
             self._save()
 
     def unfinish(self, name: str) -> None:
-        """Note that what a verb ended with does not hold any more."""
+        """Record that a verb is no longer finished."""
         if self._verbs.get(name, {}).get("finished"):
             self._verbs[name]["finished"] = False
             self._save()
@@ -112,9 +115,10 @@ class Ledger:
     def finish(
         self, name: str, result: Mapping[str, Any], store_name: str = "", output_digest: str = ""
     ) -> None:
-        """Record that a verb is done, what it ended with, and a digest of its output.
+        """Record that a verb is finished, its result, and a digest of its output.
 
-        With `store_name`, it counts as done as long as that store has as many units as now.
+        With `store_name`, the verb counts as finished only while that store has as many units as
+        now.
         """
         units = {store_name: len(_records(self.folder / store_name))} if store_name else {}
         self._verbs[name].update(
@@ -123,23 +127,25 @@ class Ledger:
         self._save()
 
     def output_digest(self, name: str) -> str:
-        """Return the digest that a verb was last finished with; empty: none is known."""
+        """Return the output digest with which a verb last finished; "" if there is none."""
         return str(self._verbs.get(name, {}).get("made", ""))
 
     def commits(self, store_name: str) -> dict[str, Commit]:
-        """Return the committed units of a store, by name in ascending order.
+        """Return the committed units of a store by name, in ascending order.
 
         Raises:
-            InputError: a record is unreadable or newer, or a file it names is gone or cut short.
+            InputError: a record is unreadable or of a newer format, or a file that a record names
+                is missing or has another size.
         """
         return read_commits(self.folder, store_name)
 
     def sweep(self, *stores: str) -> list[str]:
         """Remove the leftovers of killed runs from these stores; return their names.
 
-        A leftover is a file without a commit record under a name that the store itself gives, or
-        the temporary part of one. A store that is a link to a folder elsewhere, or a file that is a
-        link, is left alone: what lies behind it may be somebody else's.
+        A leftover is a file that no commit record names and whose name matches the store's pattern
+        (layout.STORE_FILES), or the temporary part of such a file. A store that is a link to
+        another folder and a file that is a link are left alone, since the targets may not belong
+        to this run.
         """
         kept = {
             name for store in layout.STORE_FILES for commit in self.commits(store).values()
@@ -149,12 +155,12 @@ class Ledger:
         for store in stores:
             if storage.is_link(self.folder / store):
                 continue
-            own = re.compile(
+            pattern = re.compile(
                 rf"{layout.STORE_FILES[store]}|\.({layout.STORE_FILES[store]}|commit-.+\.json)\.part"
             )
             for file in sorted(storage.sizes_in(self.folder / store)):
                 path, name = self.folder / store / file, f"{store}/{file}"
-                if name not in kept and own.fullmatch(file) and not storage.is_link(path):
+                if name not in kept and pattern.fullmatch(file) and not storage.is_link(path):
                     path.unlink()
                     orphans.append(name)
         return orphans
@@ -168,7 +174,7 @@ class Ledger:
     def _save(self) -> None:
         write_json(self.folder / layout.RUN_RECORD, self._run)
 
-    def _refuse_others(self, verb: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    def _refuse_changed(self, verb: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         absent = "absent"
         changed = [
             f"{key} was {_short(old.get(key, absent))}, is {_short(new.get(key, absent))}"
@@ -178,7 +184,7 @@ class Ledger:
         if changed:
             raise ConfigError(
                 f"run folder {self.folder} holds '{verb}' made by another config: "
-                f"{'; '.join(changed)}. Give another run.out, or set the old value again."
+                f"{'; '.join(changed)}. Give another run.out, or set the old values again."
             )
 
 
@@ -193,18 +199,20 @@ def write_unit(
     input_digest: str = "",
     over: Commit | None = None,
 ) -> Commit:
-    """Write the files of a unit (by name below the run folder), then its record; return it.
+    """Write the files of a unit (content by path in the run folder), then its commit record.
 
-    Needs no lock: whoever holds the folder's may let others write, a unit each. A unit with a
-    record of the same `input_digest` is done and stays: whoever writes it again was thought lost.
-    With `over`, the record there, it is made anew of other files; a sweep takes the old ones.
+    Return the record. No lock is needed: the process that has locked the run folder may let other
+    processes write, each its own units. A unit that is recorded with the same `input_digest` is
+    kept as it is, since a process that was wrongly thought dead may write its unit a second time.
+    `over` is the unit's current record if the unit is to be replaced; the next sweep removes the
+    files that only the current record names.
     """
     path = folder / store_name / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
         done = read_commit(folder, store_name, unit)
         if done.input_digest == input_digest:
             return done
-    written = {name: write_file(folder / name, what) for name, what in files.items()}
+    written = {name: write_file(folder / name, content) for name, content in files.items()}
     commit = Commit(unit, written, rows, dict(counts), input_digest)
     if over:
         storage.replace(path, _record_of(over), _record_of(commit))
@@ -215,10 +223,12 @@ def write_unit(
 
 @contextmanager
 def open_run(folder: Place) -> Iterator[Ledger]:
-    """Yield the ledger of a run folder, made when missing, locked against a second writer.
+    """Yield the ledger of a run folder, which stays locked against a second writer.
+
+    The folder is created if it does not exist.
 
     Raises:
-        ConfigError: the folder cannot be written, or holds something that is no run.
+        ConfigError: the folder cannot be written, or holds files that belong to no run.
         InputError: another process writes to it, or its format is newer than this package.
     """
     with ExitStack() as stack:
@@ -233,27 +243,35 @@ def open_run(folder: Place) -> Iterator[Ledger]:
 
 
 def read_commits(folder: Place, store_name: str) -> dict[str, Commit]:
-    """Return the committed units of a store of a run folder, as `Ledger.commits` does."""
+    """Return the committed units of a store by name, in ascending order.
+
+    Raises:
+        InputError: as `Ledger.commits`.
+    """
     sizes = cache(lambda store: storage.sizes_in(folder / store))
     paths = _records(folder / store_name)
     commits = {}
     for path, data in zip(paths, storage.read_many(paths), strict=True):
         commit = _commit_of(_parsed(data, path), path)
         for name, file in commit.files.items():
-            place, _, base = name.rpartition("/")
-            found = sizes(place).get(base)
-            if found != file["size"]:
+            parent, _, base = name.rpartition("/")
+            size = sizes(parent).get(base)
+            if size != file["size"]:
+                found = "is missing" if size is None else f"has {size}"
                 raise InputError(
-                    f"{folder / name} should have {file['size']} bytes as {path} says, and has "
-                    f"{'none' if found is None else found}. Remove that record and run the verb "
-                    "again: only this unit is redone."
+                    f"{folder / name} should have {file['size']} bytes according to {path}, but it "
+                    f"{found}. Remove that record and run the verb again: only this unit is redone."
                 )
         commits[commit.unit] = commit
     return commits
 
 
 def read_commit(folder: Place, store_name: str, unit: str) -> Commit:
-    """Return one committed unit; raises as `Ledger.commits`, but looks at no other file."""
+    """Return the record of one committed unit; the files that it names are not checked.
+
+    Raises:
+        InputError: the record is unreadable or of a newer format.
+    """
     path = folder / store_name / layout.commit_file(unit)
     return _commit_of(read_json(path), path)
 
@@ -274,11 +292,11 @@ def _read_run(folder: Place) -> dict[str, Any]:
         refuse_newer(run, path)
         return run
     known = (*layout.STORE_FILES, layout.ARCHIVE)
-    strangers = [name for name in known if (folder / name).exists()]
-    if strangers:
+    present = [name for name in known if (folder / name).exists()]
+    if present:
         raise ConfigError(
-            f"run.out: {folder} has no {layout.RUN_RECORD}, yet a folder '{strangers[0]}', which a "
-            "run would write to. Give another run.out."
+            f"run.out: {folder} has no {layout.RUN_RECORD} but a folder '{present[0]}', to which a "
+            "run would write. Give another run.out."
         )
     run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
     write_json(path, run)

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: threads, and the memory it has taken."""
+"""The threads that torch may use on this machine, and the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from namedmask.config import Config
 
 
 def threads_of(config: Config) -> int:
-    """Return how many threads torch may use."""
+    """Return the number of threads that torch may use: `run.threads`, or one per core."""
     return config.run.threads or os.cpu_count() or 1
 
 
 def use_threads(config: Config) -> None:
-    """Let torch use as many threads as the config says, where it is loaded: that takes seconds."""
+    """Set torch's number of threads from the config; do nothing where torch is not imported.
+
+    Importing torch for this alone would take seconds.
+    """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def peak_rss_mb() -> int:
-    """Return the most memory that this process has held, MB; 0 where the system does not tell.
+    """Return the peak resident memory of this process, MB (2**20 bytes); 0 if it is unknown.
 
-    Not `ru_maxrss`: a process inherits that from whoever started it.
+    `ru_maxrss` would be wrong: a process inherits its value from the process that started it.
     """
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

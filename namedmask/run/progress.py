@@ -1,14 +1,14 @@
-"""How a long verb says what it is doing: a named step, its rate, its counts by status.
+"""Progress reports of a long verb: a named step, its rate, and its counts by status.
 
-A loop opens a step, and advances it:
+A loop opens a step and advances it:
 
     with progress.step("fetch", total=2000) as step:
         for table in waves:
             step.advance(table.num_rows, counts_by_status(table["status"].to_pylist()))
 
-Three implementations: `SilentProgress` for tests and `--json`, `LiveProgress` for a terminal,
-`LineProgress` for a log file (a line every half minute, and one when a step ends).
-Everything goes to stderr, so that stdout stays what a script reads.
+There are three implementations: `SilentProgress` for tests and `--json`, `LiveProgress` for a
+terminal, and `LineProgress` for a log file (one line per 30 seconds, and one when a step ends).
+All of them write to stderr, so stdout contains only what a script reads.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ if TYPE_CHECKING:
 
 
 FIRST_SHARE = 0.02
-"""Of the work, before which no time left is told: what starting takes would be all of it."""
+"""Share of a step that must be done before the time left is shown; start-up distorts it before."""
 
 
 class Step(AbstractContextManager["Step"], Protocol):
-    """One step under way, left when its `with` block ends."""
+    """A step under way, which ends with its `with` block."""
 
     def advance(
         self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
     ) -> None:
-        """Say that `n` more units are done, with the statuses of just these units.
+        """Count `n` more finished units, with the counts by status of only these units.
 
-        `slowest` is what the others wait for now, where many stages work at once.
+        `slowest` names the stage for which other stages wait, where several work at once.
         """
 
 
 class Progress(Protocol):
-    """Where steps are opened; one at a time or nested."""
+    """Opens steps, one after the other or nested."""
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step of `total` units, None where that is not known beforehand."""
+        """Return a step of `total` units; None if the number is not known in advance."""
 
 
 def progress_for(stream: TextIO) -> Progress:
-    """Return the bars for a terminal, and lines for anything else."""
+    """Return progress in bars for a terminal, and in lines for any other stream."""
     return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
 
 
 class SilentProgress:
-    """Progress that says nothing."""
+    """Progress that writes nothing."""
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step that only counts."""
+        """Return a step that counts and writes nothing."""
         return _Step(name, total)
 
 
 class LineProgress:
-    """Progress in whole lines, for logs."""
+    """Progress in whole lines, for log files."""
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class LineProgress:
         self._clock = clock
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step that writes a line at most every `every_s` seconds, and one at its end."""
+        """Return a step that writes a line every `every_s` seconds at most, and one at its end."""
         return _LineStep(name, total, self._stream, self._every_s, self._clock)
 
 
 class LiveProgress:
-    """Progress as bars on a terminal; a finished step leaves its last line behind."""
+    """Progress in bars on a terminal; the last line of a finished step stays visible."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -90,11 +90,11 @@ class LiveProgress:
         self._open = 0
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step that draws a bar; nested steps draw below one another."""
+        """Return a step that draws a bar; the bars of nested steps are drawn one below another."""
         return _LiveStep(name, total, self)
 
     def enter(self) -> RichBars:
-        """Return the running bars; a step calls this when it begins."""
+        """Open one more step, and return the running bars."""
         if self._bars is None:
             self._bars = _rich_bars(self._stream)
             self._bars.start()
@@ -102,7 +102,7 @@ class LiveProgress:
         return self._bars
 
     def leave(self) -> None:
-        """Stop the bars with the last open step."""
+        """Close one step; stop the bars if it was the last open one."""
         self._open -= 1
         if self._open == 0 and self._bars is not None:
             self._bars.stop()
@@ -136,9 +136,9 @@ class _Step:
         self.slowest = slowest
 
     def _tail(self) -> str:
-        """Return the counts, and what the others wait for."""
-        waits = f"slowest: {self.slowest}" if self.slowest else ""
-        return "; ".join(part for part in (format_counts(self.counts), waits) if part)
+        """Return the counts by status and the slowest stage, as far as there are any."""
+        slowest = f"slowest: {self.slowest}" if self.slowest else ""
+        return "; ".join(part for part in (format_counts(self.counts), slowest) if part)
 
 
 class _LineStep(_Step):
@@ -152,10 +152,10 @@ class _LineStep(_Step):
     ) -> None:
         super().__init__(name, total)
         self._stream, self._every_s, self._clock = stream, every_s, clock
-        self._began = self._spoke = clock()
+        self._began = self._last_line_at = clock()
 
     def __enter__(self) -> Self:
-        self._began = self._spoke = self._clock()
+        self._began = self._last_line_at = self._clock()
         return self
 
     def __exit__(
@@ -164,18 +164,18 @@ class _LineStep(_Step):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._say("stopped" if kind else "done")
+        self._write_line("stopped" if kind else "done")
 
     def advance(
         self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
     ) -> None:
         super().advance(n, counts_by_status, slowest)
-        if self._clock() - self._spoke >= self._every_s:
-            self._say("at")
+        if self._clock() - self._last_line_at >= self._every_s:
+            self._write_line("at")
 
-    def _say(self, word: str) -> None:
-        self._spoke = self._clock()
-        seconds = self._spoke - self._began
+    def _write_line(self, word: str) -> None:
+        self._last_line_at = self._clock()
+        seconds = self._last_line_at - self._began
         of_total = f" of {self.total:,}" if self.total is not None else ""
         count = f" {self.done:,}{of_total}" if self.done or self.total is not None else ""
         rate = f" ({self.done / seconds:,.1f}/s)" if seconds > 0 and count else ""
@@ -220,7 +220,7 @@ class _LiveStep(_Step):
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Return `ok 120, http_404 7`: ok first, then by falling count."""
+    """Return the counts as text, such as `ok 120, http_404 7`: ok first, then by falling count."""
     order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return ", ".join(f"{status} {counts[status]:,}" for status in order)
 

@@ -1,10 +1,10 @@
-"""Rows tried again: of committed waves those that failed for a reason of some classes.
+"""Retry of failed rows of committed waves whose status belongs to given failure classes.
 
-The rows come from the metadata once more, as for a run that was cut off, and each wave is found to
-be what it was. Its rows of these classes go through the stages, all others stay as they are; then
-the wave is written whole, in the order of the metadata, under names of its own, and its record
-takes the place of the old one. So a row is in the store once at any moment, and a store whose
-failures healed has the bytes of one that never had any.
+The metadata is read again, as when a run is resumed, and each wave is checked to be unchanged. The
+wave's rows of these failure classes pass the stages again; all other rows stay as they are. Then
+the whole wave is written in the order of the metadata, under new file names, and its new commit
+record replaces the old one. So each row is in the store exactly once at any moment, and a store
+whose failed rows all succeed has the same bytes as a store without failures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from namedmask.storage.files import digest, read_parquet, row_hashes
 
 
 def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
-    """Raise ConfigError for a class of failures that there is not."""
+    """Raise ConfigError if one of the names is no failure class (schema.status)."""
     for failure_class in failure_classes:
         if failure_class not in FAILURE_CLASSES:
             raise ConfigError(
@@ -34,7 +34,7 @@ def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
 
 
 def count_in_classes(counts: Mapping[str, int], failure_classes: Collection[str]) -> int:
-    """Return how many rows have a status of one of these classes."""
+    """Return how many of the rows, counted by status in `counts`, belong to these classes."""
     return sum(
         count for status, count in counts.items() if failure_class_of(status) in failure_classes
     )
@@ -43,9 +43,10 @@ def count_in_classes(counts: Mapping[str, int], failure_classes: Collection[str]
 def rows_again(
     read: Callable[[], pa.Table], folder: Place, commit: Commit, failure_classes: Collection[str]
 ) -> pa.Table:
-    """Return the rows of a committed wave: ok where to be tried again, else what they ended as.
+    """Return all rows of a committed wave, with status `ok` where they are to be retried.
 
-    `read` returns them as they were when the wave was begun.
+    The other rows have their recorded status, or `kept` if they are good rows of the store. `read`
+    returns the rows as they were before the wave passed the stages for the first time.
 
     Raises:
         InputError: a file is unreadable.
@@ -54,19 +55,20 @@ def rows_again(
     good = read_parquet(folder / file_of(commit, "wave"), ["sample_id"])["sample_id"].to_pylist()
     dead = read_parquet(folder / file_of(commit, "tombstones"), ["sample_id", "status"])
     pairs = zip(dead["sample_id"].to_pylist(), dead["status"].to_pylist(), strict=True)
-    # of a url that is there twice the first row is the one that was tried; where that one came,
-    # the tombstone is another's
-    ended = dict(reversed(list(pairs))) | dict.fromkeys(good, KEPT)
+    # a wave may have a url twice, of which only the first row was tried: its first tombstone
+    # counts, and none if the first row is good
+    recorded = dict(reversed(list(pairs))) | dict.fromkeys(good, KEPT)
     rows = schema.alive(table)
-    tried = [ended.get(one, KEPT) for one in table["sample_id"].take(rows).to_pylist()]
-    now = [schema.OK if failure_class_of(status) in failure_classes else status for status in tried]
-    return schema.update(table, rows, {"status": now})
+    old = [recorded.get(sample_id, KEPT) for sample_id in table["sample_id"].take(rows).to_pylist()]
+    new = [schema.OK if failure_class_of(status) in failure_classes else status for status in old]
+    return schema.update(table, rows, {"status": new})
 
 
 def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> Commit:
-    """Commit the rows that `rows_again` returned once more, the kept as they are in the store.
+    """Replace a committed wave by the rows that `rows_again` returned, after the stages.
 
-    A wave written twice, as when a process was thought lost, ends as one written once.
+    Rows with status `kept` are copied from the store. If a process that was wrongly thought dead
+    writes the wave a second time, the store does not change.
 
     Raises:
         InputError: a file is unreadable, or another process writes to the folder.
@@ -80,8 +82,8 @@ def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> 
     places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
     if places.null_count:
         raise InputError(
-            f"{path} has lost {places.null_count} of its rows since they were read. Let one run at "
-            "a time write to this run.out, and run the same command again."
+            f"{path} has lost {places.null_count} of its rows since they were read. Let only one "
+            "run at a time write to this run.out, and run the same command again."
         )
     counts = schema.counts_by_status([schema.OK] * len(places) + dead["status"].to_pylist())
     edition = digest(row_hashes(dead, ("sample_id", "status")))[:8]

@@ -1,10 +1,13 @@
-"""What a run folder keeps of its rows: the vectors of all, and the judged images of the tried.
+"""The stores of rows in a run folder: fetched images, vectors, and checked images.
 
-`fetched/`, which no other verb reads, is schema.FETCHED in `wave-…` beside its tombstones.
-`EmbeddingStore` is `embeddings/`: schema.EMBEDDINGS in `wave-…`, schema.ROW_TOMBSTONES in
-`tombstones-…`; the rows of all waves in order are the numbers that retrieval speaks of.
-`ImageStore` is `images/`: schema.IMAGES of the images that pass every check, and of the others only
-id, url and status: the pixels of a rejected image are in no file.
+Each store has two files per wave. `wave-…` holds the good rows. `tombstones-…` holds id, url and
+status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
+
+* `fetched/`: schema.FETCHED, of the verb `fetch`. No other verb reads it.
+* `embeddings/` (`EmbeddingStore`): schema.EMBEDDINGS. A row number in retrieval counts the good
+  rows of all waves, in order.
+* `images/` (`ImageStore`): schema.IMAGES of the images that pass every check. The pixels of a
+  rejected image are in no file.
 """
 
 from __future__ import annotations
@@ -27,16 +30,16 @@ from namedmask.storage import Place
 from namedmask.storage.files import digest, read_parquet
 
 OPEN_UNITS = 4
-"""Units of images held in memory while archives are put together."""
-
+"""Number of units of images that are kept in memory while archives are filled."""
 
 GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
+"""Schema of the good rows, by store."""
 
 
 def write_wave(
     folder: Place, store_name: str, unit: str, table: pa.Table, input_digest: str
 ) -> Commit:
-    """Commit a wave in a run folder, its good rows and its tombstones; return the record."""
+    """Commit the good rows and the tombstones of a wave; return the commit record."""
     is_ok = pc.equal(table["status"], schema.OK)
     dead = table.filter(pc.invert(is_ok))
     files = files_of_wave(store_name, unit, table.filter(is_ok), dead)
@@ -55,7 +58,7 @@ def write_wave(
 def files_of_wave(
     store_name: str, name: str, good: pa.Table, dead: pa.Table
 ) -> dict[str, pa.Table]:
-    """Return the files of a wave by their names below the run folder."""
+    """Return the two tables of a wave, by the paths of their files in the run folder."""
     return {
         layout.wave_file(store_name, "wave", name): schema.conform(
             good, GOOD[store_name], store_name
@@ -67,21 +70,21 @@ def files_of_wave(
 
 
 def file_of(commit: Commit, kind: str) -> str:
-    """Return the name below the run folder of a wave's file, `wave` or `tombstones`."""
+    """Return the path of a wave's file in the run folder; `kind` is `wave` or `tombstones`."""
     return next(name for name in commit.files if name.partition("/")[2].startswith(f"{kind}-"))
 
 
 class EmbeddingStore:
-    """The vectors of a run, wave by wave."""
+    """The image vectors of a run, wave by wave."""
 
     row_statuses: Mapping[int, str] = MappingProxyType({})
-    """What speaks against a row before it is tried: nothing, or it would have no vector."""
+    """Statuses of rows that must not be tried, by row number; empty: such rows have no vector."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def digest(self) -> str:
-        """Return one sha256, hex, over all files of vectors."""
+        """Return a single sha256, hex, over all files of vectors."""
         commits = self._ledger.commits(EMBEDDINGS).values()
         return digest(commit.files[file_of(commit, "wave")]["sha256"] for commit in commits)
 
@@ -90,21 +93,27 @@ class EmbeddingStore:
 
         Raises:
             InputError: a file is unreadable.
-            SchemaError: a vector is null, or not as long as its neighbors.
+            SchemaError: a vector is null, or has another length than the others.
         """
         for path, _, count in self.files():
             if count:
                 yield read_vectors(path)
 
     def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield sample_id, url, caption and the vectors of each wave that has any; as `chunks`."""
+        """Yield, per wave, a table of sample_id, url and caption, and its vectors.
+
+        The vectors are those of `chunks`: (N, D) float32, unit L2 norm.
+
+        Raises:
+            InputError, SchemaError: as `chunks`.
+        """
         for path, _, count in self.files():
             if count:
                 table = read_parquet(path, ["sample_id", "url", "caption", "embedding"])
                 yield table.drop_columns("embedding"), vectors_of(table, path)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
-        """Return sample_ids, urls and vectors (U, D) float32 of the rows, (U,) int64 ascending."""
+        """Return sample ids, urls and vectors, (U, D) float32, of rows, (U,) int64 ascending."""
         ids: list[str] = []
         urls: list[str] = []
         vectors = []
@@ -121,43 +130,44 @@ class EmbeddingStore:
         return ids, urls, np.concatenate(wide) if wide else np.empty((0, 0), np.float32)
 
     def files(self) -> list[tuple[Place, int, int]]:
-        """Return each wave's file, the number of its first row, and how many rows it has."""
-        found, first = [], 0
+        """Return, per wave, its file, the number of its first row, and its number of rows."""
+        files, first = [], 0
         for commit in self._ledger.commits(EMBEDDINGS).values():
             count = commit.counts.get(schema.OK, 0)
             path = self._ledger.folder / file_of(commit, "wave")
-            found.append((path, first, count))
+            files.append((path, first, count))
             first += count
-        return found
+        return files
 
 
 class ImageStore:
-    """The judged images of a run: the verdict on each, the bytes and masks of the good ones."""
+    """The checked images of a run: the status of each, and bytes and masks of the good ones."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._units: dict[str, str] = {}  # sample_id of a good image → its unit
-        self.statuses: dict[str, str] = {}
-        self.hashes: dict[str, int] = {}  # of the good images
+        self.statuses: dict[str, str] = {}  # by sample id
+        self.hashes: dict[str, int] = {}  # perceptual hashes of the good images, by sample id
         units = list(ledger.commits(IMAGES))
         self._next = int(units[-1]) + 1 if units else 0
         for unit in units:
             for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
                 path = ledger.folder / layout.wave_file(IMAGES, kind, unit)
                 table = read_parquet(path, ["sample_id", "status", *columns])
-                self.remember(unit, statuses_by_id(table), hashes_by_id(table))
+                self.add_unit(unit, statuses_by_id(table), hashes_by_id(table))
         self._open = lru_cache(OPEN_UNITS)(self._read)
 
     def new_unit(self) -> str:
-        """Return a name for the next wave of judged images; each name is given out once."""
+        """Return a name for the next wave of checked images; no name is returned twice."""
         self._next += 1
         return f"{self._next - 1:05d}"
 
-    def remember(self, unit: str, statuses: Mapping[str, str], hashes: Mapping[str, int]) -> None:
-        """Take note of a committed unit: verdict and hash of each of its images, by sample id."""
+    def add_unit(self, unit: str, statuses: Mapping[str, str], hashes: Mapping[str, int]) -> None:
+        """Add the statuses and the hashes of a committed unit's images, by sample id."""
         self.statuses.update(statuses)
         self.hashes.update(hashes)
-        self._units.update((one, unit) for one, status in statuses.items() if status == schema.OK)
+        good = (sample_id for sample_id, status in statuses.items() if status == schema.OK)
+        self._units.update(dict.fromkeys(good, unit))
 
     def entries(self, candidates: pa.Table) -> pa.Table:
         """Return the archive entries (schema.ARCHIVE) of one category's accepted candidates."""
@@ -179,12 +189,12 @@ class ImageStore:
 
 
 def statuses_by_id(table: pa.Table) -> dict[str, str]:
-    """Return the status of each image of a table by its sample id."""
+    """Return the statuses of a table's rows by sample id."""
     return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
 def hashes_by_id(table: pa.Table) -> dict[str, int]:
-    """Return the perceptual hash of each image of a table that has one, by its sample id."""
+    """Return the perceptual hashes of a table's images that have one, by sample id."""
     if "hash" not in table.column_names:
         return {}
     pairs = zip(table["sample_id"].to_pylist(), table["hash"].to_pylist(), strict=True)
@@ -192,15 +202,19 @@ def hashes_by_id(table: pa.Table) -> dict[str, int]:
 
 
 def with_hashes(table: pa.Table) -> pa.Table:
-    """Return a table of judged images with `hash` at every good one."""
+    """Return a table of checked images with the perceptual `hash` of each good image."""
     rows = schema.alive(table)
     good = table.select(["image", "image_height", "image_width"]).take(rows).to_pylist()
-    bits = [hash_of(one["image"], one["image_height"] * one["image_width"]) for one in good]
-    return schema.update(table, rows, {"hash": bits})
+    hashes = [hash_of(row["image"], row["image_height"] * row["image_width"]) for row in good]
+    return schema.update(table, rows, {"hash": hashes})
 
 
 def read_vectors(path: Place) -> np.ndarray:
-    """Return the vectors of a wave's file, (N, D) float32; raises as `EmbeddingStore.chunks`."""
+    """Return the vectors of a wave's file, (N, D) float32, unit L2 norm.
+
+    Raises:
+        InputError, SchemaError: as `EmbeddingStore.chunks`.
+    """
     return vectors_of(read_parquet(path, ["embedding"]), path)
 
 
@@ -208,7 +222,7 @@ def vectors_of(table: pa.Table, path: Place) -> np.ndarray:
     """Return the column `embedding` as (N, D) float32.
 
     Raises:
-        SchemaError: a vector is null, or not as long as its neighbors.
+        SchemaError: a vector is null, or has another length than the others.
     """
     column = table["embedding"]
     widths = pc.unique(pc.list_value_length(column)).to_pylist()
@@ -216,7 +230,7 @@ def vectors_of(table: pa.Table, path: Place) -> np.ndarray:
         found = ", ".join("null" if width is None else str(width) for width in widths)
         raise SchemaError(
             f"{path}: column 'embedding' has vectors of length {found}; expected one length. "
-            "Remove the file with the commit record that names it, and run 'embed' again."
+            "Remove this file and the commit record that names it, and run 'embed' again."
         )
     flat = pc.list_flatten(column).to_numpy().astype(np.float32, copy=False)
     return flat.reshape(table.num_rows, widths[0] if widths else 0)

@@ -1,8 +1,8 @@
-"""The verbs, one row each: what the command line, `submit`, `ray_jobs`, `plan`, the report and the
-ledger know of them.
+"""The table of verbs, one row per verb.
 
-A new verb is one file in `namedmask/verbs/` and one row here. Its function takes the config, a
-`Progress` and an `Executor`, and returns what it ended with as plain values.
+The command line, `submit`, `ray_jobs`, `plan`, the report and the ledger read this table. A new
+verb needs one file in `namedmask/verbs/` and one row here. Its function takes the config, a
+`Progress` and an `Executor`, and returns its result as plain values.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ _FILTERS = (
 
 
 class VerbFunction(Protocol):
-    """What a row's `function` names."""
+    """The function of a verb, as `Verb.load` returns it."""
 
     def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Do the work; `arguments` are the config, the progress and the executor."""
+        """Do the work and return its result.
+
+        `arguments` are the config, the progress and the executor.
+        """
         ...
 
 
@@ -36,25 +39,25 @@ def _always(config: Config) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A piece of work that a run folder remembers, and when what it wrote is still of use.
+    """A piece of work that a run folder records, and the rules by which its output stays valid.
 
-    Equal settings, equal output: finished work with the same settings is not done again, and the
-    same work with other settings is refused.
+    Equal settings give equal output. So finished work with the same settings is not done again, and
+    the same work with other settings is refused.
     """
 
     name: str
     settings: tuple[str, ...] = ()
-    """Sections and keys that shape its output, beside those of the work that it needs."""
+    """Sections and keys of the config that shape the output, except those of work it needs."""
     published_settings: tuple[str, ...] = ()
-    """More such keys where the vectors are published, and no verb embed comes before."""
+    """Further sections and keys that count with published vectors, without the verb embed."""
     store_name: str = ""
-    """Store without which nothing has been written yet, so that no setting holds."""
+    """Store of the output; the settings are not binding before its first committed unit."""
     follows_categories: bool = False
-    """There is work again when the categories change, or how images are checked."""
+    """Whether the work is to be done again when the categories or the image checks change."""
     reuse_when_categories_change: bool = False
-    """What was written for the old categories is used for the new ones, so its settings hold."""
+    """Whether new categories reuse output of the old ones, so that the settings stay binding."""
     settings_hold_only_when_finished: bool = False
-    """Its units are named by all that they follow from, so unfinished work binds nothing."""
+    """Whether settings bind only finished work, because unit names identify the units' input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +66,15 @@ class Verb(Work):
 
     help: str
     function: str  # "module:name"
-    needs: str = ""  # the verb that must be finished before
-    parts: tuple[str, ...] = ()  # verbs that it consists of
-    is_on_road: bool = False  # one of those that `submit` runs when none is named
-    retries_rows: bool = False  # takes `--retry`
-    has_own_command: bool = False  # its command has options of its own, in `cli`
-    applies: Callable[[Config], bool] = _always  # whether this run has such a step at all
+    needs: str = ""  # the verb that must be finished before this one begins
+    parts: tuple[str, ...] = ()  # the verbs that this one consists of
+    is_on_road: bool = False  # whether `submit` runs the verb when no verb is named
+    retries_rows: bool = False  # whether the verb takes `--retry`
+    has_own_command: bool = False  # whether its command has extra options, in `cli`
+    applies: Callable[[Config], bool] = _always  # whether a run with this config has the verb
 
     def load(self) -> VerbFunction:
-        """Return the verb's function; its module is imported now, which may take seconds."""
+        """Return the verb's function; importing its module may take seconds."""
         module, _, name = self.function.partition(":")
         function: VerbFunction = getattr(importlib.import_module(module), name)
         return function
@@ -80,7 +83,7 @@ class Verb(Work):
 _VERBS = (
     Verb(
         name="fetch",
-        help="Read the metadata, fetch the images, and store them; the other verbs do without.",
+        help="Read the metadata, fetch the images, and store them; no other verb needs this.",
         function="namedmask.verbs.collect:fetch",
         settings=("metadata", "fetch", "run.wave_rows"),
         store_name=FETCHED,
@@ -88,7 +91,7 @@ _VERBS = (
     ),
     Verb(
         name="embed",
-        help="Read the metadata, fetch the images, and store one vector for each.",
+        help="Read the metadata, fetch the images, and store one vector per image.",
         function="namedmask.verbs.collect:embed",
         settings=("metadata", "fetch", "embed", "run.wave_rows"),
         store_name=EMBEDDINGS,
@@ -98,7 +101,7 @@ _VERBS = (
     ),
     Verb(
         name="curate",
-        help="Make the archives from metadata: embed, then build.",
+        help="Make the archives from metadata: run embed, then build.",
         function="namedmask.verbs.build:curate",
         parts=("embed", "build"),
         is_on_road=True,
@@ -116,7 +119,7 @@ _VERBS = (
     ),
     Verb(
         name="refine",
-        help="Train one expert per category, or per cluster, and let it redraw their masks.",
+        help="Train one expert per category, or per cluster, and redraw the masks with it.",
         function="namedmask.verbs.refine:refine",
         needs="build",
         settings=("experts", "augment", "segmenter", "run.seed"),
@@ -127,7 +130,7 @@ _VERBS = (
     ),
     Verb(
         name="train",
-        help="Train the segmenter on all archives; goes on from the last checkpoint.",
+        help="Train the segmenter on all archives; resumes from the last checkpoint.",
         function="namedmask.verbs.train:train",
         needs="refine",
         settings=("train", "augment", "segmenter", "experts.enabled", "run.seed"),
@@ -148,7 +151,7 @@ _VERBS = (
 )
 
 VERBS = {verb.name: verb for verb in _VERBS}
-"""All verbs by name, in the order in which they are listed to people."""
+"""All verbs by name, in the order in which the command line lists them."""
 
 CHECKED_IMAGES = Work(
     name="images",
@@ -157,26 +160,26 @@ CHECKED_IMAGES = Work(
     store_name=IMAGES,
     reuse_when_categories_change=True,
 )
-"""The checked images of a run: part of build, remembered apart, so that a failed build may leave
-them to the next one."""
+"""The checked images of a run: a part of build that is recorded separately, so that the next build
+can use the images of a build that failed."""
 
 WORK: dict[str, Work] = {**VERBS, CHECKED_IMAGES.name: CHECKED_IMAGES}
-"""All that a run folder remembers, by the name in its record."""
+"""All work that a run folder records, by the name in its record."""
 
 
 def steps_of_road() -> list[Verb]:
-    """Return the verbs that write to a run folder from metadata to scores, in order."""
+    """Return the verbs that lead a run folder from metadata to scores, in order."""
     road = [verb for verb in VERBS.values() if verb.is_on_road]
     return [VERBS[name] for verb in road for name in (verb.parts or (verb.name,))]
 
 
 def road_of(config: Config) -> list[str]:
-    """Return the names of the verbs of a whole run, in order; those that do not apply left out."""
+    """Return the names of the verbs of a whole run, in order, as far as they apply to it."""
     return [verb.name for verb in VERBS.values() if verb.is_on_road and verb.applies(config)]
 
 
 def verbs_before(name: str, config: Config) -> tuple[str, ...]:
-    """Return the verbs that must be finished before a verb may begin, in order."""
+    """Return the names of the verbs that must be finished before a verb may begin, in order."""
     needed = [verb.name for verb in _needed(VERBS[name]) if verb.applies(config)]
     return tuple(reversed(needed))
 

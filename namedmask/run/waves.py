@@ -1,7 +1,7 @@
-"""Rows that travel together: a wave is read, passes the stages, and is committed as one unit.
+"""Waves: rows that are read, pass the stages, and are committed together, as one unit.
 
-Reading, passing and writing know nothing of where they run: a plain loop calls them one after the
-other, a graph on a cluster calls them in the processes of its pools.
+The functions for reading and writing a wave do not depend on where they run. The plain loop calls
+them one after the other; a graph on a cluster calls them in the processes of its pools.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ if TYPE_CHECKING:
 
 
 SLICE_BATCHES = 8
-"""Batches taken through a stage at once: the pace at which progress shows."""
+"""Number of batches per slice of a wave; progress advances after each slice."""
 
 
 @dataclass(frozen=True)
 class Wave:
-    """The unit that some rows become, and how to get them; pickles if `read` does."""
+    """A unit and the function that reads its rows; pickles if `read` does."""
 
     unit: str
     read: Callable[[], pa.Table]
-    again: bool = False  # the unit is committed, and is to be written once more; see retry.py
+    again: bool = False  # whether the unit is committed and is to be replaced; see retry.py
 
 
 @dataclass(frozen=True)
 class WaveHeader:
-    """What belongs to a whole wave while its rows pass the stages."""
+    """The data of a wave as a whole, kept while its rows pass the stages."""
 
     unit: str
     again: bool
-    input_digest: str  # over the rows as they were read
-    tried: int  # rows that were ok when they were read
+    input_digest: str  # digest of the rows as they were read
+    tried: int  # number of rows that were ok when they were read
 
 
 def header_of(wave: Wave, rows: pa.Table) -> WaveHeader:
-    """Return the header of a wave, of the rows that its `read` returned."""
+    """Return the header of a wave; `rows` are the rows that its `read` returned."""
     return WaveHeader(wave.unit, wave.again, input_digest(rows), int(schema.alive(rows).size))
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a wave: its unit, how many rows it tried, how often each status occurs."""
+    """The result of a wave: its unit, the number of rows tried, and of rows per status."""
 
     unit: str
     tried: int
     counts: Mapping[str, int]
-    statuses: Mapping[str, str] = field(default_factory=dict)  # of its images, by sample id
-    hashes: Mapping[str, int] = field(default_factory=dict)  # of its good images, by sample id
+    statuses: Mapping[str, str] = field(default_factory=dict)  # of checked images, by sample id
+    hashes: Mapping[str, int] = field(default_factory=dict)  # of good checked images, by id
 
 
 def input_digest(table: pa.Table) -> str:
-    """Return one sha256, hex, over the rows of a wave as they were read."""
+    """Return a single sha256, hex, over the rows of a wave as they were read."""
     return digest(row_hashes(table, ("sample_id", "status")))
 
 
 def digest_of(wave: Wave) -> str:
-    """Return the input digest of a wave, once it is read again."""
+    """Read a wave, and return its input digest."""
     return input_digest(wave.read())
 
 
 def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
-    """Yield the rows of a table, whole batches at a time."""
+    """Yield the rows of a table in slices of `SLICE_BATCHES` batches."""
     rows = SLICE_BATCHES * batch_size
     for start in range(0, table.num_rows, rows):
         yield table.slice(start, rows)
 
 
 def write(folder: Place, store_name: str, header: WaveHeader, table: pa.Table) -> Written:
-    """Commit a wave that has passed all stages to a run folder; return what became of it."""
+    """Commit a wave that has passed all stages to a run folder, and return its result."""
     unit, tried = header.unit, header.tried
     if header.again:
         return Written(unit, tried, rewrite_wave(folder, store_name, unit, table).counts)
@@ -95,7 +95,7 @@ def write(folder: Place, store_name: str, header: WaveHeader, table: pa.Table) -
 
 @dataclass(frozen=True)
 class FetchedWave:
-    """A wave whose rows were read and fetched, and the seconds that the fetch took."""
+    """A wave whose rows were read and fetched, with the seconds that the fetch took."""
 
     header: WaveHeader
     table: pa.Table
@@ -103,7 +103,7 @@ class FetchedWave:
 
 
 def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
-    """Return a wave once it is read and fetched."""
+    """Read a wave, fetch its images, and return it."""
     table = wave.read()
     header = header_of(wave, table)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Images into pseudo-masks, without labels."""
+"""Saliency maps and pseudo-masks are computed from images, without labels."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The saliency detectors: SelfMask, TokenCut, the mini world's tiny U-Net, and their registry."""
+"""The saliency detectors (SelfMask, TokenCut, the mini world's tiny U-Net) and their registry."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from namedmask.weights.tensors import load_strict, read_tensors
 
 
 class SaliencyDetector(Protocol):
-    """Anything that tells how much each pixel stands out."""
+    """A saliency detector predicts how much each pixel of an image stands out."""
 
     def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+        """Return the map, (H, W) float32 in [0, 1], of each image (H, W, 3) uint8 RGB."""
 
 
 class TinyUNet(nn.Module):
-    """A U-Net of 0.4 M parameters; forward (B, 3, S, S) normalised → logits (B, 1, S, S)."""
+    """A U-Net of 0.4 M parameters for square images."""
 
     SIDE = 112
+    """Side of the training images in pixels."""
     WIDTHS = (16, 32, 64, 96, 96)
+    """Number of channels of each level, from fine to coarse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class TinyUNet(nn.Module):
         self.head = nn.Conv2d(self.WIDTHS[0], 1, 3, padding=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, 1, S, S) float32."""
+        """Return logits (B, 1, S, S) float32 for normalized images (B, 3, S, S) float32 RGB."""
         x, skips = images, []
         for block in self.down:
             x = block(x)
@@ -61,14 +63,16 @@ class TinyUNet(nn.Module):
 
 
 class UNetSaliency:
-    """A `TinyUNet` as a detector: images are squeezed to each of its sides, maps stretched back.
+    """A detector around a `TinyUNet`, which sees each image at several sizes.
 
-    The logits of the sides, and of the mirror images, are averaged.
+    Each image is resized to squares of all `SIDES`, whatever its aspect ratio, and the logits are
+    resized back. The logits of all sides, and those of the mirrored images, are averaged.
     """
 
     SIDES = (80, TinyUNet.SIDE, 144)
+    """Sides, in pixels, of the squares; chosen on 210 drawn images."""
     SHIFT = 0.6
-    """Added to the logits: the net says too little. Sides and shift: chosen on 210 drawn photos."""
+    """Offset of the logits, which are too low without it; chosen on the same 210 images."""
 
     def __init__(self, weights: Path, device: torch.device, batch_size: int) -> None:
         self.net = TinyUNet()
@@ -77,23 +81,24 @@ class UNetSaliency:
         self.device, self.batch_size = device, batch_size
 
     def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+        """Return the map, (H, W) float32 in [0, 1], of each image (H, W, 3) uint8 RGB."""
         maps = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             by_side = [self._logits(batch, side) for side in self.SIDES]
-            for image, *logits in zip(batch, *by_side, strict=True):
-                stretched = [
-                    F.interpolate(one[None], image.shape[:2], mode="bilinear", align_corners=False)
-                    for one in logits
+            for image, *squares in zip(batch, *by_side, strict=True):
+                size = image.shape[:2]
+                resized = [
+                    F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
+                    for logits in squares
                 ]
-                mean = torch.stack(stretched).mean(0)
+                mean = torch.stack(resized).mean(0)
                 maps.append((mean + self.SHIFT).sigmoid()[0, 0].numpy())
         return maps
 
     @torch.inference_mode()
     def _logits(self, images: list[np.ndarray], side: int) -> torch.Tensor:
-        """Return (B, 1, side, side) float32 on the CPU; the batch is padded to its full size."""
+        """Return (B, 1, side, side) float32 on the CPU; the network gets a padded, full batch."""
         small = [imagelib.resize(image, side, side) for image in images]
         batch = imagelib.to_tensor(small + [small[0]] * (self.batch_size - len(small)))
         batch = batch.to(self.device)
@@ -102,25 +107,30 @@ class UNetSaliency:
 
 
 class SelfMaskSaliency:
-    """The method's network as a detector: images of one padded size at a time, near 512 pixels.
+    """A detector around the method's network, SelfMask.
 
-    Padding is the network's own and takes part, so that in a batch each has the map it has alone.
+    The network pads images to whole patches, and the padding changes the map. Therefore a batch
+    holds only images of the same padded size, and each image has the same map in a batch as alone.
 
-    Method: the shorter side becomes 512 pixels; the map is that of the most object-like query.
-    Differs: the long side is at most `LONGEST` times as long (the method sets no limit), so that
-    an image is at most 12,288 patches; a longer one is shrunk further, its aspect kept. The map
-    is interpolated to the image's size before the threshold, not the mask after it.
+    Method: the shorter side becomes 512 pixels; the map is that of the query with the highest
+    objectness (method section 2).
+    Differs: the longer side is at most `LONGEST` times 512 pixels (the method has no limit), which
+    gives at most 12,288 patches; a longer image is shrunk further with its aspect ratio kept. The
+    map is interpolated to the image's size before the threshold, where the method resizes the mask
+    after the threshold.
     """
 
     SIDE = 512
+    """Pixels of the shorter side of an image in the network."""
     LONGEST = 3
+    """Largest ratio of the longer side to `SIDE`."""
 
     def __init__(self, weights: Path, device: torch.device, batch_size: int = 1) -> None:
         self.net = load_selfmask(weights).to(device)
         self.device, self.batch_size = device, batch_size
 
     def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32 in [0, 1]."""
+        """Return the map, (H, W) float32 in [0, 1], of each image (H, W, 3) uint8 RGB."""
         longest = self.SIDE * self.LONGEST
         sizes = [_working_size(image.shape[:2], self.SIDE, longest) for image in images]
         buckets: dict[tuple[int, int], list[int]] = {}
@@ -131,30 +141,30 @@ class SelfMaskSaliency:
             for start in range(0, len(numbers), self.batch_size):
                 chosen = numbers[start : start + self.batch_size]
                 batch = [_at_size(images[number], sizes[number], padded) for number in chosen]
-                found = self._padded_maps(torch.stack(batch))
-                for number, one in zip(chosen, found, strict=True):
+                padded_maps = self._padded_maps(torch.stack(batch))
+                for number, padded_map in zip(chosen, padded_maps, strict=True):
                     height, width = sizes[number]
-                    full = one[None, None, :height, :width]
+                    full = padded_map[None, None, :height, :width]
                     full = F.interpolate(full, images[number].shape[:2], mode="bilinear")
                     maps[number] = full[0, 0].clamp(0, 1).numpy()
         return [maps[number] for number in range(len(images))]
 
     @torch.inference_mode()
     def _padded_maps(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return of (B, 3, H, W), H and W in whole patches, (B, H, W) float32 in [0, 1]."""
+        """Return maps, (B, H, W) float32 in [0, 1], of (B, 3, H, W); H and W are whole patches."""
         masks, objectness = self.net(batch.to(self.device))
         return best_mask(masks, objectness, *batch.shape[-2:]).cpu()
 
 
 def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter at `side`, unless the longer would pass `longest`."""
+    """Return (height, width) with the shorter side at `side`; shrunk further to fit `longest`."""
     height, width = size
     scale = min(side / min(size), longest / max(size))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _at_size(image: np.ndarray, size: tuple[int, int], padded: tuple[int, int]) -> torch.Tensor:
-    """Return an image (H, W, 3) uint8 at `size`, normalised, with zeros up to `padded`."""
+    """Return an (H, W, 3) uint8 image as (3, *padded) float32: resized, normalized, zero-padded."""
     pixels = torch.tensor(image).permute(2, 0, 1)[None]
     pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     tensor = imagelib.to_tensor([pixels[0].permute(1, 2, 0).numpy()])[0]
@@ -162,29 +172,35 @@ def _at_size(image: np.ndarray, size: tuple[int, int], padded: tuple[int, int]) 
 
 
 def miniworld(config: SaliencyConfig) -> SaliencyDetector:
-    """Return the mini world's own detector, trained without labels (miniworld/training)."""
+    """Return the mini world's own detector, which miniworld/training trained without labels."""
     default = resources.files("namedmask.miniworld") / "weights" / "saliency.safetensors"
     path = path_of(config.weights) if config.weights else Path(str(default))
     return UNetSaliency(path, torch_device(config.device, "saliency"), config.batch_size)
 
 
 def selfmask(config: SaliencyConfig) -> SaliencyDetector:
-    """Return the method's own detector, SelfMask, with the checkpoint of `saliency.weights`."""
+    """Return the method's detector, SelfMask, with the checkpoint of `saliency.weights`.
+
+    Raises:
+        ConfigError: `saliency.weights` is empty.
+        CheckpointError: the checkpoint is not valid; see `load_selfmask`.
+    """
     if not config.weights:
         raise ConfigError(
-            "saliency.weights is empty; detector 'selfmask' needs its checkpoint there, which is "
-            "not shipped. Run 'namedmask weights fetch selfmask' and set it to 'selfmask'."
+            "saliency.weights is empty; detector 'selfmask' needs its checkpoint, which is not "
+            "shipped. Run 'namedmask weights fetch selfmask' and set saliency.weights to "
+            "'selfmask'."
         )
     device = torch_device(config.device, "saliency")
-    # on a CPU a batch is no faster, and its rounding would depend on who else is in it
+    # on a CPU a batch is no faster, and its rounding would depend on the other images in it
     batch_size = config.batch_size if device.type == "cuda" else 1
     return SelfMaskSaliency(path_of(config.weights), device, batch_size)
 
 
 class TokenCutSaliency:
-    """TokenCut as a detector: the object's patches, each a square of ones; see tokencut.py.
+    """A detector around TokenCut; its map is 1 in the patches of the object, else 0.
 
-    One image at a time, in its own size rounded to whole patches.
+    Each image is processed alone, at the size that `grid_of` gives. See tokencut.py for the method.
     """
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -193,7 +209,7 @@ class TokenCutSaliency:
         self.device = device
 
     def saliency(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Return for each image (H, W, 3) uint8 RGB its map (H, W) float32, 0 or 1."""
+        """Return the map, (H, W) float32 of 0 and 1, of each image (H, W, 3) uint8 RGB."""
         return [self._map(image) for image in images]
 
     def _map(self, image: np.ndarray) -> np.ndarray:
@@ -203,16 +219,21 @@ class TokenCutSaliency:
         with torch.inference_mode():
             batch = imagelib.to_tensor([resized]).to(self.device)
             features = key_features(self.dino, batch)[0].cpu().numpy()
-        found = object_patches(features, grid)
-        return imagelib.resize(found, *size, nearest=True).astype(np.float32)
+        patches = object_patches(features, grid)
+        return imagelib.resize(patches, *size, nearest=True).astype(np.float32)
 
 
 def tokencut(config: SaliencyConfig) -> SaliencyDetector:
-    """Return TokenCut with the DINO ViT-S of `saliency.weights`."""
+    """Return TokenCut with the DINO ViT-S of `saliency.weights`.
+
+    Raises:
+        ConfigError: `saliency.weights` is empty.
+        CheckpointError: the checkpoint is not valid; see `load_dino`.
+    """
     if not config.weights:
         raise ConfigError(
-            "saliency.weights is empty; detector 'tokencut' needs DINO's ViT-S there. Run "
-            "'namedmask weights fetch dino-vits16' and set it to 'dino-vits16'."
+            "saliency.weights is empty; detector 'tokencut' needs a ViT-S of DINO. Run 'namedmask "
+            "weights fetch dino-vits16' and set saliency.weights to 'dino-vits16'."
         )
     return TokenCutSaliency(path_of(config.weights), torch_device(config.device, "saliency"))
 
@@ -222,6 +243,7 @@ DETECTORS: dict[str, Callable[[SaliencyConfig], SaliencyDetector]] = {
     "selfmask": selfmask,
     "tokencut": tokencut,
 }
+"""Factory of each saliency detector, by the name that `saliency.detector` gives."""
 
 
 def _conv(before: int, after: int, stride: int) -> nn.Sequential:

@@ -1,9 +1,8 @@
-"""SelfMask: a normalised image batch in, twenty mask proposals and how object-like each is out.
+"""SelfMask, the method's saliency network: it predicts twenty masks per image and their objectness.
 
-The method's saliency network (method section 2): a ViT-S/8 reads the image, twenty learned queries
-look at its patches through a DETR-style decoder, and each query's product with the patches is a
-mask. The layout is that of the released checkpoint, whose weights `load_selfmask` fills in; the
-network is run here and never trained.
+A ViT-S/8 encodes the image. Twenty learned queries attend to its patches in a DETR-style decoder.
+The product of a query with the patches is a mask (method section 2). The layout is that of the
+released checkpoint, which `load_selfmask` loads. The network is not trained here.
 """
 
 from __future__ import annotations
@@ -21,20 +20,19 @@ from namedmask.weights.catalogue import known_weights
 from namedmask.weights.tensors import load_strict, read_tensors
 
 PATCH = 8
+"""Side of a patch in pixels."""
 MASK_STRIDE = 4
-"""Pixels of the image a side of one cell of a mask: the patches are doubled."""
+"""Side of a mask cell in pixels. The patch features are upsampled twofold for the masks."""
 
 WIDTH, HEADS, HIDDEN = 384, 6, 1536
+"""Width of the tokens, attention heads, and hidden width of the feed-forward layers."""
 ENCODER_DEPTH, DECODER_DEPTH, QUERIES = 12, 6, 20
 GRID = 28
-"""Patches a side of the position table: the 224 pixels it was trained at. Method: all of these."""
+"""Patches per side of the position table, trained at 224 pixels. Method: all constants above."""
 
 
 class SelfMask(nn.Module):
-    """Encoder, decoder and objectness; forward (B, 3, H, W) → masks (B, 20, h, w), scores (B, 20).
-
-    36,174,337 parameters.
-    """
+    """The network: encoder, decoder and objectness head; 36,174,337 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +44,9 @@ class SelfMask(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mask probabilities (B, 20, h, w) and objectness (B, 20), float32 in [0, 1].
 
-        `images`: (B, 3, H, W) float32 RGB of any size, ImageNet mean and deviation taken out. A
-        mask covers the image padded right and below to whole patches: h = 2 ⌈H/8⌉, w = 2 ⌈W/8⌉.
+        `images` is (B, 3, H, W) float32 RGB of any size, normalized with ImageNet's mean and
+        standard deviation. A mask covers the image padded at its right and bottom to whole
+        patches: h = 2 ⌈H/8⌉, w = 2 ⌈W/8⌉.
         """
         patches = self.encoder(images)
         queries = self.decoder(self.query_embed, patches.flatten(2).transpose(1, 2))
@@ -59,16 +58,17 @@ class SelfMask(nn.Module):
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return (height, width) padded right and below to whole patches."""
+    """Return (height, width) in pixels, padded at the right and the bottom to whole patches."""
     height, width = size
     return height + -height % PATCH, width + -width % PATCH
 
 
 def best_mask(masks: Tensor, objectness: Tensor, height: int, width: int) -> Tensor:
-    """Return of each image the most object-like mask, (B, height, width) float32 in [0, 1].
+    """Return each image's mask of highest objectness, (B, height, width) float32 in [0, 1].
 
-    `masks` (B, 20, h, w) and `objectness` (B, 20) as `SelfMask` gives them for images of
-    (height, width): the mask is interpolated to the padded image and the padding cut off.
+    `masks` (B, 20, h, w) and `objectness` (B, 20) are the outputs of `SelfMask` for images of
+    (height, width) pixels. The mask is interpolated to the padded image, then the padding is cut
+    off.
     """
     best = masks[torch.arange(len(masks), device=masks.device), objectness.argmax(dim=1)]
     padded = F.interpolate(
@@ -78,7 +78,7 @@ def best_mask(masks: Tensor, objectness: Tensor, height: int, width: int) -> Ten
 
 
 class Encoder(nn.Module):
-    """ViT-S/8 without a head: images to one normed feature a patch."""
+    """A ViT-S/8 without a head; it gives one layer-normalized feature per patch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,9 +89,9 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (B, 384, ⌈H/8⌉, ⌈W/8⌉) float32 for normalised images (B, 3, H, W).
+        """Return (B, 384, ⌈H/8⌉, ⌈W/8⌉) float32 for normalized images (B, 3, H, W) float32.
 
-        Method: the padding is 0 after the normalisation, and takes part as any patch.
+        Method: the padding is 0 after the normalization; its patches are attended to like others.
         """
         height, width = images.shape[-2:]
         patches = self.patch_embed(F.pad(images, (0, -width % PATCH, 0, -height % PATCH)))
@@ -102,11 +102,11 @@ class Encoder(nn.Module):
         tokens = tokens + self._positions(rows, columns)
         for block in self.blocks:
             tokens = block(tokens)
-        found: Tensor = self.norm(tokens)[:, 1:]
-        return found.transpose(1, 2).unflatten(2, (rows, columns))
+        features: Tensor = self.norm(tokens)[:, 1:]
+        return features.transpose(1, 2).unflatten(2, (rows, columns))
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """Return the position table (1, 1 + rows · columns, 384), the class token's first."""
+        """Return position embeddings (1, 1 + rows · columns, 384), the class token's first."""
         head, table = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         grid = table.transpose(1, 2).unflatten(2, (GRID, GRID))
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of the encoder: the norm comes before each of its two halves."""
+    """An encoder layer with a norm before the attention and before the feed-forward part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention that never holds the N × N weights, where the device has such a kernel."""
+    """Self-attention; the device's fused kernel, if any, does not store the N × N weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,27 +148,27 @@ class Attention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The queries, starting from nothing, look at each other and at the patches six times."""
+    """Six decoder layers; their targets, one per query, start at zero."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer() for _ in range(DECODER_DEPTH))
         self.norm = nn.LayerNorm(WIDTH)
 
-    def forward(self, places: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Return (B, 20, 384) float32 for the queries (20, 384) and the patches (B, N, 384)."""
-        places = places.expand(len(memory), -1, -1)
-        targets = torch.zeros_like(places)
+        queries = queries.expand(len(memory), -1, -1)
+        targets = torch.zeros_like(queries)
         for layer in self.layers:
-            targets = layer(targets, places, memory)
+            targets = layer(targets, queries, memory)
         return cast(Tensor, self.norm(targets))
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the patches, feed-forward; the norm comes after each.
+    """A decoder layer: self-attention, cross-attention, feed-forward, each followed by a norm.
 
-    Method: the learned queries are added wherever a target asks or is asked, never to what is
-    handed on; the patches carry no position.
+    Method: the learned queries are added to the targets where these are the queries or keys of an
+    attention, never where they are its values. The patches have no position embedding.
     """
 
     def __init__(self) -> None:
@@ -181,19 +181,22 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(WIDTH)
         self.norm3 = nn.LayerNorm(WIDTH)
 
-    def forward(self, targets: Tensor, places: Tensor, memory: Tensor) -> Tensor:
-        """Return targets (B, 20, 384) float32; `places` alike, `memory` (B, N, 384)."""
-        asking = targets + places
-        seen, _ = self.self_attn(asking, asking, targets, need_weights=False)
-        targets = self.norm1(targets + seen)
-        seen, _ = self.multihead_attn(targets + places, memory, memory, need_weights=False)
-        targets = self.norm2(targets + seen)
-        seen = self.linear2(torch.relu(self.linear1(targets)))
-        return cast(Tensor, self.norm3(targets + seen))
+    def forward(self, targets: Tensor, queries: Tensor, memory: Tensor) -> Tensor:
+        """Return new targets of the same shape, float32.
+
+        `targets` and the learned `queries` are (B, 20, 384), the patches `memory` (B, N, 384).
+        """
+        located = targets + queries
+        update, _ = self.self_attn(located, located, targets, need_weights=False)
+        targets = self.norm1(targets + update)
+        update, _ = self.multihead_attn(targets + queries, memory, memory, need_weights=False)
+        targets = self.norm2(targets + update)
+        update = self.linear2(torch.relu(self.linear1(targets)))
+        return cast(Tensor, self.norm3(targets + update))
 
 
 class Objectness(nn.Module):
-    """Three layers that tell how object-like a query's mask is."""
+    """Three layers that predict the objectness of each query's mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,12 +209,14 @@ class Objectness(nn.Module):
 
 
 def load_selfmask(path: Path) -> SelfMask:
-    """Return the SelfMask of a checkpoint in eval mode; torch's random generator is not touched.
+    """Return the SelfMask of a checkpoint in eval mode; torch's random state does not change.
 
-    The file is a flat state dict, or one under the entry `model`; half precision is widened.
+    The file is a state dict, flat or under the entry `model`. Half precision is converted to
+    float32.
 
     Raises:
-        CheckpointError: missing, truncated, holding code, or not exactly this network's entries.
+        CheckpointError: the file is missing, truncated or holds code, or its entries are not
+            exactly this network's.
     """
     tree = read_tensors(path)
     state = tree["model"] if isinstance(tree.get("model"), Mapping) else tree

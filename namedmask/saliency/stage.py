@@ -1,12 +1,4 @@
-"""Image bytes → saliency map → pseudo-mask.
-
-Columns in: image, status. Columns out: saliency (PNG of the map × 255), mask (COCO RLE), status
-(`no_mask` where too little or nearly everything stands out, or the image does not decode).
-Cost per 1,000 images on one thread of a Xeon at 2.8 GHz: 37 s in the `miniworld` detector;
-about 3.5 hours with `selfmask` at 4 : 3, of any size, for it works at 512 px: give it a GPU;
-350 s with `tokencut` on DINO's ViT-S/16 at 375 × 500, 1,400 s on its ViT-S/8.
-Method: the map is thresholded at 0.5 at the image's own size (SelfMask, method of the paper).
-"""
+"""The saliency stage computes a saliency map and a pseudo-mask for each image."""
 
 from __future__ import annotations
 
@@ -22,16 +14,34 @@ from namedmask.schema.columns import alive, bury, require_columns, update
 from namedmask.schema.status import NO_MASK, OK
 
 THRESHOLD = 0.5
+"""Saliency above which a pixel belongs to the pseudo-mask."""
 
 
 def pseudo_mask(saliency: np.ndarray) -> np.ndarray:
-    """Return the (H, W) bool mask of a saliency map (H, W) in [0, 1]."""
+    """Return the (H, W) bool mask of a saliency map (H, W) float32 in [0, 1]."""
     mask: np.ndarray = saliency > THRESHOLD
     return mask
 
 
 class Saliency:
-    """Stage: adds the saliency map and the pseudo-mask; see the module."""
+    """The stage that adds the saliency map and the pseudo-mask.
+
+    Columns in: `image` (encoded bytes) and `status`.
+
+    Columns out: `saliency` (PNG of the map × 255), `mask` (COCO RLE of the pseudo-mask) and
+    `status`: `no_mask` if the mask covers less than `saliency.min_share` or more than
+    `saliency.max_share` of the image; `not_an_image`, `truncated`, `too_many_pixels` or
+    `too_many_scans` if the image cannot be decoded. `image`, `saliency` and `mask` of such a row
+    become null.
+
+    Cost per 1,000 images on one thread of a Xeon at 2.8 GHz: 37 s with the detector `miniworld`;
+    about 3.5 hours with `selfmask` at an aspect ratio of 4:3, whatever the size of the images,
+    because it resizes them to 512 pixels (use a GPU); with `tokencut` at 375 × 500 pixels, 350 s on
+    DINO's ViT-S/16 and 1,400 s on its ViT-S/8.
+
+    Method: the map of SelfMask is thresholded at 0.5 at the image's own size (method section 2).
+    Departures are described with each detector, in detectors.py and tokencut.py.
+    """
 
     name = "saliency"
     reads = ("image",)
@@ -42,7 +52,7 @@ class Saliency:
         self.detector = resolve("saliency detector", config.detector, DETECTORS)(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the table with saliency, mask and status; rows not ok pass untouched."""
+        """Return `table` with `saliency`, `mask` and `status`; rows not ok do not change."""
         require_columns(table, self.reads, self.name)
         rows, photos, bad = [], [], {}
         for row in alive(table).tolist():
@@ -52,9 +62,11 @@ class Saliency:
             except imagelib.BadImage as error:
                 bad[row] = error.status
         maps = self.detector.saliency(photos) if photos else []
-        masks = [pseudo_mask(one) for one in maps]
+        masks = [pseudo_mask(saliency) for saliency in maps]
         values: dict[str, list[object]] = {
-            "saliency": [imagelib.encode_png(np.round(one * 255).astype(np.uint8)) for one in maps],
+            "saliency": [
+                imagelib.encode_png(np.round(saliency * 255).astype(np.uint8)) for saliency in maps
+            ],
             "mask": [imagelib.encode_mask(mask) for mask in masks],
             "status": [OK if self._plausible(mask) else NO_MASK for mask in masks],
         }

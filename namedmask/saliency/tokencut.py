@@ -1,16 +1,16 @@
-"""TokenCut: patch features of a DINO ViT-S in, the patches of one object out.
+"""TokenCut finds the patches of one object in the patch features of a DINO ViT-S.
 
-Patches are the nodes of a graph; two are joined where their features are alike. The graph is cut in
-two so that little is cut of what either side has (a normalized cut), and the object is the piece
-that holds the patch which the cut is surest of. Nothing is trained for it.
+Patches are the nodes of a graph, and edges join patches with similar features. A normalized cut
+splits the graph in two. The object is the connected component that contains the seed, the patch
+with the most extreme value in the eigenvector of the cut. Nothing is trained.
 
-Method: TokenCut (Wang et al., 2022). Features are the keys of the last block; an edge is 1 where
-the cosine is above 0.2, else 1e-5; the cut is at the mean of the second smallest generalized
-eigenvector of (D − W, D); the seed is where that is largest in absolute value; pieces hang together
-over sides, not corners.
-Differs: an image of more than 1,600 patches is shrunk (the original sets no limit, and time grows
-with the third power); a graph whose edges are all alike has no object instead of an accidental one;
-positions are interpolated by timm.
+Method: TokenCut (Wang et al., 2022). The features are the keys of the last block. An edge has
+weight 1 where the cosine is above 0.2, else 1e-5. The cut is at the mean of the second smallest
+generalized eigenvector of (D − W, D); the seed is where its absolute value is largest. Patches
+connect over their sides, not over their corners.
+Differs: an image of more than 1,600 patches is shrunk (the original has no limit, and the time
+grows with the third power); a graph whose edges are all equal has no object, where the original
+returns an arbitrary one; timm interpolates the position embeddings.
 """
 
 from __future__ import annotations
@@ -28,24 +28,28 @@ from namedmask.errors import CheckpointError
 from namedmask.weights.tensors import load_strict, read_tensors
 
 SIMILAR = 0.2
-"""Cosine above which two patches are joined. Method: τ."""
+"""Cosine of their features above which two patches are similar. Method: τ."""
 
 UNLIKE = 1e-5
-"""Weight of an edge between any other two: the graph stays in one piece. Method: ε."""
+"""Edge weight of two patches that are not similar; it keeps the graph connected. Method: ε."""
 
 WIDTH = 384
+"""Width of the features of a ViT-S."""
 PATCHES = (8, 16)
+"""Sides, in pixels, of the patches of DINO's two ViT-S."""
 MOST_PATCHES = 1600
-"""40 × 40: 0.3 s of one core for the cut."""
+"""Largest number of patches per image. The cut of 40 × 40 patches takes 0.3 s of one core."""
 
 
 def load_dino(path: Path) -> nn.Module:
-    """Return the ViT-S/8 or ViT-S/16 of a file that DINO released, in eval mode.
+    """Return the ViT-S/8 or ViT-S/16 in a file that DINO released, in eval mode.
 
-    Which of the two is told by the file. `patch_embed.patch_size` of what comes back is (P, P).
+    The weights in the file tell which of the two it is. `patch_embed.patch_size` of the returned
+    model is (P, P), with P = 8 or 16 pixels.
 
     Raises:
-        CheckpointError: missing, truncated, holding code, or not exactly such a network's entries.
+        CheckpointError: the file is missing, truncated or holds code, or its entries are not
+            exactly those of such a network.
     """
     import timm
 
@@ -73,35 +77,37 @@ def _patch_of(state: Mapping[str, Any], path: Path) -> int:
 
 
 def grid_of(size: tuple[int, int], patch: int) -> tuple[int, int]:
-    """Return how many patches high and wide an image of (height, width) is looked at."""
+    """Return (rows, columns) of patches, at most `MOST_PATCHES`, for an image (height, width)."""
     height, width = size[0] / patch, size[1] / patch
     shrink = min(1.0, (MOST_PATCHES / (height * width)) ** 0.5)
     rows, columns = (max(1, round(side * shrink)) for side in (height, width))
-    columns = min(columns, MOST_PATCHES)  # a side below one patch, or both rounded up, may pass it
+    # the product can exceed the limit if a side is below one patch or both sides are rounded up
+    columns = min(columns, MOST_PATCHES)
     return min(rows, MOST_PATCHES // columns), columns
 
 
 def key_features(dino: nn.Module, images: Tensor) -> Tensor:
     """Return (B, N, 384) float32: the last block's key of each patch, by rows, then columns.
 
-    `images`: (B, 3, H, W) float32 RGB in whole patches, ImageNet mean and deviation taken out.
+    `images` is (B, 3, H, W) float32 RGB, normalized with ImageNet's mean and standard deviation. H
+    and W are multiples of the patch side.
     """
-    seen: list[Tensor] = []
+    captured: list[Tensor] = []
     last: Any = dino.blocks[-1]  # type: ignore[index]
-    with last.attn.qkv.register_forward_hook(lambda _module, _given, made: seen.append(made)):
+    with last.attn.qkv.register_forward_hook(lambda _module, _in, output: captured.append(output)):
         dino(images)
-    return seen[0][:, 1:, WIDTH : 2 * WIDTH]
+    return captured[0][:, 1:, WIDTH : 2 * WIDTH]
 
 
 def object_patches(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Return the patches of the one object, (h, w) bool; none where there is nothing to cut.
+    """Return the patches of the object, (h, w) bool; no patch if all edge weights are equal.
 
     `features` is (h · w, D) float32, by rows, then columns; `grid` is (h, w).
     """
-    alike = affinity(features)
-    if (alike == alike[0, 0]).all():
+    weights = affinity(features)
+    if (weights == weights[0, 0]).all():
         return np.zeros(grid, bool)
-    vector = second_eigenvector(alike)
+    vector = second_eigenvector(weights)
     seed = int(np.abs(vector).argmax())
     above = vector > vector.mean()
     pieces, _ = ndimage.label((above == above[seed]).reshape(grid))
@@ -110,7 +116,7 @@ def object_patches(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def affinity(features: np.ndarray) -> np.ndarray:
-    """Return the weights of the graph's edges, (N, N) float64: 1 where alike, else 1e-5."""
+    """Return the edge weights, (N, N) float64, of features (N, D): 1 if similar, else 1e-5."""
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     return np.where(units @ units.T > SIMILAR, 1.0, UNLIKE)
 
@@ -118,8 +124,8 @@ def affinity(features: np.ndarray) -> np.ndarray:
 def second_eigenvector(weights: np.ndarray) -> np.ndarray:
     """Return x of the second smallest λ in (D − W) x = λ D x, (N,) float64; its sign is arbitrary.
 
-    `weights` is W, (N, N) float64, symmetric; D is its diagonal of row sums. Solved for
-    y = D^½ x, where the matrix is symmetric, and for this one vector only.
+    `weights` is W, (N, N) float64, symmetric. D is the diagonal matrix of its row sums. The problem
+    is solved for y = D^½ x, which makes the matrix symmetric, and for this one vector only.
     """
     root = np.sqrt(weights.sum(axis=1))
     scaled = np.eye(len(root)) - weights / np.outer(root, root)

@@ -1,4 +1,4 @@
-"""What crosses a boundary: the columns of every table, and the status of every row."""
+"""The columns of every table, and the statuses of its rows."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     )
     from namedmask.schema.columns import (
         BACKGROUND as BACKGROUND,
+    )
+    from namedmask.schema.columns import (
+        CANDIDATE_LIST as CANDIDATE_LIST,
     )
     from namedmask.schema.columns import (
         CANDIDATES as CANDIDATES,
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
     )
     from namedmask.schema.columns import (
         METADATA as METADATA,
-    )
-    from namedmask.schema.columns import (
-        OFFERS as OFFERS,
     )
     from namedmask.schema.columns import (
         REFINED as REFINED,
@@ -79,6 +79,7 @@ __all__ = [
     "ARCHIVE",
     "BACKGROUND",
     "CANDIDATES",
+    "CANDIDATE_LIST",
     "DUPLICATE_URL",
     "EMBEDDINGS",
     "FETCHED",
@@ -87,7 +88,6 @@ __all__ = [
     "IMAGES",
     "LABEL_DTYPE",
     "METADATA",
-    "OFFERS",
     "OK",
     "REFINED",
     "ROW_TOMBSTONES",
@@ -115,7 +115,7 @@ __getattr__, __dir__ = lazy_names(
         "IMAGES": "columns",
         "LABEL_DTYPE": "columns",
         "METADATA": "columns",
-        "OFFERS": "columns",
+        "CANDIDATE_LIST": "columns",
         "OK": "status",
         "REFINED": "columns",
         "ROW_TOMBSTONES": "columns",

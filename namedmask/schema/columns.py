@@ -1,9 +1,10 @@
-"""Column names and Arrow schemas at every boundary, and the two helpers each stage needs.
+"""Column names and Arrow schemas of every table, and helpers for tables with a status column.
 
-Two funnels run through the product. The *row* funnel (metadata → fetch → embed) has one status a
-sample; the *candidate* funnel (retrieve → faces → saliency → bilateral → archive) has one status a
-(category, sample). A row that fails or is filtered stays in its table as a tombstone: `status` says
-why, its heavy columns are null. So the counts of a funnel always add up to what came in.
+Samples pass through two funnels. The *row* funnel (metadata → fetch → embed) has one status per
+sample. The *candidate* funnel (retrieve → faces → saliency → bilateral → archive) has one status
+per (category, sample). A row that fails or is filtered out stays in its table as a tombstone: its
+`status` says why, and its large columns are null. The counts by status therefore always add up to
+the number of input rows.
 """
 
 from __future__ import annotations
@@ -19,41 +20,44 @@ from namedmask.errors import SchemaError
 from namedmask.schema.status import OK
 
 FORMAT_VERSION = 2
-"""Version of the store layout; written into every manifest."""
+"""Version of the store layout, which is written to every manifest."""
 
 BACKGROUND = 0
-"""Label id of everything that is no category."""
+"""Label id of the pixels that belong to no category."""
 
 IGNORE = 65535
-"""The one ignore id inside the product; readers map 255 or 1000 to it, exports map it back."""
+"""Label id of ignored pixels inside the package.
+
+Readers map 255 or 1000 to this id, and exports map it back."""
 
 LABEL_DTYPE = np.uint16
+"""NumPy type of the label ids on disk."""
 
 TYPES: dict[str, pa.DataType] = {
     # the row funnel
-    "sample_id": pa.string(),  # 20 hex digits of the hash of the normalised url
+    "sample_id": pa.string(),  # 20 hex digits, the hash of the normalized url
     "url": pa.string(),
     "caption": pa.string(),
-    "width": pa.int32(),  # as the metadata says; 0 where unknown
+    "width": pa.int32(),  # from the metadata; 0 where unknown
     "height": pa.int32(),
-    "similarity": pa.float32(),  # as the metadata says; null where absent or outside [-1, 1]
+    "similarity": pa.float32(),  # from the metadata; null where absent or outside [-1, 1]
     "punsafe": pa.float32(),
-    "md5": pa.string(),  # lower-case hex digits of the bytes as the metadata's maker had them
+    "md5": pa.string(),  # lower-case hex, of the bytes that the metadata was made from
     "sha256": pa.string(),
     "status": pa.string(),
     "image": pa.binary(),  # encoded bytes (JPEG, PNG, WebP)
     "image_height": pa.int32(),  # of the decoded image, after EXIF orientation
     "image_width": pa.int32(),
     "embedding": pa.list_(pa.float32()),  # unit L2 norm; null on tombstones
-    "expected": pa.list_(pa.float16()),  # the published vector, where there is one; unit L2 norm
-    "expected_cosine": pa.float32(),  # least cosine of `embedding` with it
+    "expected": pa.list_(pa.float16()),  # published vector, unit L2 norm; null where absent
+    "expected_cosine": pa.float32(),  # minimum cosine of `embedding` and `expected`
     # the candidate funnel
     "category": pa.string(),  # label name
     "label_id": pa.uint16(),
     "rank": pa.int32(),  # 0 is the most similar
     "score": pa.float32(),  # cosine with the category's text feature
     "duplicate_of": pa.string(),  # sample_id of the better-ranked accepted candidate, or null
-    "neighbors": pa.list_(pa.int32()),  # better ranks of the same category that it nearly equals
+    "neighbors": pa.list_(pa.int32()),  # better ranks of this category that are near duplicates
     "num_faces": pa.int32(),
     "saliency": pa.binary(),  # PNG, 8 bit, (H, W): saliency map × 255
     "mask": pa.binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
@@ -62,7 +66,7 @@ TYPES: dict[str, pa.DataType] = {
 
 
 def schema_of(*names: str) -> pa.Schema:
-    """Return the schema of these columns, in this order."""
+    """Return the schema of the columns `names`, in this order."""
     return pa.schema([(name, TYPES[name]) for name in names])
 
 
@@ -75,11 +79,11 @@ EMBEDDINGS = schema_of(
     "sample_id", "url", "caption", "image_height", "image_width", "embedding", "status"
 )
 ROW_TOMBSTONES = schema_of("sample_id", "url", "status")
-OFFERS = schema_of("rank", "score", "sample_id", "url", "status", "neighbors", "expected")
+CANDIDATE_LIST = schema_of("rank", "score", "sample_id", "url", "status", "neighbors", "expected")
 CANDIDATES = schema_of(
     "category", "label_id", "rank", "score", "sample_id", "url", "status", "duplicate_of"
 )
-IMAGES = schema_of(  # one row an image between fetch and archive
+IMAGES = schema_of(  # one row per image between fetch and archive
     "sample_id", "url", "status", "image", "image_height", "image_width", "num_faces",
     "saliency", "mask", "hash",
 )  # fmt: skip
@@ -93,7 +97,7 @@ REFINED = schema_of(
 
 
 def conform(table: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
-    """Return `table` with exactly the columns and types of `schema`.
+    """Return `table` with exactly the columns and types of `schema`; `place` is for the error.
 
     Raises:
         SchemaError: a column is missing, or its values do not fit the type.
@@ -126,9 +130,10 @@ def alive(table: pa.Table) -> np.ndarray:
 
 
 def update(table: pa.Table, rows: np.ndarray, values: Mapping[str, Sequence]) -> pa.Table:
-    """Return `table` with `values[name][i]` at row `rows[i]`; `table` itself stays as it is.
+    """Return a copy of `table` with `values[name][i]` in column `name` and row `rows[i]`.
 
-    A column that is new is null at all other rows. Statuses given here replace the old ones.
+    A new column is null in all other rows. An existing column, `status` included, keeps its values
+    in all other rows.
     """
     for name, new in values.items():
         if name in table.column_names:
@@ -147,7 +152,7 @@ def update(table: pa.Table, rows: np.ndarray, values: Mapping[str, Sequence]) ->
 
 
 def bury(table: pa.Table, heavy: Sequence[str]) -> pa.Table:
-    """Return `table` with the `heavy` columns null wherever status is not ok."""
+    """Return `table` with the `heavy` columns set to null in each row whose status is not ok."""
     dead = pc.not_equal(table["status"], OK)
     for name in heavy:
         if name in table.column_names:
@@ -158,7 +163,7 @@ def bury(table: pa.Table, heavy: Sequence[str]) -> pa.Table:
 
 
 def counts_by_status(statuses: Iterable[str]) -> dict[str, int]:
-    """Return how often each status occurs, `ok` first, then by falling count."""
+    """Return the number of rows per status, `ok` first, the others by descending count."""
     counts = Counter(statuses)
     order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return {status: counts[status] for status in order}

@@ -1,17 +1,18 @@
-"""Every status by its word: what it says of a row, and the failure class that decides what follows.
+"""The table of row statuses: the meaning of each status, and its failure class.
 
-A row has one status. `ok` rows go on; every other row keeps its place as a tombstone. A new status
-is one line here. Of an answer with an HTTP code, the class follows from the code.
+Each row has one status. A row with status `ok` goes on to the next stage; every other row stays in
+its table as a tombstone. A new status needs one line in this module. The failure class of a status
+`http_<code>` follows from the code.
 
 Failure classes:
 
-* dead: nothing is there; asking again would be in vain.
-* transient: may go well another time; the only class that is tried again by itself.
-* forbidden: somebody refuses, the server (http_403) or the rule about addresses.
-* opted_out: the owner does not want the image used.
-* too_big, not_an_image: something is there that cannot be used.
-* changed: an image is there, and not the one that the metadata speaks of.
-* crashed: a fault of this program, or a process lost.
+* dead: the image does not exist, and a retry would not change that.
+* transient: a later attempt may succeed. Only this class is retried automatically.
+* forbidden: the server (http_403) or the rule about addresses refuses the download.
+* opted_out: the owner does not want the image to be used.
+* too_big, not_an_image: the url has content, but not of a kind that can be used.
+* changed: the url has an image, but not the image that the metadata describes.
+* crashed: this program has a fault, or a process was lost.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ FORBIDDEN = "forbidden"
 FAILURE_CLASSES = (
     DEAD, TRANSIENT, FORBIDDEN, "opted_out", "too_big", "not_an_image", "changed", "crashed"
 )  # fmt: skip
-"""The classes that `--retry` takes, as listed above."""
+"""Failure classes that `--retry` accepts, described at the top of this module."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One row of the table of statuses."""
+    """One entry of the table of statuses."""
 
     word: str
     meaning: str
-    failure_class: str  # empty where it is no failure of a fetch
-    is_finding: bool  # found by looking at an image that did come: counts as no failed row
+    failure_class: str  # empty if the status is not a failure of a fetch
+    is_finding: bool  # derived from a downloaded image; the row does not count as failed
 
 
 STATUSES: dict[str, Status] = {}
-"""The table of statuses, by word; `http_<code>` is not listed."""
+"""The table of statuses, by word, without the statuses `http_<code>`."""
 
 
 def _status(word: str, meaning: str, failure_class: str = "", *, finding: bool = False) -> str:
@@ -47,64 +48,67 @@ def _status(word: str, meaning: str, failure_class: str = "", *, finding: bool =
     return word
 
 
-OK = _status("ok", "good so far")
+OK = _status("ok", "the row has passed every stage so far")
 
-# what the metadata says
-BAD_URL = _status("bad_url", "the url is none, or of a scheme that is not fetched", DEAD)
-DUPLICATE_URL = _status("duplicate_url", "the same url came in an earlier row or rank")
-UNSAFE = _status("unsafe", "not safe for work, by the metadata or by the safety head")
-BAD_SIMILARITY = _status("bad_similarity", "image and caption are too far apart, or too close")
-WATERMARK = _status("watermark", "probably has a watermark")
+# statuses from the metadata
+BAD_URL = _status("bad_url", "the url is malformed, or its scheme is not supported", DEAD)
+DUPLICATE_URL = _status("duplicate_url", "the same url occurs in an earlier row or rank")
+UNSAFE = _status("unsafe", "not safe for work, by the metadata or the safety filter")
+BAD_SIMILARITY = _status("bad_similarity", "image and caption are too different or too similar")
+WATERMARK = _status("watermark", "the image probably has a watermark")
 TOO_SMALL = _status("too_small", "a side is shorter than metadata.min_side")
-BAD_ASPECT = _status("bad_aspect", "the long side is too many times the short one")
+BAD_ASPECT = _status("bad_aspect", "the ratio of the sides is above metadata.max_aspect")
 
-# what a fetch ends with, beside http_<code>
+# statuses of a fetch, in addition to http_<code>
 DNS = _status("dns", "the host has no address", DEAD)
 DNS_FAILED = _status("dns_failed", "the name server did not answer", TRANSIENT)
-REFUSED = _status("refused", "the host takes no connection", DEAD)
+REFUSED = _status("refused", "the host refuses connections", DEAD)
 UNREACHABLE = _status("unreachable", "there is no route to the host", TRANSIENT)
 RESET = _status("reset", "the connection broke", TRANSIENT)
-TIMEOUT = _status("timeout", "fetch.timeout_s passed", TRANSIENT)
-BAD_TLS = _status("bad_tls", "the certificate cannot be trusted", DEAD)
-BAD_RESPONSE = _status("bad_response", "the answer is not HTTP", DEAD)
-TOO_MANY_REDIRECTS = _status("too_many_redirects", "more than fetch.max_redirects", DEAD)
+TIMEOUT = _status("timeout", "the download took longer than fetch.timeout_s", TRANSIENT)
+BAD_TLS = _status("bad_tls", "the TLS certificate cannot be trusted", DEAD)
+BAD_RESPONSE = _status("bad_response", "the answer is not valid HTTP", DEAD)
+TOO_MANY_REDIRECTS = _status("too_many_redirects", "more hops than fetch.max_redirects", DEAD)
 NO_FILE = _status("no_file", "there is no such file below fetch.file_root", DEAD)
 BLOCKED_ADDRESS = _status(
-    "blocked_address", "the address is of this machine or its network, or not allowed", FORBIDDEN
+    "blocked_address", "the address is on this machine or its network, or forbidden", FORBIDDEN
 )
-OPTED_OUT = _status("opted_out", "the server's headers refuse machine learning", "opted_out")
-ROBOTS_TXT = _status("robots_txt", "the site's robots.txt forbids it", "opted_out")
-TOO_BIG = _status("too_big", "more than fetch.max_bytes", "too_big")
-TOO_MANY_PIXELS = _status("too_many_pixels", "more than fetch.max_pixels", "too_big")
-TOO_MANY_SCANS = _status("too_many_scans", "a JPEG made to take long to decode", "too_big")
-NOT_AN_IMAGE = _status("not_an_image", "of no format that the decoder reads", "not_an_image")
-TRUNCATED = _status("truncated", "an image that ends too early", "not_an_image")
-EMPTY = _status("empty", "no byte came", "not_an_image")
+OPTED_OUT = _status("opted_out", "the server's headers forbid machine learning", "opted_out")
+ROBOTS_TXT = _status("robots_txt", "the site's robots.txt forbids the download", "opted_out")
+TOO_BIG = _status("too_big", "the file has more bytes than fetch.max_bytes", "too_big")
+TOO_MANY_PIXELS = _status("too_many_pixels", "the image is larger than fetch.max_pixels", "too_big")
+TOO_MANY_SCANS = _status(
+    "too_many_scans", "the JPEG has so many scans that decoding would take too long", "too_big"
+)
+NOT_AN_IMAGE = _status("not_an_image", "the decoder does not support the format", "not_an_image")
+TRUNCATED = _status("truncated", "the image ends too early", "not_an_image")
+EMPTY = _status("empty", "the body has no bytes", "not_an_image")
 CONTENT_CHANGED = _status(
-    "content_changed", "not the image that its metadata or its published vector was made of",
+    "content_changed", "not the image that the metadata or the published vector was made from",
     "changed", finding=True,
 )  # fmt: skip
-CRASHED = _status("crashed", "took the process of a stage with it, or hit a fault", "crashed")
+CRASHED = _status("crashed", "the row ended the process of a stage or hit a fault", "crashed")
 
-# what vectors and pixels say
-NOT_FINITE = _status("not_finite", "its vector has a number that is not finite")
-VIOLENT = _status("violent", "its vector is near that of violence")
-HAS_FACE = _status("has_face", "a face can be seen", finding=True)
-NO_MASK = _status("no_mask", "too little or nearly everything stands out", finding=True)
+# statuses from vectors and pixels
+NOT_FINITE = _status("not_finite", "the vector has a number that is not finite")
+VIOLENT = _status("violent", "the vector is close to that of violence")
+HAS_FACE = _status("has_face", "the image shows a face", finding=True)
+BAD_MASK = _status("bad_mask", "its stored mask does not fit its image")
+NO_MASK = _status("no_mask", "the mask is too small or nearly fills the image", finding=True)
 
-# what becomes of a candidate
-PENDING = _status("pending", "nobody has fetched and checked it yet")
-NEAR_DUPLICATE = _status("near_duplicate", "too close to a better-ranked accepted candidate")
-SURPLUS = _status("surplus", "good, and the archive was full")
-UNTRIED = _status("untried", "no round came to it: the archive was full or the rounds were over")
-NEGATIVE = _status("negative", "closer to a negative query than to the category's queries")
-VETOED = _status("vetoed", "named in the category's `vetoed`")
-BLOCKED = _status("blocked", "of a url, a host or a picture that the config blocks")
+# statuses of a candidate
+PENDING = _status("pending", "the candidate has not been fetched and checked yet")
+NEAR_DUPLICATE = _status("near_duplicate", "nearly equals a better-ranked accepted candidate")
+SURPLUS = _status("surplus", "the candidate passed all checks, but the archive was full")
+UNTRIED = _status("untried", "not checked, because the archive was full or the last round was over")
+NEGATIVE = _status("negative", "closer to a negative query than to the category's own queries")
+VETOED = _status("vetoed", "the category's `vetoed` lists the candidate")
+BLOCKED = _status("blocked", "the config blocks the url, the host or the picture")
 
-KEPT = _status("kept", "a good row of the store, passed by while others are tried again")
+KEPT = _status("kept", "an ok row of the store, skipped while other rows are retried")
 
 FINDINGS = tuple(word for word, status in STATUSES.items() if status.is_finding)
-"""Statuses that a look at the pixels gives to an image that did come."""
+"""Statuses derived from a downloaded image; their rows do not count as failed."""
 
 _FORBIDDEN_CODES = (401, 402, 403, 407, 451)
 _TRANSIENT_CODES = (408, 425, 429)
@@ -116,13 +120,13 @@ def of_http(code: int) -> str:
 
 
 def http_code_of(status: str) -> int:
-    """Return the HTTP code in a status `http_<code>`; 0 where it is another."""
+    """Return the HTTP code in a status `http_<code>`, or 0 for any other status."""
     digits = status.removeprefix("http_")
     return int(digits) if digits != status and digits.isdecimal() else 0
 
 
 def failure_class_of(status: str) -> str:
-    """Return the failure class of a status; "" for `ok` and for what only other stages say."""
+    """Return the failure class of a status; "" if the status is not a failure of a fetch."""
     if status in STATUSES:
         return STATUSES[status].failure_class
     code = http_code_of(status)

@@ -1,4 +1,4 @@
-"""Text into the images of a run's store."""
+"""Text search over the images of a run's store."""
 
 from typing import TYPE_CHECKING
 

@@ -1,13 +1,7 @@
-"""The index that `namedmask search` asks: made once of a run's vectors, kept in the run folder.
+"""The index of `namedmask search`: its kinds, its rows on disk, and searching it.
 
-`index/` holds `rows.arrow` (every row with its vector, read by row through the page cache),
-`index.faiss`, and `manifest.json`, written last: of which commits it was made, its kind, how deep
-it searches and the recall that was measured. For other vectors or another kind it is made again.
-
-Whatever an index finds is scored again exactly: its codes decide what is found, not its rank.
-
-Memory while it is made: one wave, the training rows, and the index itself (4 bytes a number when
-flat or hnsw, 1 when ivfsq, 1/8 when ivfpq). Cost on 2 virtual cores: docs/results.md.
+make.py makes the index once per set of vectors. The rows that the index finds are scored again
+from their exact vectors, so compressed codes can lose rows but cannot change scores or their order.
 """
 
 from __future__ import annotations
@@ -26,48 +20,60 @@ from namedmask.retrieve.faiss_index import load_faiss
 from namedmask.storage import Place
 
 RECALL_AT = 50
+"""Number of best rows per query over which the recall is measured."""
 
 FLAT_ROWS = 100_000
-"""Vectors up to which `auto` is flat: a query takes 35 ms at 768 numbers a vector."""
+"""Largest number of vectors for which `auto` is flat (35 ms per query at width 768)."""
 
 IVFSQ_ROWS = 4_000_000
-"""Vectors up to which `auto` is ivfsq: 3 GB of memory at 768 numbers a vector."""
+"""Largest number of vectors for which `auto` is ivfsq (3 GB of memory at width 768)."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of index, and how its search is deepened until it finds enough."""
+    """A kind of index, and the search depths to try until one reaches the recall."""
 
-    recipe: Callable[[int, int], str]  # vectors, their length → what faiss.index_factory reads
-    depths: tuple[int, ...]
-    over: int  # rows asked of it over rows wanted
-    fewest: int = 1  # vectors it can be made of
+    recipe: Callable[[int, int], str]  # (count, width) → argument of faiss.index_factory
+    depths: tuple[int, ...]  # efSearch of hnsw, nprobe of ivf; ascending
+    overfetch: int  # factor on the rows wanted: rows requested, then scored exactly
+    min_vectors: int = 1
 
 
-def _lists(count: int) -> int:
-    """Return how many inverted lists: about 2 √N, so that training and adding cost minutes."""
+def num_lists(count: int) -> int:
+    """Return the number of inverted lists for `count` vectors, a power of two near 2 √count.
+
+    With this number, training and adding take minutes.
+    """
     return int(2 ** round(math.log2(2 * math.sqrt(count))))
 
 
 def _codes(dim: int) -> int:
-    """Return how many bytes stand for a vector: one for 8 numbers, or for the next that divides."""
+    """Return the number of one-byte codes per vector of `dim` numbers.
+
+    A code stands for 8 numbers, or for the next larger count that divides `dim`.
+    """
     return next(dim // size for size in range(min(8, dim), dim + 1) if dim % size == 0)
 
 
 _PROBES = (4, 8, 16, 32, 64, 128, 256, 512)
 
 KINDS: dict[str, Kind] = {
-    "flat": Kind(lambda count, dim: "Flat", (0,), over=1),
-    "hnsw": Kind(lambda count, dim: "HNSW32", (64, 128, 256, 512, 1024, 2048), over=1),
-    "ivfsq": Kind(lambda count, dim: f"IVF{_lists(count)},SQ8", _PROBES, over=4, fewest=1000),
+    "flat": Kind(lambda count, dim: "Flat", (0,), overfetch=1),
+    "hnsw": Kind(lambda count, dim: "HNSW32", (64, 128, 256, 512, 1024, 2048), overfetch=1),
+    "ivfsq": Kind(
+        lambda count, dim: f"IVF{num_lists(count)},SQ8", _PROBES, overfetch=4, min_vectors=1000
+    ),
     "ivfpq": Kind(
-        lambda count, dim: f"IVF{_lists(count)},PQ{_codes(dim)}", _PROBES, over=20, fewest=1000
+        lambda count, dim: f"IVF{num_lists(count)},PQ{_codes(dim)}",
+        _PROBES,
+        overfetch=20,
+        min_vectors=1000,
     ),
 }
 
 
 class Rows:
-    """Every row of a store in one local file, mapped: only what is asked for is read."""
+    """All rows of a store in one memory-mapped local file; only requested rows are read."""
 
     def __init__(self, path: Path) -> None:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -79,23 +85,23 @@ class Rows:
         return int(self._ends[-1])
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yield the vectors, (N_i, D) float32 each."""
+        """Yield the vectors in row order, as arrays (N_i, D) float32, unit L2 norm."""
         yield from map(self._vectors, self._batches)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Return the vectors (U, D) float32 of the rows (U,) int64, ascending."""
-        found = [np.empty((0, self.dim), np.float32)]
-        for batch, places in self._by_batch(rows):
-            found.append(self._vectors(batch)[places])
-        return np.concatenate(found)
+        """Return the vectors (U, D) float32 of `rows` (U,) int64, which must be ascending."""
+        parts = [np.empty((0, self.dim), np.float32)]
+        for batch, offsets in self._by_batch(rows):
+            parts.append(self._vectors(batch)[offsets])
+        return np.concatenate(parts)
 
     def table(self, rows: np.ndarray) -> pa.Table:
-        """Return sample_id, url and caption of the rows (U,) int64, in their order."""
+        """Return sample_id, url and caption of `rows` (U,) int64, in the given order."""
         ascending = np.sort(rows)
         names = ["sample_id", "url", "caption"]
         parts = [
-            batch.select(names).take(pa.array(places))
-            for batch, places in self._by_batch(ascending)
+            batch.select(names).take(pa.array(offsets))
+            for batch, offsets in self._by_batch(ascending)
         ]
         return pa.Table.from_batches(parts).take(np.searchsorted(ascending, rows))
 
@@ -111,72 +117,81 @@ class Rows:
 
 
 class SearchIndex:
-    """An index and the rows it is of, ready to be asked."""
+    """A FAISS index with the rows that it was made of."""
 
     def __init__(self, index: Any, kind: str, rows: Rows) -> None:
         self._index, self.kind, self.rows = index, kind, rows
 
-    def deepen(self, depth: int) -> None:
-        """Set how deep it searches: one of the kind's `depths`."""
+    def set_depth(self, depth: int) -> None:
+        """Set the search depth, one of the kind's `depths`. A greater depth costs time."""
         if self.kind == "hnsw":
             self._index.hnsw.efSearch = depth
         elif self.kind != "flat":
             self._index.nprobe = min(depth, self._index.nlist)
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return scores (≤ k,) float32 and rows (≤ k,) int64, best first, for each of (C, D).
+        """Return scores (≤ k,) float32 and rows (≤ k,) int64, best first, per query.
 
-        The scores are exact; of equal ones the lower row comes first.
+        `queries` are (C, D) float32, unit L2 norm. The scores are exact. At equal scores the lower
+        row comes first.
         """
         queries = np.ascontiguousarray(queries, np.float32)
-        asked = min(k * KINDS[self.kind].over, len(self.rows))
-        found = np.sort(self._index.search(queries, asked)[1], axis=1)
-        return [self._best(*one, k) for one in zip(queries, found, strict=True)]
+        count = min(k * KINDS[self.kind].overfetch, len(self.rows))
+        found = np.sort(self._index.search(queries, count)[1], axis=1)
+        return [self._best(query, rows, k) for query, rows in zip(queries, found, strict=True)]
 
-    def _best(self, query: np.ndarray, found: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        found = found[found >= 0]  # -1 stands where an index found fewer
-        scores = np.einsum("nd,d->n", self.rows.vectors(found), query)
-        order = np.lexsort((found, -scores))[:k]
-        return scores[order], found[order]
+    def _best(self, query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = rows[rows >= 0]  # FAISS returns -1 for rows that it did not find
+        scores = np.einsum("nd,d->n", self.rows.vectors(rows), query)
+        order = np.lexsort((rows, -scores))[:k]
+        return scores[order], rows[order]
 
 
 def no_vectors(folder: Place) -> InputError:
-    """The error for a run folder with nothing to search."""
+    """Return the error for a run folder that has nothing to search."""
     return InputError(f"run folder {folder} has no vectors to search. Run 'namedmask embed' first.")
 
 
 def kind_for(name: str, count: int) -> str:
-    """Return the kind that a store of `count` vectors gets.
+    """Return the kind of index for a store of `count` vectors; `name` is a kind or `auto`.
 
-    `auto` goes by memory and by the time that two cores need to make it: never hnsw.
+    `auto` chooses by memory and by the time that two cores need to make the index. It never
+    chooses hnsw.
 
     Raises:
-        ConfigError: there are too few vectors for the kind that was asked for.
+        ConfigError: the store has too few vectors for this kind.
     """
     by_size = "flat" if count <= FLAT_ROWS else "ivfsq" if count <= IVFSQ_ROWS else "ivfpq"
     kind = by_size if name == "auto" else name
-    if count < KINDS[kind].fewest:
+    if count < KINDS[kind].min_vectors:
         raise ConfigError(
-            f"search.kind is '{kind}', which takes at least {KINDS[kind].fewest:,} vectors; the "
-            f"store has {count:,}. Set it to 'auto' or 'flat'."
+            f"search.kind is '{kind}', which needs at least {KINDS[kind].min_vectors:,} vectors; "
+            f"the store has {count:,}. Set search.kind to 'auto' or 'flat'."
         )
     return kind
 
 
-def _refuse_device(kind: str, device: str) -> None:
-    """Raise unless this faiss has an index of this kind on this device."""
+def refuse_device(kind: str, device: str) -> None:
+    """Raise unless the installed faiss can use an index of this kind on this device.
+
+    Raises:
+        ConfigError: the kind has no version for a GPU.
+        InputError: faiss sees no GPU.
+        MissingExtraError: faiss is not installed, or is the CPU build.
+    """
     faiss = load_faiss("gpu" if device == "cuda" else "cpu")
     if device == "cuda" and kind == "hnsw":
-        raise ConfigError("search.kind 'hnsw' runs on the CPU alone. Set search.device to 'cpu'.")
+        raise ConfigError("search.kind 'hnsw' runs only on a CPU. Set search.device to 'cpu'.")
     if device == "cuda" and faiss.get_num_gpus() == 0:
-        raise InputError("search.device is 'cuda', but faiss sees no GPU. Set it to 'cpu'.")
+        raise InputError("search.device is 'cuda', but faiss sees no GPU. Set the device to 'cpu'.")
 
 
-def _on_device(index: Any, kind: str, device: str) -> Any:
-    """Return the index on `cpu` or `cuda`; never on another device than was asked for."""
+def on_device(index: Any, kind: str, device: str) -> Any:
+    """Return the index on `device`, `cpu` or `cuda`, without a fallback to the other."""
     if device == "cpu":
         return index
     faiss = load_faiss("gpu")
     options = faiss.GpuClonerOptions()
-    options.useFloat16 = kind == "ivfpq"  # its tables of 96 codes do not fit a block otherwise
+    # the float32 tables of 96 codes do not fit into the shared memory of a GPU block
+    options.useFloat16 = kind == "ivfpq"
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)

@@ -1,7 +1,11 @@
-"""The index of a run's vectors, made once and made again when it no longer fits.
+"""Makes the index of a run's vectors, and makes it again when the vectors or the settings change.
 
-Memory while it is made: one wave, the training rows, and the index itself (4 bytes per number when
-flat or hnsw, 1 when ivfsq, 1/8 when ivfpq). Cost on 2 virtual cores: docs/results.md.
+The folder `index/` of the run folder holds `rows.arrow` (all rows with their vectors, read by row
+through the page cache), `index.faiss`, and `manifest.json`, which is written last. The manifest
+holds a digest of the vectors, the kind of index, its search depth and its measured recall.
+
+Memory while the index is made: one wave, the training rows, and the index itself (4 bytes per
+number for flat and hnsw, 1 for ivfsq, 1/8 for ivfpq). Cost on 2 virtual cores: docs/results.md.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ from namedmask.search.index import (
     RECALL_AT,
     Rows,
     SearchIndex,
-    _lists,
-    _on_device,
-    _refuse_device,
     kind_for,
     no_vectors,
+    num_lists,
+    on_device,
+    refuse_device,
 )
 from namedmask.storage import Place
 from namedmask.storage.files import read_json, write_file, write_json
@@ -39,33 +43,40 @@ from namedmask.storage.locks import locked
 from namedmask.storage.place import kept_copy, sizes_in
 
 QUERIES = 200
-"""Queries for the recall: one half finds the depth, the other measures what it finds."""
+"""Number of queries for the recall: one half chooses the depth, the other measures the recall."""
 
 MARGIN = 0.01
-"""By how much the depth overshoots `search.recall` on the half that finds it."""
+"""Margin above `search.recall` that the depth must reach on the queries that choose it."""
 
 TRAINING_ROWS = 32
-"""Vectors that an inverted list is trained on, taken at random."""
+"""Number of randomly chosen training vectors per inverted list."""
 
 PQ_ROWS = 16_384
-PQ_ROUNDS = 10
-"""Vectors and rounds that the codes of ivfpq are trained with: a quarter and 2/5 of FAISS's own."""
+"""Number of vectors to train the codes of ivfpq on, a quarter of FAISS's default."""
 
-FEWEST_CAPTIONS = 20
+PQ_ROUNDS = 10
+"""Number of k-means rounds to train the codes of ivfpq, 2/5 of FAISS's default."""
+
+MIN_CAPTIONS = 20
+"""Smallest number of different captions to measure the recall with."""
 
 Embed = Callable[[Sequence[str]], np.ndarray]
-"""Texts → (C, D) float32, unit L2 norm."""
+"""Maps C texts to vectors (C, D) float32, unit L2 norm."""
 
 
 def open_index(
     folder: Place, store: VectorStore, config: SearchConfig, embed: Embed, progress: Progress
 ) -> tuple[SearchIndex, dict[str, Any], str]:
-    """Return the index of a run folder's store, its manifest, and why it was made now, or "".
+    """Return the search index of a run folder, its manifest, and why it was made now.
+
+    The reason is "" if the index on disk could be used. `embed` encodes captions to measure the
+    recall.
 
     Raises:
-        InputError: the store has no vectors, or another process makes the index.
-        ConfigError: the kind is not for so few vectors, or not for a GPU.
-        MissingExtraError: faiss is not installed.
+        InputError: the store has no vectors, another process is making the index, or faiss sees no
+            GPU.
+        ConfigError: the store has too few vectors for the kind, or the kind has no GPU version.
+        MissingExtraError: faiss is not installed, or is the CPU build.
     """
     count = sum(rows for _, _, rows in store.files())
     if count == 0:
@@ -77,14 +88,14 @@ def open_index(
         "store": store.digest(),
         "recall": config.recall,
     }
-    _refuse_device(wanted["kind"], config.device)
-    place = folder / layout.SEARCH_INDEX
-    why = _why_new(place, wanted)
-    if why:
-        with locked(place / ".lock"):
-            _make(place, store, config, wanted, embed, progress)
-    manifest = read_json(place / layout.MANIFEST)
-    return _load(place, manifest, config.device), manifest, why
+    refuse_device(wanted["kind"], config.device)
+    index_folder = folder / layout.SEARCH_INDEX
+    reason = _why_stale(index_folder, wanted)
+    if reason:
+        with locked(index_folder / ".lock"):
+            _make_index(index_folder, store, config, wanted, embed, progress)
+    manifest = read_json(index_folder / layout.MANIFEST)
+    return _load(index_folder, manifest, config.device), manifest, reason
 
 
 def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchIndex:
@@ -95,36 +106,36 @@ def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchInde
     kind = manifest["kind"]
     try:
         index = load_faiss().read_index(str(index_path))
-        found = SearchIndex(_on_device(index, kind, device), kind, Rows(rows_path))
+        loaded = SearchIndex(on_device(index, kind, device), kind, Rows(rows_path))
     except (RuntimeError, pa.ArrowException) as error:
         raise InputError(
-            f"{folder} cannot be read: {str(error).strip().splitlines()[-1]}. Remove that folder: "
-            "the next search makes it again."
+            f"{folder} cannot be read: {str(error).strip().splitlines()[-1]}. Remove that folder; "
+            "the next search makes the index again."
         ) from error
-    found.deepen(manifest["depth"])
-    return found
+    loaded.set_depth(manifest["depth"])
+    return loaded
 
 
-def _why_new(folder: Place, wanted: Mapping[str, Any]) -> str:
-    """Return why the index of a folder cannot be used, empty where it can."""
+def _why_stale(folder: Place, wanted: Mapping[str, Any]) -> str:
+    """Return why the index in a folder cannot be used; "" if it can."""
     if not (folder / layout.MANIFEST).is_file():
         return "there was none"
     manifest = read_json(folder / layout.MANIFEST)
     reasons = {
         "format_version": "it was made by another version",
         "store": "the store has other vectors now",
-        "kind": "it was of another kind",
-        "recall": "search.recall was another",
+        "kind": "search.kind has changed",
+        "recall": "search.recall has changed",
     }
     for key, reason in reasons.items():
         if manifest.get(key) != wanted[key]:
             return reason
     sizes = sizes_in(folder)
-    whole = all(sizes.get(name) == file["size"] for name, file in manifest["files"].items())
-    return "" if whole else "a file of it is gone or cut short"
+    is_whole = all(sizes.get(name) == file["size"] for name, file in manifest["files"].items())
+    return "" if is_whole else "one of its files is missing or truncated"
 
 
-def _make(
+def _make_index(
     folder: Place,
     store: VectorStore,
     config: SearchConfig,
@@ -132,7 +143,7 @@ def _make(
     embed: Embed,
     progress: Progress,
 ) -> None:
-    """Write the index of a store into a folder, its manifest last."""
+    """Write the index of a store into a folder; the manifest is written last."""
     (folder / layout.MANIFEST).unlink(missing_ok=True)
     with progress.step("index", 2 * wanted["rows"]) as step:
         files = {
@@ -141,17 +152,17 @@ def _make(
             )
         }
         rows = Rows(kept_copy(folder / layout.SEARCH_ROWS, files[layout.SEARCH_ROWS]["sha256"]))
-        index = _filled(wanted["kind"], rows, config.device, step)
+        index = _filled_index(wanted["kind"], rows, config.device, step)
         files[layout.FAISS_INDEX] = write_file(
             folder / layout.FAISS_INDEX, lambda path: load_faiss().write_index(index, str(path))
         )
-    made = SearchIndex(_on_device(index, wanted["kind"], config.device), wanted["kind"], rows)
-    measured = _measured(made, config.recall, embed)
+    made = SearchIndex(on_device(index, wanted["kind"], config.device), wanted["kind"], rows)
+    measured = _measure(made, config.recall, embed)
     write_json(folder / layout.MANIFEST, {**wanted, **measured, "dim": rows.dim, "files": files})
 
 
 def _write_rows(store: VectorStore, path: Path, step: Step) -> None:
-    """Write the rows of a store as one Arrow file, a batch a wave."""
+    """Write the rows of a store as one Arrow file, one record batch per wave."""
     with ExitStack() as stack:
         writer = None
         for table, vectors in store.tables():
@@ -163,74 +174,78 @@ def _write_rows(store: VectorStore, path: Path, step: Step) -> None:
                 writer = stack.enter_context(pa.ipc.new_file(str(path), table.schema))
             if width != dim:
                 raise InputError(
-                    f"the store has vectors of {dim} and of {width} numbers; expected one length. "
+                    f"the store has vectors of {dim} and of {width} numbers; expected one width. "
                     "Remove its embeddings and run 'namedmask embed' again."
                 )
-            for batch in table.combine_chunks().to_batches():  # none where nothing is left of it
+            for batch in table.combine_chunks().to_batches():  # none if the table is empty
                 writer.write_batch(batch)
             step.advance(len(table))
 
 
-def _filled(kind: str, rows: Rows, device: str, step: Step) -> Any:
-    """Return an index of a kind over the rows, by inner product, for the CPU.
+def _filled_index(kind: str, rows: Rows, device: str, step: Step) -> Any:
+    """Return an inner-product index over all rows, on the CPU.
 
-    `device` is where it is trained and filled.
+    An ivf index is trained and filled on `device`.
     """
     faiss = load_faiss()
     recipe = KINDS[kind].recipe(len(rows), rows.dim)
     index = faiss.index_factory(rows.dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivfpq":
-        index.do_polysemous_training = False  # for a filter that is not used, at 20 times the cost
+        index.do_polysemous_training = False  # unused here, and makes training 20 times slower
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ROUNDS, PQ_ROWS // 256
-        index.pq.cp.min_points_per_centroid = 1  # it only warns below 39
+        index.pq.cp.min_points_per_centroid = 1  # silences a warning below 39
     if kind.startswith("ivf"):
         index.cp.min_points_per_centroid = 1
-        index = _on_device(index, kind, device)
+        index = on_device(index, kind, device)
         index.train(rows.vectors(_training_rows(len(rows))))
     for chunk in rows.chunks():
         index.add(chunk)
         step.advance(len(chunk))
-    is_there = device == "cuda" and kind.startswith("ivf")
-    return faiss.index_gpu_to_cpu(index) if is_there else index
+    is_on_gpu = device == "cuda" and kind.startswith("ivf")
+    return faiss.index_gpu_to_cpu(index) if is_on_gpu else index
 
 
 def _training_rows(count: int) -> np.ndarray:
-    """Return the rows (S,) int64, ascending, that lists and codes are trained on."""
-    wanted = max(TRAINING_ROWS * _lists(count), PQ_ROWS)
+    """Return the rows (S,) int64, ascending, on which the lists and the codes are trained."""
+    wanted = max(TRAINING_ROWS * num_lists(count), PQ_ROWS)
     return np.sort(np.random.default_rng(0).choice(count, min(count, wanted), replace=False))
 
 
-def _measured(made: SearchIndex, target: float, embed: Embed) -> dict[str, Any]:
-    """Return the depth that reaches the recall, set from now on, and the recall it has.
+def _measure(made: SearchIndex, target: float, embed: Embed) -> dict[str, Any]:
+    """Return the depth that reaches the recall `target`, and the recall at that depth.
 
-    One half of the queries finds the depth, the other measures it. They are captions of the store,
-    through the text side; where it has too few, vectors of the store.
+    One half of the queries chooses the depth, which stays set on the index. The other half measures
+    the recall. The queries are encoded captions of the store, or vectors of the store if it has too
+    few captions.
     """
-    queries, what = _queries(made.rows, embed)
+    queries, source = _queries(made.rows, embed)
     k = min(RECALL_AT, len(made.rows))
     scores, _ = exact_top_k(made.rows.chunks(), queries, k)
     depth = 0
     for depth in KINDS[made.kind].depths:
-        made.deepen(depth)
+        made.set_depth(depth)
         if _recall(made, queries[::2], scores[::2]) >= min(target + MARGIN, 1.0):
             break
     recall = round(_recall(made, queries[1::2], scores[1::2]), 4)
-    return {"depth": depth, "recall_at_50": recall, "measured_on": f"{len(queries) // 2} {what}"}
+    return {"depth": depth, "recall_at_50": recall, "measured_on": f"{len(queries) // 2} {source}"}
 
 
 def _queries(rows: Rows, embed: Embed) -> tuple[np.ndarray, str]:
-    """Return vectors (≤ 200, D) float32 to measure the recall with, and what they are."""
+    """Return queries (≤ `QUERIES`, D) float32 to measure the recall with, and what they are."""
     rng = np.random.default_rng(1)
-    some = np.sort(rng.choice(len(rows), min(len(rows), 10 * QUERIES), replace=False))
-    captions = {one.strip() for one in rows.table(some)["caption"].to_pylist() if one}
+    sample = np.sort(rng.choice(len(rows), min(len(rows), 10 * QUERIES), replace=False))
+    captions = {text.strip() for text in rows.table(sample)["caption"].to_pylist() if text}
     texts = sorted(captions - {""})
-    if len(texts) >= FEWEST_CAPTIONS:
+    if len(texts) >= MIN_CAPTIONS:
         return embed(rng.permutation(texts)[:QUERIES].tolist()), "captions"
-    return rows.vectors(np.sort(rng.permutation(some)[:QUERIES])), "vectors of the store"
+    return rows.vectors(np.sort(rng.permutation(sample)[:QUERIES])), "vectors of the store"
 
 
 def _recall(made: SearchIndex, queries: np.ndarray, scores: np.ndarray) -> float:
-    """Return the share of the exact answers (C, k) that are found; equal scores are as good."""
+    """Return the share of the exact answers that the index finds.
+
+    `scores` (C, k) are those of the exact answers. A row with an equal score counts as found.
+    """
     k = scores.shape[1]
     answers = made.search(queries, k)
     found = [

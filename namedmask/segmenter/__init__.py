@@ -1,4 +1,4 @@
-"""The segmenter: DeepLabv3+, its checkpoints, and its predictions."""
+"""DeepLabv3+ segmenters, their checkpoints, and the prediction of label maps."""
 
 from typing import TYPE_CHECKING
 

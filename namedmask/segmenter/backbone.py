@@ -1,7 +1,8 @@
-"""The backbones under the segmenter: an image batch in, features at two strides out.
+"""Backbone networks of the segmenter, which map an image batch to features at two strides.
 
-A backbone returns `dict(low=…, out=…)`: `low` keeps the edges (stride 4), `out` the meaning
-(stride 8). Its attributes `low_channels` and `out_channels` tell a head what to expect.
+A backbone returns `dict(low=…, out=…)`. `low` has stride 4 and keeps edges sharp; `out` has
+stride 8 and carries the semantics. The attributes `low_channels` and `out_channels` give the
+number of channels of each, which a segmentation head needs to know.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 
 class ResNet50(ResNet):
-    """ResNet-50 without its classifier, output stride 8.
+    """A ResNet-50 without its classifier; its output stride is 8.
 
-    Method: the strides of layer3 and layer4 become dilation (first block as the layer before it,
-    then 2 and 4); running statistics move by 0.01.
+    Method: layer3 and layer4 use dilation instead of strides (2 and 4; the first block of each
+    keeps the dilation of the layer before it). The momentum of batch norm is 0.01.
     """
 
     low_channels = 256
@@ -34,24 +35,25 @@ class ResNet50(ResNet):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return `low` (B, 256, ⌈H/4⌉, ⌈W/4⌉) and `out` (B, 2048, ⌈H/8⌉, ⌈W/8⌉) float32.
 
-        `images`: (B, 3, H, W) float32, normalised.
+        `images`: (B, 3, H, W) float32 RGB, normalized with the ImageNet mean and deviation.
         """
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         return {"low": low, "out": self.layer4(self.layer3(self.layer2(low)))}
 
 
 class ResNet101(ResNet50):
-    """The same with 101 layers."""
+    """A ResNet-101 without its classifier, changed in the same ways as `ResNet50`."""
 
     blocks = (3, 4, 23, 3)
 
 
 class TinyResNet(nn.Module):
-    """CLIP's ResNet, narrow, for small pictures on few cores: 0.34 M parameters, output stride 8.
+    """A narrow CLIP ResNet with 0.34 M parameters and output stride 8, for small images on CPUs.
 
-    The image tower of the mini world's CLIP without its pooling head, so that it may start from
-    there. Strides of the last two layers become dilation, as in `ResNet50`. Running statistics
-    move by 0.1: a training of a few hundred steps has them right.
+    It has the layers of the image tower of the mini world's CLIP except the pooling head, so
+    training can start from the weights of that CLIP. As in `ResNet50`, the last two layers use
+    dilation instead of strides. The momentum of batch norm is 0.1, so that the running statistics
+    converge within a few hundred training steps.
     """
 
     low_channels = 48
@@ -59,7 +61,8 @@ class TinyResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from open_clip.modified_resnet import ModifiedResNet  # seconds to import, for one network
+        # imported here because the import takes seconds and only this backbone needs it
+        from open_clip.modified_resnet import ModifiedResNet
 
         self.trunk = ModifiedResNet((1, 2, 2, 1), output_dim=8, heads=4, image_size=64, width=12)
         del self.trunk.attnpool
@@ -71,12 +74,12 @@ class TinyResNet(nn.Module):
                 block.conv2.dilation = block.conv2.padding = (rate, rate)
         for module in self.modules():
             if isinstance(module, nn.AvgPool2d):
-                module.ceil_mode = True  # an image of one pixel keeps it
+                module.ceil_mode = True  # otherwise a feature map of one pixel would become empty
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Return `low` (B, 48, ⌈H/4⌉, ⌈W/4⌉) and `out` (B, 384, ⌈H/8⌉, ⌈W/8⌉) float32.
 
-        `images`: (B, 3, H, W) float32, normalised.
+        `images`: (B, 3, H, W) float32 RGB, normalized with the ImageNet mean and deviation.
         """
         low = self.trunk.layer1(self.trunk.stem(images))
         return {"low": low, "out": self.trunk.layer4(self.trunk.layer3(self.trunk.layer2(low)))}

@@ -1,4 +1,4 @@
-"""Segmenters built, saved and loaded: backbone weights, checkpoints, bare state dicts."""
+"""Functions that build, save and load segmenters."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from namedmask.weights.tensors import load_strict, read_tensors, some_of, write_
 MINIWORLD_BACKBONE = Path(
     str(resources.files("namedmask") / "miniworld/weights/backbone.safetensors")
 )
+"""Path of the mini world's backbone weights, which ship with the package."""
 
 
 def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> nn.Module:
-    """Return a new segmenter for `num_labels` labels, background included, backbone loaded.
+    """Return a new segmenter for `num_labels` labels, background included.
 
-    What no file gives is drawn from `seed`; torch's own generator stays as it was.
+    The backbone weights come from the configured file. Weights that no file provides are drawn
+    from `seed`; the state of torch's global generator does not change.
 
     Raises:
-        ConfigError: no segmenter of this name.
-        CheckpointError: the backbone's file is missing or made for another network.
+        ConfigError: no segmenter has the configured name.
+        CheckpointError: the backbone file is missing or belongs to another network.
     """
     factory = resolve("segmenter", config.name, SEGMENTERS)
     with torch.random.fork_rng(devices=[]):
@@ -49,45 +51,46 @@ def starting_segmenter(
 ) -> nn.Module:
     """Return a segmenter to train for these label names (background left out).
 
-    With `start`, a checkpoint, it begins with that one's weights: labels of the same name take
-    theirs over, whatever their place, and new ones are drawn from `seed`.
+    If `start` is the path of a checkpoint, the segmenter takes its weights from there. The last
+    layer is matched by label name, even where the label ids differ; its weights for labels that
+    the checkpoint lacks are drawn from `seed`.
 
     Raises:
-        ConfigError, CheckpointError: as `build_segmenter` and `load_checkpoint`; the checkpoint
-            holds another network.
+        ConfigError, CheckpointError: as `build_segmenter` and `load_checkpoint`.
+        CheckpointError: the checkpoint holds another network than `config` names.
     """
     model = build_segmenter(config, len(names) + 1, seed)
     if start:
         path = place_of(start)
         old, old_names = load_checkpoint(path, config)
-        before, state = old.state_dict(), model.state_dict()
-        if type(old) is not type(model) or before.keys() != state.keys():
+        old_state, state = old.state_dict(), model.state_dict()
+        if type(old) is not type(model) or old_state.keys() != state.keys():
             raise CheckpointError(
                 f"train.start: {path} holds another network than segmenter.name '{config.name}'. "
-                "Name the one it was trained with, or leave train.start empty."
+                "Set segmenter.name to the network of the checkpoint, or leave train.start empty."
             )
-        places = [(0, 0)] + [
-            (place, old_names.index(name) + 1)
-            for place, name in enumerate(names, start=1)
+        label_pairs = [(0, 0)] + [
+            (label, old_names.index(name) + 1)
+            for label, name in enumerate(names, start=1)
             if name in old_names
         ]
-        to, of = (list(side) for side in zip(*places, strict=True))
-        by_label = _keys_by_label(config)
-        for key, value in before.items():
-            if key in by_label:
-                state[key][to] = value[of]
+        labels, old_labels = (list(side) for side in zip(*label_pairs, strict=True))
+        label_keys = _label_keys(config)
+        for key, value in old_state.items():
+            if key in label_keys:
+                state[key][labels] = value[old_labels]
             else:
                 state[key] = value
         load_strict(model, state, path, config.name)
     return model
 
 
-def _keys_by_label(config: SegmenterConfig) -> set[str]:
-    """Return the tensors of a segmenter that have a row for each label."""
+def _label_keys(config: SegmenterConfig) -> set[str]:
+    """Return the keys of a segmenter's state dict whose tensors have one row per label."""
     factory = resolve("segmenter", config.name, SEGMENTERS)
     with torch.device("meta"):
-        two, three = factory(2).state_dict(), factory(3).state_dict()
-    return {key for key, value in two.items() if value.shape != three[key].shape}
+        state, larger = factory(2).state_dict(), factory(3).state_dict()
+    return {key for key, value in state.items() if value.shape != larger[key].shape}
 
 
 def save_checkpoint(
@@ -99,9 +102,10 @@ def save_checkpoint(
     step: int = 0,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the segmenter `name` with its label names (background left out) to `path`.
+    """Write the segmenter `model` with its label names (background left out) to `path`.
 
-    `extra` is plain values kept beside the weights. A killed run leaves the old file or the new.
+    `name` is the registered name of the network. `extra` holds plain values to store with the
+    weights. If the process is killed, `path` holds either the old file or the new one.
 
     Raises:
         NamedMaskError: the folder cannot be written.
@@ -123,16 +127,17 @@ def load_checkpoint(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
-    A file does not choose which code runs: one that names a dotted path is loaded only when
-    `config` names the same. A flat state dict, as the original releases them, says neither which
-    network it is of nor what its labels are called: `config` and `names` do.
+    A checkpoint cannot choose which code runs: if its segmenter is a dotted path, it is loaded
+    only when `config` names the same path. A flat state dict, the format of the original release,
+    records neither the network nor the label names; they come from `config` and `names`.
 
     Raises:
-        CheckpointError: missing, truncated, not ours, newer, or of another label count.
+        CheckpointError: the file is missing, truncated, not a checkpoint, written by a newer
+            version, or for another number of labels.
     """
     tree = read_tensors(path)
     if tree and all(isinstance(value, Tensor) for value in tree.values()):
-        return _of_bare_weights(tree, path, config or SegmenterConfig(), names), tuple(names)
+        return _load_bare_weights(tree, path, config or SegmenterConfig(), names), tuple(names)
     version = tree.get("format_version")
     if not isinstance(version, int) or not isinstance(tree.get("model"), dict):
         raise CheckpointError(
@@ -141,41 +146,41 @@ def load_checkpoint(
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}. "
-            "Upgrade namedmask."
+            f"{path}: the checkpoint has format {version}; this version of namedmask reads formats "
+            f"up to {FORMAT_VERSION}. Upgrade namedmask."
         )
-    name, held = tree.get("segmenter"), tree.get("names")
-    if not isinstance(name, str) or not _are_label_names(held):
+    name, label_names = tree.get("segmenter"), tree.get("names")
+    if not isinstance(name, str) or not _are_label_names(label_names):
         raise CheckpointError(
             f"{path}: expected the name of a segmenter and 1 to {IGNORE - 1} different label names."
         )
     if name not in SEGMENTERS and (config is None or config.name != name):
         raise CheckpointError(
-            f"{path}: holds segmenter '{name}'; known: {', '.join(SEGMENTERS)}. For a plug-in, "
-            "name the same in segmenter.name of the run file."
+            f"{path}: the checkpoint holds segmenter '{name}'; known: {', '.join(SEGMENTERS)}. If "
+            "it is a plug-in that you trust, set segmenter.name in the run file to the same name."
         )
-    model = resolve("segmenter", name, SEGMENTERS)(len(held) + 1)
-    load_strict(model, tree["model"], path, f"{name} with {len(held) + 1} labels")
-    return model.eval(), tuple(held)
+    model = resolve("segmenter", name, SEGMENTERS)(len(label_names) + 1)
+    load_strict(model, tree["model"], path, f"{name} with {len(label_names) + 1} labels")
+    return model.eval(), tuple(label_names)
 
 
-def _of_bare_weights(
+def _load_bare_weights(
     state: Mapping[str, Tensor], path: Place, config: SegmenterConfig, names: Sequence[str]
 ) -> nn.Module:
-    """Return the configured segmenter with these weights, whose last layer has a row a label."""
-    rows = {state[key].shape[:1] for key in _keys_by_label(config) if key in state}
+    """Return the configured segmenter with these weights; their last layer has a row per label."""
+    rows = {state[key].shape[:1] for key in _label_keys(config) if key in state}
     count = next(iter(rows))[0] if len(rows) == 1 and all(rows) else None
     if count and not names:
         raise CheckpointError(
-            f"{path}: holds bare weights of {count} labels, background included, without their "
-            "names. Name the category set they were trained on: --set voc2012, or --set "
-            "categories.set=FILE.toml."
+            f"{path}: the file holds bare weights of {count} labels, background included, without "
+            "their names. Name the category set that they were trained on: --set voc2012, or "
+            "--set categories.set=FILE.toml."
         )
     if count and count != len(names) + 1:
         raise CheckpointError(
-            f"{path}: its last layer has {count} labels, background included; the {len(names)} "
-            f"names given and the background are {len(names) + 1}. Name the category set it was "
-            "trained on: --set voc2012, or --set categories.set=FILE.toml."
+            f"{path}: the last layer has {count} labels, background included; the {len(names)} "
+            f"names given and the background are {len(names) + 1}. Name the category set that the "
+            "weights were trained on: --set voc2012, or --set categories.set=FILE.toml."
         )
     model = resolve("segmenter", config.name, SEGMENTERS)(len(names) + 1)
     load_strict(model, state, path, f"{config.name} with {len(names) + 1} labels")

@@ -1,9 +1,10 @@
-"""DeepLabv3+: a normalised image batch in, one logit a label and pixel out; its checkpoints.
+"""DeepLabv3+ networks, which map a batch of normalized images to one logit per label and pixel.
 
-`deeplabv3plus_resnet50` is the network of the method (method section 3.1), with the layout of the
-released checkpoints; `deeplabv3plus_resnet101` has the same head over a deeper backbone;
-`deeplabv3plus_tiny` has it narrow, over a small one for CPUs and pictures of 64 to 128 pixels.
-Others come by a dotted path. How a file is read and filled in stands in checkpoints.py.
+`deeplabv3plus_resnet50` is the network of the method (method section 3.1); its state dict has the
+keys of the released checkpoints. `deeplabv3plus_resnet101` has the same head on a deeper backbone.
+`deeplabv3plus_tiny` has a narrower head on a small backbone, for CPUs and images of 64 to 128
+pixels. A dotted path in `segmenter.name` selects any other network. Checkpoints are read and
+written by checkpoint.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from namedmask.segmenter.backbone import ResNet50, ResNet101, TinyResNet
 
 
 class DeepLabV3Plus(nn.Module):
-    """A backbone and a head: (B, 3, H, W) normalised images to (B, K, H, W) logits."""
+    """A backbone with a head, which maps normalized images to logits at the same size."""
 
     def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -27,18 +28,19 @@ class DeepLabV3Plus(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, (B, K, H, W) float32, K = labels with background first.
+        """Return the logits, (B, K, H, W) float32, of the K labels; background is the first.
 
-        `images`: (B, 3, H, W) float32 RGB, ImageNet mean and deviation taken out.
+        `images`: (B, 3, H, W) float32 RGB, normalized with the ImageNet mean and deviation.
         """
         logits = self.classifier(self.backbone(images))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class Head(nn.Module):
-    """The DeepLabv3+ head: context at four scales, joined with the low-level features.
+    """The DeepLabv3+ head, which joins context at four scales with the low-level features.
 
-    Method: width 256, low-level width 48, rates (12, 24, 36), dropout 0.1, Kaiming start.
+    Method: width 256, low-level width 48, dilation rates (12, 24, 36), dropout 0.1, Kaiming
+    initialization.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class Head(nn.Module):
         rates: Sequence[int] = (12, 24, 36),
     ) -> None:
         super().__init__()
-        self.project = nn.Sequential(*_point(backbone.low_channels, low_width))
+        self.project = nn.Sequential(*_conv_1x1(backbone.low_channels, low_width))
         self.aspp = Pyramid(backbone.out_channels, width, rates)
         self.classifier = nn.Sequential(
-            *_spread(width + low_width, width, rate=1), nn.Conv2d(width, num_labels, 1)
+            *_separable_3x3(width + low_width, width, rate=1), nn.Conv2d(width, num_labels, 1)
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -68,18 +70,18 @@ class Head(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Atrous spatial pyramid pooling: one point, three rates and the mean of the picture."""
+    """Atrous spatial pyramid pooling: a 1 × 1 branch, a branch per rate, and an image mean."""
 
     def __init__(self, inputs: int, width: int, rates: Sequence[int]) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             [
-                nn.Sequential(*_point(inputs, width)),
-                *(nn.Sequential(*_spread(inputs, width, rate)) for rate in rates),
-                nn.Sequential(nn.AdaptiveAvgPool2d(1), *_point(inputs, width)),
+                nn.Sequential(*_conv_1x1(inputs, width)),
+                *(nn.Sequential(*_separable_3x3(inputs, width, rate)) for rate in rates),
+                nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_1x1(inputs, width)),
             ]
         )
-        self.project = nn.Sequential(*_point(len(self.convs) * width, width), nn.Dropout(0.1))
+        self.project = nn.Sequential(*_conv_1x1(len(self.convs) * width, width), nn.Dropout(0.1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return (B, width, h, w) float32 for features (B, inputs, h, w)."""
@@ -89,7 +91,7 @@ class Pyramid(nn.Module):
 
 
 class Separable(nn.Module):
-    """A 3 × 3 convolution a channel, then a 1 × 1; no norm, no ReLU between them."""
+    """A depthwise 3 × 3 and a 1 × 1 convolution, without a norm or ReLU between them."""
 
     def __init__(self, inputs: int, outputs: int, rate: int) -> None:
         super().__init__()
@@ -99,37 +101,38 @@ class Separable(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return (B, outputs, h, w) float32."""
+        """Return (B, outputs, h, w) float32 for features (B, inputs, h, w)."""
         return cast(Tensor, self.body(features))
 
 
-def _point(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+def _conv_1x1(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _spread(inputs: int, outputs: int, rate: int) -> tuple[nn.Module, ...]:
+def _separable_3x3(inputs: int, outputs: int, rate: int) -> tuple[nn.Module, ...]:
     return Separable(inputs, outputs, rate), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
-    """Return the method's network for `num_labels` labels, background included; random weights."""
+    """Return the method's network for `num_labels` labels with background, random weights."""
     backbone = ResNet50()
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))
 
 
 def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
-    """Return the method's head over a ResNet-101, for as many labels; random weights.
+    """Return the method's head on a ResNet-101 for `num_labels` labels, random weights.
 
-    Differs: the method has a ResNet-50 alone.
+    Differs: the method uses only a ResNet-50.
     """
     backbone = ResNet101()
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))
 
 
 def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
-    """Return the same design in 0.5 M parameters, for pictures of about 100 pixels on a CPU.
+    """Return the same design with 0.5 M random weights, for images of about 100 pixels on a CPU.
 
-    The rates are the method's over six: its crop has 48 cells a side at stride 8, ours 8 to 16.
+    The dilation rates are the method's divided by six: at stride 8 the method's crop has 48 cells
+    per side, a small image 8 to 16.
     """
     backbone = TinyResNet()
     return DeepLabV3Plus(
@@ -142,3 +145,4 @@ SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
     "deeplabv3plus_resnet101": deeplabv3plus_resnet101,
     "deeplabv3plus_tiny": deeplabv3plus_tiny,
 }
+"""Registry of functions that build a segmenter from the number of labels with background."""

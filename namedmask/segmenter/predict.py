@@ -1,4 +1,4 @@
-"""One image in, its label map out."""
+"""Prediction of the label map of an image."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from namedmask.schema.columns import LABEL_DTYPE
 
 
 def predict_labels(model: nn.Module, image: np.ndarray, max_side: int = 0) -> np.ndarray:
-    """Return the label ids of an image, (H, W) uint16, 0 background.
+    """Return the label map of an image, (H, W) uint16 label ids; 0 is background.
 
-    `image` is (H, W, 3) uint8 RGB; `model` is put into eval mode. With `max_side` a larger image is
-    shrunk to it for the network, and the logits are brought back to the image's size before the
-    argmax.
+    `image` is (H, W, 3) uint8 RGB; `model` is put into eval mode. If `max_side` is positive, an
+    image with a longer side is shrunk to `max_side` pixels for the network, and the logits are
+    resized to the image's own size before the argmax.
     """
     height, width = image.shape[:2]
     if 0 < max_side < max(height, width):

@@ -1,4 +1,4 @@
-"""Where files lie: a disk or S3."""
+"""Files on a local disk or on S3."""
 
 from namedmask.storage.place import Place, is_s3, place_of
 

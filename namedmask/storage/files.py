@@ -1,6 +1,6 @@
-"""Files written whole or not at all: parquet with checksums, JSON, bytes; and digests over rows.
+"""Atomic writes of parquet (with checksums), JSON and bytes, and digests over table rows.
 
-No file carries a time, a path or a run id: equal input gives equal bytes.
+No file contains a time, a path or a run id, so that equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from namedmask.storage import place as storage
 from namedmask.storage.place import Place
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
-"""Columns that make a row equal to another run's."""
+"""Columns that are compared to decide whether two runs have the same row."""
 
 PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
-"""Columns that neither dictionaries, statistics nor compression would make smaller."""
+"""Columns that dictionaries, statistics and compression would not make smaller."""
 
 Content: TypeAlias = "pa.Table | bytes | Callable[[Path], None]"
-"""What a file is made from: a table (parquet), bytes, or a function that writes to a local path."""
+"""Content of a file: a table (for parquet), bytes, or a function that writes to a local path."""
 
 
 def refuse_newer(record: Mapping[str, Any], path: Place) -> None:
-    """Raise InputError when a record was written by a newer version of the store layout."""
+    """Raise InputError if a record has another version of the store layout than this package."""
     version = record.get("format_version")
     if version != schema.FORMAT_VERSION:
         raise InputError(
@@ -40,7 +40,7 @@ def refuse_newer(record: Mapping[str, Any], path: Place) -> None:
 
 
 def write_file(path: Place, content: Content) -> dict[str, Any]:
-    """Write a file whole or not at all; return its {sha256, size}."""
+    """Write a file atomically; return {"sha256": hex digits, "size": bytes}."""
     with storage.replaced(path) as part:
         if isinstance(content, pa.Table):
             write_parquet(content, part)
@@ -55,7 +55,7 @@ def write_file(path: Place, content: Content) -> dict[str, Any]:
 
 
 def write_parquet(table: pa.Table, path: Path, row_group_size: int = 1 << 16) -> None:
-    """Write a table as parquet: the same bytes for the same rows, a checksum for each page."""
+    """Write a table as parquet with a checksum per page; equal rows give equal bytes."""
     coded = [name for name in table.column_names if name not in PLAIN_COLUMNS]
     pq.write_table(
         table.replace_schema_metadata(None),
@@ -69,7 +69,7 @@ def write_parquet(table: pa.Table, path: Path, row_group_size: int = 1 << 16) ->
 
 
 def write_json(path: Place, value: Any) -> None:
-    """Write plain values as a JSON file with sorted keys, whole or not at all."""
+    """Write plain values to a JSON file with sorted keys, atomically."""
     write_file(path, _json(value))
 
 
@@ -100,7 +100,7 @@ def _parsed(data: bytes, path: Place) -> dict[str, Any]:
 
 
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a table of the store, checked page by page against its checksums.
+    """Return a table of the store, or some of its columns, after checking every page's checksum.
 
     Raises:
         InputError: the file is missing or corrupt.
@@ -113,12 +113,12 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise InputError(
             f"{path} cannot be read as parquet: {error} "
-            "Remove it with the commit record that names it, and run the verb again."
+            "Remove the file and the commit record that names it, and run the verb again."
         ) from error
 
 
 def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:
-    """Return one sha256 a row, hex, over those of `columns` that the table has."""
+    """Return one SHA-256 hash per row, in hex, over those of `columns` that the table has."""
     names = [name for name in columns if name in table.column_names]
     return [
         hashlib.sha256(b"".join(map(_framed, row))).hexdigest()
@@ -127,12 +127,12 @@ def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:
 
 
 def digest(hashes: Iterable[str]) -> str:
-    """Return one sha256, hex, over a set of row hashes, whatever their order."""
+    """Return one SHA-256 hash, in hex, over row hashes; their order has no effect."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _framed(value: object) -> bytes:
-    """Return a value as bytes that cannot run into its neighbor's; null differs from empty."""
+    """Return a value as bytes with a length prefix, so that no two rows give the same bytes."""
     if value is None:
         return b"-"
     data = value if isinstance(value, bytes) else str(value).encode()

@@ -1,9 +1,11 @@
-"""One writer at a time: the system's lock on a disk, a lease on S3.
+"""Locks that allow one writer per run folder: a file lock on disk, a lease on S3.
 
-A flock goes with its process, however that ends. On S3 the lock is an object that says who holds it
-and is written again every `TTL_S / 4`; one that was not for `TTL_S` is void, by the server's clock.
-Each of its writes has a condition, so that of two who find it void one gets it. A holder whose
-process is gone from the same machine is found out at once.
+The operating system releases a file lock (`flock`) when its process ends, however the process ends.
+On S3, the lock is an object that names its holder, and the holder renews it every `TTL_S / 4`
+seconds by writing it again. If the lock was not renewed for `TTL_S` seconds by the server's clock,
+it has expired. All writes of the lock are conditional, so that only one of two processes that find
+an expired lock can acquire it. If the holder was a process of this machine and has ended, its lock
+counts as expired at once.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ from namedmask.storage.place import Place
 from namedmask.storage.s3 import S3Path, allow_writes, forbid_writes
 
 TTL_S = 60.0
+"""Seconds after which a lock on S3 expires unless its holder renews it."""
 
 
 @contextmanager
 def locked(path: Place) -> Iterator[None]:
-    """Hold the lock of the folder that `path` lies in, for as long as the block lasts.
+    """Hold the lock file `path` during the block, and thereby the lock of its folder.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
         OSError, NamedMaskError: the folder cannot be written.
     """
     with _flock(path) if isinstance(path, Path) else _leased(path):
@@ -56,7 +59,7 @@ def _flock(path: Path) -> Iterator[None]:
 @contextmanager
 def _leased(path: S3Path) -> Iterator[None]:
     lease = _Lease(path)
-    lease.take()
+    lease.acquire()
     done = threading.Event()
     renewer = threading.Thread(target=lease.renew_until, args=(done,), daemon=True)
     renewer.start()
@@ -65,11 +68,11 @@ def _leased(path: S3Path) -> Iterator[None]:
     finally:
         done.set()
         renewer.join()
-        lease.leave()
+        lease.release()
 
 
 class _Lease:
-    """A lock object, as one holder sees it."""
+    """One process's view of a lock object on S3."""
 
     def __init__(self, path: S3Path) -> None:
         self._path = path
@@ -82,64 +85,69 @@ class _Lease:
         self._tag: str | None = None
         self._written = 0
 
-    def take(self) -> None:
-        """Become the holder; raise InputError while somebody else is."""
-        self._tag = self._path.create(self._note(held=True))
+    def acquire(self) -> None:
+        """Become the holder of the lock.
+
+        Raises:
+            InputError: another process holds the lock.
+        """
+        self._tag = self._path.create(self._content(held=True))
         if self._tag is None:
-            seen = self._path.look()
-            holder = _read(seen.data)
-            if holder.get("held", True) and seen.age_s < TTL_S and not _is_dead(holder):
+            lock = self._path.get()
+            holder = _parsed(lock.data)
+            if holder.get("held", True) and lock.age_s < TTL_S and not _is_dead(holder):
                 raise _in_use(
                     self._path,
                     str(holder.get("process", "unknown")),
-                    f"It was there {max(0.0, seen.age_s):.0f} s ago; a lock that was not renewed "
-                    f"for {TTL_S:.0f} s is void. ",
+                    f"It renewed its lock {max(0.0, lock.age_s):.0f} s ago. A lock that is not "
+                    f"renewed for {TTL_S:.0f} s expires. ",
                 )
-            self._tag = self._path.replace_if(seen.tag, self._note(held=True))
+            self._tag = self._path.replace_if(lock.tag, self._content(held=True))
         if self._tag is None:
-            raise _in_use(self._path, "another that began at the same time", "")
+            raise _in_use(self._path, "unknown (it started at the same time as this one)", "")
 
     def renew_until(self, done: threading.Event) -> None:
-        """Stay the holder until `done`; once somebody else is, let writes to the folder fail."""
+        """Renew the lock until `done` is set; if another process gets it, forbid further writes."""
         while not done.wait(TTL_S / 4):
-            # an outage passes, or the lock runs out: then the next renewal finds who has it
+            # After an outage, the next renewal finds out whether another process has the lock.
             with suppress(NamedMaskError, OSError):
                 self._renew()
             if self._tag is None:
                 forbid_writes(
                     self._path.parent,
-                    f"run folder {self._path.parent} has another writer: this process did not "
-                    f"renew its lock for {TTL_S:.0f} s, since it or the network stood still. What "
-                    "is committed is kept; run the same command again once the other has ended.",
+                    f"run folder {self._path.parent} has another writer, because this process did "
+                    f"not renew its lock for {TTL_S:.0f} s. The process was suspended, or the "
+                    "network failed. All committed work is kept. Run the same command again when "
+                    "the other process has ended.",
                 )
                 return
 
-    def leave(self) -> None:
-        """Say that nobody holds it; unsaid, it runs out."""
+    def release(self) -> None:
+        """Mark the lock as free; if this write fails, the lock expires."""
         allow_writes(self._path.parent)
         if self._tag is not None:
             with suppress(NamedMaskError, OSError):
-                self._path.replace_if(self._tag, self._note(held=False))
+                self._path.replace_if(self._tag, self._content(held=False))
 
     def _renew(self) -> None:
         assert self._tag is not None
-        self._tag = self._path.replace_if(self._tag, self._note(held=True))
+        self._tag = self._path.replace_if(self._tag, self._content(held=True))
 
-    def _note(self, held: bool) -> bytes:
-        # never the same twice: the tag is that of the content
+    def _content(self, held: bool) -> bytes:
+        # The counter changes the content of every write, because equal contents have equal tags.
         self._written += 1
         return json.dumps(self._holder | {"held": held, "written": self._written}).encode()
 
 
-def _in_use(path: Place, holder: str, more: str) -> InputError:
+def _in_use(path: Place, holder: str, expiry: str) -> InputError:
     return InputError(
-        f"run folder {path.parent} is in use by process {holder}. {more}"
-        "Wait until it ends, or give another run.out."
+        f"run folder {path.parent} is in use by process {holder}. {expiry}"
+        "Wait until that process ends, or set another run.out."
     )
 
 
-def _read(data: bytes) -> dict[str, Any]:
-    """Return what a lock says; nothing where that is not ours."""
+def _parsed(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in a lock, or {} if the lock is not in the format of this module."""
     with suppress(ValueError):
         holder = json.loads(data)
         if isinstance(holder, dict):
@@ -148,7 +156,7 @@ def _read(data: bytes) -> dict[str, Any]:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Return whether the holder was a process of this machine and is no more."""
+    """Return whether the holder was a process of this machine that has ended."""
     pid = holder.get("pid")
     if holder.get("machine") != _machine() or not isinstance(pid, int):
         return False
@@ -162,6 +170,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """Return what tells this machine since its start, and this container's numbers of processes."""
+    """Return an id of this machine since its last boot and of the container's PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"

@@ -1,8 +1,9 @@
-"""Where files lie: a disk or S3; the few things that the two do differently, each done here once.
+"""Files on a local disk or on S3; this module has all operations that differ between the two.
 
-A `Place` is a path of either kind. Reading single columns or rows of parquet asks S3 for no more
-than their bytes (`readable`): through the same client as everything else, and so with the same
-credentials, endpoint and retries, which pyarrow's own S3 file system would want told a second time.
+A `Place` is a path of either kind. When pyarrow reads single columns or rows of a parquet file on
+S3, `readable` requests only their bytes. It uses the same client as all other access to S3, with
+the same credentials, endpoint and retries. pyarrow's own S3 file system would need a second set of
+these settings.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from namedmask.storage.s3 import SCHEME, S3File, S3Path
 Place: TypeAlias = Path | S3Path
 
 READERS = 16
-"""Small objects asked for at once."""
+"""Number of threads that read small objects concurrently."""
 
 
 def place_of(text: str | Place) -> Place:
-    """Return the place that a text names: `s3://bucket/prefix`, else a path.
+    """Return the place that `text` names: an object on S3 for `s3://bucket/key`, or else a file.
 
     Raises:
-        ValueError: an s3:// url that names no bucket.
+        ValueError: `text` is an s3:// url without a valid bucket.
     """
     if isinstance(text, str):
         return S3Path.of(text) if is_s3(text) else Path(text)
@@ -41,15 +42,15 @@ def place_of(text: str | Place) -> Place:
 
 
 def is_s3(text: str) -> bool:
-    """Return whether a text names a place on S3."""
+    """Return whether `text` names a place on S3."""
     return text.startswith(SCHEME)
 
 
 @contextmanager
 def replaced(place: Place) -> Iterator[Path]:
-    """Yield a path to write to; what is there after the block takes the place, whole or not at all.
+    """Yield a local path to write to; after the block, its file replaces `place` atomically.
 
-    An exception in the block leaves the place as it was.
+    If the block raises, `place` stays as it was.
     """
     if isinstance(place, S3Path):
         with tempfile.TemporaryDirectory(prefix="namedmask-") as folder:
@@ -72,13 +73,13 @@ def replaced(place: Place) -> Iterator[Path]:
 
 
 def create(place: Place, data: bytes) -> None:
-    """Write a file that nobody else may write otherwise.
+    """Write a file that no other process may write with different content.
 
-    On a disk the run folder's lock sees to that. On S3, where a lock may run out under a process
-    that slept, the PUT has a condition too.
+    On disk, the lock of the run folder ensures this. On S3, the lock of a suspended process can
+    expire, so that the PUT is conditional as well.
 
     Raises:
-        InputError: another content is there.
+        InputError: the object exists with different content.
     """
     if isinstance(place, Path):
         with replaced(place) as part:
@@ -88,34 +89,34 @@ def create(place: Place, data: bytes) -> None:
 
 
 def replace(place: Place, old: bytes, new: bytes) -> None:
-    """Write a file over what is known to be there; as `create`, on S3 on that condition.
+    """Overwrite a file whose content is `old`; on S3, the PUT is conditional, as in `create`.
 
     Raises:
-        InputError: another content is there.
+        InputError: the object has different content.
     """
     if isinstance(place, Path):
         with replaced(place) as part:
             part.write_bytes(new)
         return
-    seen = place.look()
-    if seen.data != old or place.replace_if(seen.tag, new) is None:
+    current = place.get()
+    if current.data != old or place.replace_if(current.tag, new) is None:
         raise _another_writer(place)
 
 
 def _another_writer(place: Place) -> InputError:
     return InputError(
-        f"{place} was written by another process, with another content; expected this process "
-        "to be the only writer. Let one run at a time write to this run.out; the same command "
-        "goes on from what is committed."
+        f"{place} was written by another process, with different content. This process must be "
+        "the only writer. Let one run at a time write to this run.out. The same command resumes "
+        "after the last committed unit."
     )
 
 
 @contextmanager
 def fetched(place: Place) -> Iterator[Path]:
-    """Yield a local file with the content of a place, under its name; on S3 gone after the block.
+    """Yield a local file with the name and content of `place`; a copy from S3 is temporary.
 
     Raises:
-        FileNotFoundError: there is no such object.
+        FileNotFoundError: the object does not exist.
     """
     if isinstance(place, Path):
         yield place
@@ -127,21 +128,21 @@ def fetched(place: Place) -> Iterator[Path]:
 
 
 def readable(place: Place) -> Path | S3File:
-    """Return what pyarrow reads a place from, by the parts that it needs."""
+    """Return an input for pyarrow that reads only the needed parts of a file."""
     return place if isinstance(place, Path) else S3File(place)
 
 
 def opened(place: Place) -> io.RawIOBase:
-    """Return a place as an open file without a buffer: on S3 each read is one request.
+    """Return an open file without a buffer; on S3, each read is one request.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     return place.open("rb", buffering=0) if isinstance(place, Path) else S3File(place)
 
 
 def read_many(places: Sequence[Place]) -> list[bytes]:
-    """Return the contents of many small files."""
+    """Return the contents of many small files, in order."""
     if not any(isinstance(place, S3Path) for place in places):
         return [place.read_bytes() for place in places]
     with ThreadPoolExecutor(READERS) as threads:
@@ -149,26 +150,26 @@ def read_many(places: Sequence[Place]) -> list[bytes]:
 
 
 def sizes_in(folder: Place) -> dict[str, int]:
-    """Return the bytes of each file right in a folder by its name; of none where there is none."""
+    """Return the bytes of each file directly in a folder, by name; {} if the folder is missing."""
     if isinstance(folder, S3Path):
         return {path.name: size for path, size in folder.files(deep=False)}
     return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
 
 
 def is_link(place: Place) -> bool:
-    """Return whether a path is a symbolic link; S3 has none."""
+    """Return whether a place is a symbolic link, which exists on disk only."""
     return isinstance(place, Path) and place.is_symlink()
 
 
 def sizes_below(folder: Place) -> list[int]:
-    """Return the bytes of every file below a folder."""
+    """Return the size in bytes of every file below a folder."""
     if isinstance(folder, S3Path):
         return [size for _, size in folder.files()]
     return [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
 
 
 def remove_tree(folder: Place) -> None:
-    """Remove a folder with all below it, if it is there."""
+    """Remove a folder and everything below it, if it exists."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -177,14 +178,14 @@ def remove_tree(folder: Place) -> None:
 
 
 def kept_copy(place: Place, sha256: str) -> Path:
-    """Return a local file with a content that is read again and again, at random.
+    """Return a local file with the content of `place`, for repeated random reads.
 
-    A file on S3 is fetched once for all processes of a machine and stays below the system's folder
-    of temporary files, by its hash; it may be removed whenever no run reads it.
+    A file on S3 is downloaded once for all processes of a machine. The copy is cached by its hash
+    in the system's folder for temporary files, and may be removed whenever no run reads it.
 
     Raises:
-        InputError: the content is not what its hash says.
-        FileNotFoundError: there is no such object.
+        InputError: the content does not have the hash `sha256`.
+        FileNotFoundError: the object does not exist.
     """
     if isinstance(place, Path):
         return place
@@ -195,21 +196,21 @@ def kept_copy(place: Place, sha256: str) -> Path:
         part = Path(folder) / "part"
         place.download(part)
         with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
             raise InputError(
-                f"{place} has sha256 {found}; its record says {sha256}. Copy the right file back, "
-                "or run the verb that makes it into another run.out."
+                f"{place} has sha256 {actual}; its record says {sha256}. Restore the right file, "
+                "or run the verb that writes it again with another run.out."
             )
         part.replace(copy)
     return copy
 
 
 def expand(source: str) -> list[str]:
-    """Return the files that a path with wildcards matches, in order; `**` is any depth of folders.
+    """Return the files that a path with wildcards matches, sorted; `**` matches any depth.
 
     Raises:
-        ValueError: an s3:// url that names no bucket.
+        ValueError: `source` is an s3:// url without a valid bucket.
     """
     if not is_s3(source):
         return sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
@@ -224,13 +225,13 @@ def expand(source: str) -> list[str]:
     )
 
 
-def prove_writable(folder: Place) -> None:
-    """Make a folder when missing, and prove that a file can be written there.
+def check_writable(folder: Place) -> None:
+    """Create a folder if it is missing, and check that a file can be written there.
 
-    Asked by writing, since permissions tell neither of a read-only disk nor of a bucket's policy.
+    The check writes a file, because permissions do not show a read-only disk or a bucket's policy.
 
     Raises:
-        OSError, NamedMaskError: it cannot.
+        OSError, NamedMaskError: the folder cannot be created or written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(folder, S3Path):
@@ -243,13 +244,16 @@ def prove_writable(folder: Place) -> None:
 
 
 def ensure_writable(folder: Place, way_out: str) -> None:
-    """Make `folder` when missing, and prove that a file can be written there.
+    """Create `folder` if it is missing, and check that a file can be written there.
+
+    Args:
+        way_out: the option that sets another folder, for the error message.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: the folder cannot be created or written.
     """
     try:
-        prove_writable(folder)
+        check_writable(folder)
     except OSError as error:
         raise InputError(
             f"output folder {folder} cannot be written: {error.strerror or error}. "
@@ -261,7 +265,7 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     if not patterns:
         return not parts
     part, pattern = (parts or [""])[0], patterns[0]
-    if part.startswith(".") and not pattern.startswith("."):  # hidden, as on a disk
+    if part.startswith(".") and not pattern.startswith("."):  # hidden files, as on a disk
         return False
     if pattern == "**":
         return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
@@ -273,8 +277,8 @@ def _cache() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ConfigError(
-            f"{folder}, where copies of files on S3 are kept, belongs to somebody else. Set TMPDIR "
-            "to a folder of your own."
+            f"{folder}, the cache for files on S3, belongs to another user. Set TMPDIR to a folder "
+            "of your own."
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""The next item made while the one before it is in use."""
+"""Prefetch the next item of an iterator in a thread."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each made in a thread while the one before it is in use."""
-    with ThreadPoolExecutor(1, "namedmask-ahead") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
+def prefetch_one(items: Iterator[T]) -> Iterator[T]:
+    """Yield the same items; a thread prefetches the next item while the current one is in use.
+
+    The iteration ends at the first item that is None.
+    """
+    with ThreadPoolExecutor(1, "namedmask-prefetch") as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
             yield item

@@ -1,7 +1,8 @@
-"""Objects of S3, or of what speaks like it, as paths: the part of pathlib that a run folder needs.
+"""Objects on S3 or a compatible service as paths, with the part of pathlib that a run folder needs.
 
-A PUT is atomic, and listings show it at once: S3 promises both since 2020. What must not be written
-twice is written with a condition: `create` where nothing is, `replace_if` over what was read.
+A PUT is atomic, and listings show its result at once; S3 has guaranteed both since 2020. An object
+that two processes must not both write is written conditionally. `create` requires that the object
+does not exist, and `replace_if` requires that it still has the tag that was read.
 """
 
 from __future__ import annotations
@@ -18,25 +19,33 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 from namedmask.errors import InputError
-from namedmask.storage.s3_client import TRIES, ConditionFailed, client, not_there, told
+from namedmask.storage.s3_client import (
+    TRIES,
+    ConditionFailed,
+    client,
+    missing_object,
+    translated_errors,
+)
 
 SCHEME = "s3://"
+
 COLLISION_PAUSE_S = 0.5
+"""Seconds before the retry of a conditional write that collided with another write."""
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 
 
 @dataclass(frozen=True)
 class Stat:
-    """What is known of an object without reading it."""
+    """Size and tag of an object, without its content."""
 
     st_size: int
-    tag: str  # changes with the content
+    tag: str  # the ETag, which changes with the content
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An object as it was read: its bytes, their tag, and their age by the server's clock."""
+class S3Object:
+    """An object that was read: its bytes, its tag, and its age in seconds by the server's clock."""
 
     data: bytes
     tag: str
@@ -45,17 +54,17 @@ class Seen:
 
 @dataclass(frozen=True, order=True)
 class S3Path:
-    """`s3://bucket/key`; a folder is whatever keys begin with its key and a slash."""
+    """The path `s3://bucket/key`; a folder is all keys that begin with its own key and a slash."""
 
     bucket: str
-    key: str = ""  # no slash at either end; empty: the bucket itself
+    key: str = ""  # without a slash at either end; empty for the bucket itself
 
     @classmethod
     def of(cls, text: str) -> S3Path:
-        """Return the path of an `s3://` url.
+        """Return the path that an `s3://` url names.
 
         Raises:
-            ValueError: it names no bucket; the text may hold a secret, so the message has none.
+            ValueError: the url has no valid bucket. The message omits it, as it may have a secret.
         """
         bucket, _, key = text.removeprefix(SCHEME).partition("/")
         if not text.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
@@ -73,45 +82,45 @@ class S3Path:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return self.key.rpartition("/")[2] or self.bucket
 
     @property
     def stem(self) -> str:
-        """The last part without its suffix."""
+        """The last part of the path, without its suffix."""
         return PurePosixPath(self.name).stem
 
     @property
     def suffix(self) -> str:
-        """The suffix of the last part, dot included."""
+        """The suffix of the last part, including the dot."""
         return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> S3Path:
-        """The folder it lies in."""
+        """The folder that contains this path."""
         return S3Path(self.bucket, self.key.rpartition("/")[0])
 
     def with_name(self, name: str) -> S3Path:
-        """Return its neighbor of that name."""
+        """Return the path with `name` as its last part."""
         return self.parent / name
 
     def absolute(self) -> S3Path:
-        """Return itself: it holds everywhere."""
+        """Return the path itself, because it is always absolute."""
         return self
 
     def resolve(self) -> S3Path:
-        """Return itself: there are no links."""
+        """Return the path itself, because S3 has no links."""
         return self
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Do nothing: a folder is there with its first object."""
+        """Do nothing, because a folder exists as soon as it has an object."""
 
     def exists(self) -> bool:
-        """Return whether it is an object, or a folder of any."""
+        """Return whether the path is an object or a folder."""
         return self.is_file() or self.is_dir()
 
     def is_file(self) -> bool:
-        """Return whether it is an object."""
+        """Return whether the path is an object."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -119,87 +128,105 @@ class S3Path:
         return True
 
     def is_dir(self) -> bool:
-        """Return whether any object lies below it."""
+        """Return whether there is an object below the path."""
         return next(self.files(limit=1), None) is not None
 
     def stat(self) -> Stat:
-        """Return size and tag; FileNotFoundError where there is no such object."""
+        """Return the size and the tag of the object.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+        """
         if not self.key:
-            raise not_there(self)
-        with told(self, self.bucket):
-            found = client().head_object(Bucket=self.bucket, Key=self.key)
-        return Stat(found["ContentLength"], found["ETag"])
+            raise missing_object(self)
+        with translated_errors(self, self.bucket):
+            head = client().head_object(Bucket=self.bucket, Key=self.key)
+        return Stat(head["ContentLength"], head["ETag"])
 
     def files(self, *, deep: bool = True, limit: int = 1000) -> Iterator[tuple[S3Path, int]]:
-        """Yield every object below it with its size, by name; only its own ones unless `deep`."""
+        """Yield each object below the path and its size in bytes, sorted by key.
+
+        Args:
+            deep: include the objects in subfolders.
+            limit: maximum number of objects per request.
+        """
         prefix = f"{self.key}/" if self.key else ""
-        wanted = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit}
+        request = {"Bucket": self.bucket, "Prefix": prefix, "MaxKeys": limit}
         if not deep:
-            wanted["Delimiter"] = "/"
+            request["Delimiter"] = "/"
         token: dict[str, str] | None = {}
         while token is not None:
-            with told(self, self.bucket):
-                page = client().list_objects_v2(**wanted, **token)
-            for found in page.get("Contents", ()):
-                # some consoles make an empty object for the folder itself
-                if not found["Key"].endswith("/"):
-                    yield S3Path(self.bucket, found["Key"]), found["Size"]
+            with translated_errors(self, self.bucket):
+                page = client().list_objects_v2(**request, **token)
+            for entry in page.get("Contents", ()):
+                # Some consoles create an empty object for the folder itself.
+                if not entry["Key"].endswith("/"):
+                    yield S3Path(self.bucket, entry["Key"]), entry["Size"]
             following = page.get("NextContinuationToken")
             token = {"ContinuationToken": following} if following else None
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
-        """Yield the objects right in this folder whose name matches."""
+        """Yield the objects directly in this folder whose names match `pattern`."""
         for path, _ in self.files(deep=False):
             if fnmatch.fnmatchcase(path.name, pattern):
                 yield path
 
     def read_bytes(self) -> bytes:
-        """Return its content."""
-        return self.look().data
+        """Return the content of the object."""
+        return self.get().data
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """Return its content as text."""
+        """Return the content of the object as text."""
         return self.read_bytes().decode(encoding)
 
-    def look(self, first: int = 0, count: int = 0, tag: str = "") -> Seen:
-        """Return `count` bytes from `first` on, 0: all; with `tag`, only while it is that one."""
-        wanted = {"Bucket": self.bucket, "Key": self.key}
+    def get(self, first: int = 0, count: int = 0, tag: str = "") -> S3Object:
+        """Return the object, or `count` bytes of it from offset `first`.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+            ConditionFailed: `tag` is given, and the object has another tag.
+        """
+        request = {"Bucket": self.bucket, "Key": self.key}
         if count:
-            wanted["Range"] = f"bytes={first}-{first + count - 1}"
+            request["Range"] = f"bytes={first}-{first + count - 1}"
         if tag:
-            wanted["IfMatch"] = tag
-        return self._whole(wanted)
+            request["IfMatch"] = tag
+        return self._get_complete(request)
 
     def download(self, path: Path) -> None:
-        """Write its content to a local file."""
+        """Write the content of the object to a local file, `CHUNK` bytes per request."""
         size, tag = (stat := self.stat()).st_size, stat.tag
         with path.open("wb") as file:
             for first in range(0, size, CHUNK):
-                file.write(self.look(first, min(CHUNK, size - first), tag).data)
+                file.write(self.get(first, min(CHUNK, size - first), tag).data)
 
     def write_bytes(self, data: bytes | BinaryIO) -> None:
-        """Put a content, whole or not at all."""
+        """Write the object atomically."""
         self._put(data)
 
     def create(self, data: bytes) -> str | None:
-        """Put a content where there is none; return its tag, None where there was one."""
+        """Write the object unless it exists with other content; return its tag, or else None."""
         return self._put_if(data, IfNoneMatch="*")
 
     def replace_if(self, tag: str, data: bytes) -> str | None:
-        """Put a content in place of the one with that tag; return its tag, None if it was gone."""
+        """Overwrite the object if it still has `tag`; return its new tag, or else None."""
         return self._put_if(data, IfMatch=tag)
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Remove it; FileNotFoundError where there was none, unless `missing_ok`."""
+        """Delete the object.
+
+        Raises:
+            FileNotFoundError: the object does not exist, and `missing_ok` is False.
+        """
         if not missing_ok:
             self.stat()
-        _refuse_lost(self)
-        with told(self, self.bucket):
+        _raise_if_forbidden(self)
+        with translated_errors(self, self.bucket):
             client().delete_object(Bucket=self.bucket, Key=self.key)
 
     def _put(self, data: bytes | BinaryIO, **condition: str) -> str:
-        _refuse_lost(self)
-        with told(self, self.bucket):
+        _raise_if_forbidden(self)
+        with translated_errors(self, self.bucket):
             put = client().put_object(Bucket=self.bucket, Key=self.key, Body=data, **condition)
         tag: str = put["ETag"]
         return tag
@@ -214,46 +241,50 @@ class S3Path:
                 if not failed.collided:
                     break
                 time.sleep(COLLISION_PAUSE_S)
-        # a PUT whose answer was lost is sent again, and then meets what it wrote itself
+        # boto3 repeats a PUT whose answer was lost. The repeat fails if the first PUT succeeded.
         try:
-            seen = self.look()
+            current = self.get()
         except FileNotFoundError:
             return None
-        return seen.tag if seen.data == data else None
+        return current.tag if current.data == data else None
 
-    def _whole(self, wanted: dict[str, str]) -> Seen:
-        """Return what is asked for; where the body is cut short, it is asked for again."""
+    def _get_complete(self, request: dict[str, str]) -> S3Object:
+        """Return the object of a GET request; repeat the request if its body is cut short."""
         if not self.key:
-            raise not_there(self)
+            raise missing_object(self)
         service = client()
         from botocore.exceptions import BotoCoreError
 
         for left in reversed(range(TRIES)):
-            with told(self, self.bucket):
-                found = service.get_object(**wanted)
+            with translated_errors(self, self.bucket):
+                answer = service.get_object(**request)
                 try:
-                    data = found["Body"].read()
+                    data = answer["Body"].read()
                 except BotoCoreError:
                     if not left:
                         raise
                     continue
-            sent = found["ResponseMetadata"]["HTTPHeaders"].get("date")
+            sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
             now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
-            return Seen(data, found["ETag"], (now - found["LastModified"]).total_seconds())
+            return S3Object(data, answer["ETag"], (now - answer["LastModified"]).total_seconds())
         raise AssertionError
 
 
 CHUNK = 64 << 20
-"""Bytes asked for at once of a file that is fetched whole."""
+"""Number of bytes per request when a whole object is downloaded."""
 
 
 class S3File(io.RawIOBase):
-    """An object as a file: each read is one request for just these bytes, of one version of it."""
+    """An object as a read-only file; each read is one request, always for the same version."""
 
     def __init__(self, path: S3Path) -> None:
-        """Look for the object; FileNotFoundError where there is none."""
+        """Open the object.
+
+        Raises:
+            FileNotFoundError: the object does not exist.
+        """
         stat = path.stat()
-        self._path, self._size, self._tag, self._at = path, stat.st_size, stat.tag, 0
+        self._path, self._size, self._tag, self._position = path, stat.st_size, stat.tag, 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -265,53 +296,53 @@ class S3File(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Return the new position."""
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = start + offset
-        return self._at
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
 
     def tell(self) -> int:
         """Return the position."""
-        return self._at
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Return how many bytes were put into `buffer`."""
-        data = self._take(len(buffer))
+        """Fill `buffer` from the position on, and return the number of bytes read."""
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        """Return all that follows."""
-        return self._take(self._size)
+        """Return all bytes from the position on."""
+        return self._read(self._size)
 
-    def _take(self, count: int) -> bytes:
-        count = min(count, self._size - self._at)
+    def _read(self, count: int) -> bytes:
+        count = min(count, self._size - self._position)
         if count <= 0:
             return b""
-        data = self._path.look(self._at, count, self._tag).data
-        self._at += len(data)
+        data = self._path.get(self._position, count, self._tag).data
+        self._position += len(data)
         return data
 
 
 def forbid_writes(folder: S3Path, why: str) -> None:
-    """Let every later write of this process below a folder fail with that message."""
-    _LOST[folder] = why
+    """Let every later write of this process below a folder raise InputError with message `why`."""
+    _FORBIDDEN[folder] = why
 
 
 def allow_writes(folder: S3Path) -> None:
-    """Take `forbid_writes` back."""
-    _LOST.pop(folder, None)
+    """Undo `forbid_writes` for a folder."""
+    _FORBIDDEN.pop(folder, None)
 
 
-_LOST: dict[S3Path, str] = {}
+_FORBIDDEN: dict[S3Path, str] = {}
 
 
-def _refuse_lost(path: S3Path) -> None:
-    for folder, why in list(_LOST.items()):
-        within = f"{folder.key}/" if folder.key else ""
-        if path.bucket == folder.bucket and path.key.startswith(within):
+def _raise_if_forbidden(path: S3Path) -> None:
+    for folder, why in list(_FORBIDDEN.items()):
+        prefix = f"{folder.key}/" if folder.key else ""
+        if path.bucket == folder.bucket and path.key.startswith(prefix):
             raise InputError(why)
 
 
 def _joined(*parts: str) -> str:
-    pieces = [piece for part in parts for piece in part.split("/")]
-    return "/".join(piece for piece in pieces if piece not in ("", "."))
+    names = [name for part in parts for name in part.split("/")]
+    return "/".join(name for name in names if name not in ("", "."))

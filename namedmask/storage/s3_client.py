@@ -1,8 +1,9 @@
-"""The client of S3, one a process, and what its errors mean for a run.
+"""The S3 client, one per process, and the translation of its errors into errors of this package.
 
-boto3 is imported when it is first asked for. Credentials, region and endpoint come from where it
-looks for them (environment, profile, the machine's role; AWS_ENDPOINT_URL_S3 for another service
-than AWS), never from a run file. What may pass (500, 503, timeouts) is tried `TRIES` times.
+boto3 is imported on first use. It finds the credentials, the region and the endpoint by itself (in
+the environment, a profile or the machine's role; AWS_ENDPOINT_URL_S3 names another service than
+AWS); a run file never contains them. A request that fails with a transient error (500, 503 or a
+timeout) is tried `TRIES` times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from namedmask.errors import InputError, MissingExtraError, NamedMaskError
 
 TRIES = 8
+"""Maximum number of attempts per request."""
 
 _NO_CREDENTIALS = (
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
@@ -27,23 +29,29 @@ _UNKNOWN_TO_SERVICE = ("NotImplemented", "501")
 
 
 class ConditionFailed(OSError):
-    """Another content is there than the one that was named."""
+    """The condition of a request failed, because the object is not the expected version."""
 
-    collided = False  # with a write under way, whose outcome is open
+    collided = False  # True if another write is in progress, with an unknown result
 
 
 def client() -> Any:
-    """Return the boto3 client of this process; raises as `client_of`."""
+    """Return the boto3 client of this process.
+
+    Raises:
+        MissingExtraError, InputError: as `client_of`.
+    """
     return client_of(os.getpid())
 
 
 @lru_cache(maxsize=1)
 def client_of(process: int) -> Any:
-    """Return the boto3 client of a process, this one's.
+    """Return the boto3 client of this process, whose id is `process`.
+
+    The id is the key of the cache, so that a forked process gets a client of its own.
 
     Raises:
         MissingExtraError: boto3 is not installed.
-        InputError: the endpoint or the profile that the environment names is none.
+        InputError: the environment names an invalid endpoint or a profile that does not exist.
     """
     try:
         import boto3
@@ -64,14 +72,21 @@ def client_of(process: int) -> Any:
         return boto3.session.Session().client("s3", config=settings)
     except (BotoCoreError, ValueError) as error:
         raise InputError(
-            f"S3 cannot be used as the environment describes it: {error}. Check AWS_PROFILE, "
+            f"the S3 settings in the environment cannot be used: {error}. Check AWS_PROFILE, "
             "AWS_REGION and AWS_ENDPOINT_URL_S3."
         ) from error
 
 
 @contextmanager
-def told(place: object, bucket: str) -> Iterator[None]:
-    """Let errors of boto3 out as FileNotFoundError, ConditionFailed or an error of ours."""
+def translated_errors(place: object, bucket: str) -> Iterator[None]:
+    """Translate boto3's errors in the block.
+
+    Raises:
+        FileNotFoundError: the object does not exist.
+        ConditionFailed: the condition of the request failed.
+        InputError: the bucket, the credentials, the access rights or the service are at fault.
+        NamedMaskError: the request still failed after `TRIES` attempts.
+    """
     endpoint = client().meta.endpoint_url
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -85,13 +100,13 @@ def told(place: object, bucket: str) -> Iterator[None]:
     except BotoCoreError as error:
         if type(error).__name__ in _NO_CREDENTIALS:
             raise InputError(
-                f"{place}: no credentials for S3: {error}. Set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or give the machine a role; on a cluster, "
-                "on every node."
+                f"{place}: there are no credentials for S3: {error}. Set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role. On a cluster, "
+                "do so on every node."
             ) from error
         raise NamedMaskError(
-            f"{place}: {endpoint} did not answer in {TRIES} tries: {error}. What is "
-            "committed is kept; run the same command again. Another service than AWS is named by "
+            f"{place}: {endpoint} did not answer in {TRIES} attempts: {error}. All committed "
+            "work is kept. Run the same command again. For another service than AWS, set "
             "AWS_ENDPOINT_URL_S3."
         ) from error
 
@@ -99,32 +114,33 @@ def told(place: object, bucket: str) -> Iterator[None]:
 def _of_answer(place: object, bucket: str, code: str, status: int, endpoint: str) -> Exception:
     if code == "NoSuchBucket":
         return InputError(
-            f"{place}: bucket '{bucket}' does not exist at {endpoint}. Make it, correct the "
-            "name, or name another service by AWS_ENDPOINT_URL_S3."
+            f"{place}: bucket '{bucket}' does not exist at {endpoint}. Create the bucket, "
+            "correct its name, or set AWS_ENDPOINT_URL_S3 to another service."
         )
     if code in ("NoSuchKey", "404"):
-        return not_there(place)
+        return missing_object(place)
     if code in _CONDITION_FAILED:
-        failed = ConditionFailed(errno.EEXIST, "was changed meanwhile", str(place))
+        failed = ConditionFailed(errno.EEXIST, "the object is not the expected version", str(place))
         failed.collided = code in _CONDITION_FAILED[2:]
         return failed
     if status in (401, 403) or code in ("InvalidAccessKeyId", "ExpiredToken", "InvalidToken"):
         return InputError(
-            f"{place}: {endpoint} refuses access ({code}); expected the right to list the bucket "
-            "and to get, put and delete its objects. Check the credentials that boto3 finds "
+            f"{place}: {endpoint} refuses access ({code}). A run needs the right to list the "
+            "bucket and to get, put and delete its objects. Check the credentials that boto3 finds "
             "(AWS_ACCESS_KEY_ID, AWS_PROFILE, the machine's role) and the bucket's policy."
         )
     if code in _UNKNOWN_TO_SERVICE:
         return InputError(
-            f"{place}: {endpoint} knows no conditional writes, which keep two writers apart. Use a "
-            "newer version of that service, or a run.out on disk."
+            f"{place}: {endpoint} has no conditional writes, which keep two processes from "
+            "writing to the same run.out. Use a newer version of that service, or a run.out on "
+            "disk."
         )
     return NamedMaskError(
-        f"{place}: {endpoint} answered {code} ({status}), in the end after {TRIES} tries. What is "
-        "committed is kept; run the same command again."
+        f"{place}: {endpoint} answered {code} ({status}) to the last of up to {TRIES} attempts. "
+        "All committed work is kept. Run the same command again."
     )
 
 
-def not_there(place: object) -> FileNotFoundError:
-    """Return the error of an object that is missing."""
+def missing_object(place: object) -> FileNotFoundError:
+    """Return the error for an object that does not exist."""
     return FileNotFoundError(errno.ENOENT, "no such object", str(place))

@@ -1,1 +1,1 @@
-"""Archives into a trained segmenter."""
+"""Training of a segmenter on archives: augmentation, process groups, the training loop."""

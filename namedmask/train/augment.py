@@ -1,17 +1,17 @@
-"""Training samples: random scale, crop, flip, color, blur and copy-paste; all pure.
+"""Augmentation of training samples: random scale, crop, flip, color, blur and copy-paste.
 
-Every random number comes from a generator passed in, nothing given is written to. A sample is made
-alone: the same generator gives it the same bits, whatever it shares a batch with, and however many
-threads torch has. The geometry is done on arrays, color, blur and pasting on tensors: by sample
-where it is made, or by whole batches on the device that trains (`Draft`, `augment.on_device`).
+All random numbers come from a generator that the caller passes in, and only `paste_object` changes
+its arguments. The same generator gives the same sample to the bit, whatever else is in the batch
+and however many threads torch uses. Scale, crop and flip work on arrays. Color, blur and pasting
+work on tensors, per sample, or per batch on the training device (`Draft`, `augment.on_device`).
 
-Method: section 3.3, its steps in their order. Differs: it pasted objects without their last row
-and column, and none with a label id of 255 or more; it placed small pictures in the bottom right
-corner less often than in the others; it could scale a picture to nothing.
+Method: section 3.3, its steps in their order. Differs: the original pasted objects without their
+last row and column, and no object with a label id of 255 or more; it placed small images in the
+bottom right corner less often than in the others; it could scale an image to nothing.
 
-Cost on one core beside other load: 128 pixel photos to crops of 96 with `n_max` 2, 230 samples a
-second; 500 pixel photos to crops of 384, 26. Drawing alone, without colors and pasting, makes 4 to
-11 times as many (bench/augment.py).
+Speed on one core of a busy machine, with `n_max` 2: 230 samples per second for 128-pixel photos
+and crops of 96, and 26 for 500-pixel photos and crops of 384. Drafts alone, without colors and
+pasting, are 4 to 11 times as fast (bench/augment.py).
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from namedmask.images.codec import IMAGENET_MEAN, IMAGENET_STD, resize
 from namedmask.schema.columns import BACKGROUND, IGNORE
 
 BLUR_SIGMA = (0.1, 2.0)
-"""Method: in pixels, with a kernel of a tenth of the side."""
+"""Range of the blur's sigma in pixels. Method: this range, and a kernel of a tenth of the side."""
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma."""
 
 
 class Samples(Protocol):
-    """Pictures with label maps, drawn by index."""
+    """A sequence of images with label maps."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return an image (H, W, 3) uint8 RGB and its label map (H, W) uint16.
 
-        0 is background, `schema.IGNORE` no verdict, anything else the label id of the object.
+        0 is background, `schema.IGNORE` marks ignored pixels, other values are label ids.
         """
-        ...
 
 
 @dataclass(frozen=True)
 class Colors:
-    """What happens to the colors of N pictures, row by row."""
+    """The color changes drawn for N images; each array has one row per image."""
 
     jittered: np.ndarray  # (N,) bool
-    factors: np.ndarray  # (N, 4) float64, of the changes in `JITTER`
-    order: np.ndarray  # (N, 4) int64, in which those are made
+    factors: np.ndarray  # (N, 4) float64, one factor per change in `JITTER`
+    order: np.ndarray  # (N, 4) int64, the order in which the changes apply
     grayed: np.ndarray  # (N,) bool
-    sigmas: np.ndarray  # (N,) float64, of the blur in pixels; 0: none
+    sigmas: np.ndarray  # (N,) float64, sigma of the blur in pixels; 0: no blur
 
 
 @dataclass(frozen=True)
 class Paste:
-    """Where an object's box lies in its own picture, and where its corner comes to lie."""
+    """The box of an object in its own image, and the top left corner where it is pasted."""
 
     rows: slice
     columns: slice
@@ -72,26 +72,23 @@ class Paste:
 
 @dataclass(frozen=True)
 class Draft:
-    """Samples of which all that is random is settled, and the arithmetic on colors is not done.
+    """B samples whose random numbers are drawn, but whose colors and pasting are not computed."""
 
-    Each sample is a canvas followed by the pictures whose objects go onto it, `sizes` of them.
-    """
-
-    views: Tensor  # (N, S, S, 3) uint8 RGB
+    views: Tensor  # (N, S, S, 3) uint8 RGB: per sample a canvas, then images with objects for it
     labels: Tensor  # (N, S, S) int32: 0, a label id or `schema.IGNORE`
-    sizes: tuple[int, ...]  # of the B samples; together N
+    sizes: tuple[int, ...]  # number of images per sample, B numbers with sum N
     colors: Colors
-    pastes: tuple[Paste | None, ...]  # of all N; None for a canvas, and where there is no object
+    pastes: tuple[Paste | None, ...]  # one per image; None for a canvas or without an object
 
 
 def make_batch(
     samples: Samples, slots: range, config: AugmentConfig, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) float32, ImageNet-normalised, and labels (B, S, S) int64.
+    """Return images (B, 3, S, S) float32, ImageNet-normalized, and labels (B, S, S) int64.
 
-    S is `config.crop`; labels are 0, a label id or `schema.IGNORE`. `slots` are B places in the
-    batch of `step`: what lies in a place depends on the seed, the step and the place, and on no
-    other place, so that processes may share a batch out and together make the same one.
+    S is `config.crop`; labels are 0, a label id or `schema.IGNORE`. `slots` are B slots of the
+    batch of `step`. The sample in a slot depends only on the seed, the step and the slot, so
+    processes that split a batch between them together make the same batch as one process.
     """
     pairs = [
         make_sample(samples, config, np.random.default_rng((seed, step, slot))) for slot in slots
@@ -102,10 +99,10 @@ def make_batch(
 def make_sample(
     samples: Samples, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return one image (3, S, S) float32, ImageNet-normalised, and its labels (S, S) int64.
+    """Return one image (3, S, S) float32, ImageNet-normalized, and its labels (S, S) int64.
 
-    It is made of 1 to `config.n_max` pictures, equally likely, drawn with replacement. Method:
-    steps 1 to 8.
+    It combines 1 to `config.n_max` images, each number equally likely, drawn with replacement.
+    Method: steps 1 to 8.
     """
     images, labels = finish(draft_sample(samples, config, rng))
     return images[0], labels[0]
@@ -114,22 +111,22 @@ def make_sample(
 def draft_batch(
     samples: Samples, slots: range, config: AugmentConfig, seed: int, step: int
 ) -> Draft:
-    """Return what `make_batch` would make, to be finished on any device; equal up to rounding."""
+    """Return a draft that `finish` turns into the batch of `make_batch`, up to rounding."""
     drafts = [
         draft_sample(samples, config, np.random.default_rng((seed, step, slot))) for slot in slots
     ]
-    colors = zip(*(vars(one.colors).values() for one in drafts), strict=True)
+    colors = zip(*(vars(draft.colors).values() for draft in drafts), strict=True)
     return Draft(
-        torch.cat([one.views for one in drafts]),
-        torch.cat([one.labels for one in drafts]),
-        tuple(size for one in drafts for size in one.sizes),
+        torch.cat([draft.views for draft in drafts]),
+        torch.cat([draft.labels for draft in drafts]),
+        tuple(size for draft in drafts for size in draft.sizes),
         Colors(*(np.concatenate(rows) for rows in colors)),
-        tuple(paste for one in drafts for paste in one.pastes),
+        tuple(paste for draft in drafts for paste in draft.pastes),
     )
 
 
 def draft_sample(samples: Samples, config: AugmentConfig, rng: np.random.Generator) -> Draft:
-    """Return one sample as it is drawn; Method: all that is random in steps 1 to 8."""
+    """Return the draft of one sample. Method: the random part of steps 1 to 8."""
     count = rng.integers(1, config.n_max, endpoint=True)
     views = [
         random_view(*samples[int(index)], config, rng)
@@ -145,10 +142,7 @@ def draft_sample(samples: Samples, config: AugmentConfig, rng: np.random.Generat
 
 
 def finish(draft: Draft, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return images (B, 3, S, S) float32 and labels (B, S, S) int64 of a draft, on a device.
-
-    Colors, blur and normalisation go over all N pictures at once.
-    """
+    """Return images and labels of a draft, as `make_batch` does, computed on `device`."""
     labels = draft.labels.to(device).long()
     images = draft.views.to(device).permute(0, 3, 1, 2).float() / 255
     images = normalize(recolor(images, draft.colors))
@@ -167,9 +161,9 @@ def finish(draft: Draft, device: torch.device | str = "cpu") -> tuple[Tensor, Te
 def random_view(
     image: np.ndarray, label: np.ndarray, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one picture (S, S, 3) uint8 and its labels (S, S) uint16, scaled, cropped, flipped.
+    """Return an image (S, S, 3) uint8 and its labels (S, S) uint16, scaled, cropped and flipped.
 
-    The scale is of the picture's own size. Method: steps 3 to 5.
+    The scale is relative to the image's own size. Method: steps 3 to 5.
     """
     scale = rng.uniform(*config.scale)
     height, width = (max(1, int(side * scale)) for side in label.shape)
@@ -186,12 +180,12 @@ def random_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a random window (side, side, 3) uint8 of `image` and (side, side) uint16 of `label`.
 
-    A picture smaller than the window lies in one of its corners, 25 % each; around it are its
-    mean color and `schema.IGNORE`.
+    A side shorter than the window is placed at either end of it, so a small image lies in each
+    corner with a probability of 25 %. The rest has its mean color and label `schema.IGNORE`.
     """
     down, from_top = _window(label.shape[0], side, rng)
     across, from_left = _window(label.shape[1], side, rng)
-    # exact, unlike cv2.mean, which makes 199 of a picture that is 200 all over
+    # the sum is exact, whereas cv2.mean gives 199 for an image of constant 200
     color = np.array(cv2.sumElems(image)[:3]) // label.size
     view = np.full((side, side, 3), color, np.uint8)
     labels = np.full((side, side), IGNORE, np.uint16)
@@ -201,7 +195,7 @@ def random_crop(
 
 
 def _window(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Return where along one axis the picture goes, and which part of it goes there."""
+    """Return two slices along one axis: of the window, and of the image that goes there."""
     if length < side:
         start = (side - length) * int(rng.integers(2))
         return slice(start, start + length), slice(length)
@@ -210,7 +204,7 @@ def _window(length: int, side: int, rng: np.random.Generator) -> tuple[slice, sl
 
 
 def draw_colors(count: int, config: AugmentConfig, rng: np.random.Generator) -> Colors:
-    """Return the changes of color drawn for `count` pictures. Method: step 6."""
+    """Return random color changes for `count` images. Method: step 6."""
     jittered = rng.random(count) < config.jitter
     grayed = rng.random(count) < config.grayscale
     blurred = rng.random(count) < config.blur
@@ -226,14 +220,11 @@ def draw_colors(count: int, config: AugmentConfig, rng: np.random.Generator) -> 
 
 
 def recolor(images: Tensor, colors: Colors) -> Tensor:
-    """Return (N, 3, S, S) float32 in [0, 1]: jittered, grayed and blurred as was drawn.
-
-    `images`: the same shape and range, RGB; they stay as they are.
-    """
+    """Return `images`, (N, 3, S, S) float32 RGB in [0, 1], with the color changes applied."""
     images = images.clone()
-    for place in range(len(JITTER)):
+    for position in range(len(JITTER)):
         for number, (change, _, _) in enumerate(JITTER):
-            rows = _rows(colors.jittered & (colors.order[:, place] == number))
+            rows = _rows(colors.jittered & (colors.order[:, position] == number))
             if len(rows):
                 factors = colors.factors[rows.numpy(), number]
                 images[rows] = change(images[rows], _like(factors, images))
@@ -244,27 +235,27 @@ def recolor(images: Tensor, colors: Colors) -> Tensor:
 
 
 def brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Return `images` times `factors` (N,), clamped to [0, 1]."""
+    """Return `images` (N, 3, H, W) multiplied by `factors` (N,), clamped to [0, 1]."""
     return _blend(images, images.new_zeros(()), factors)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Return `images` drawn away from their mean gray by `factors` (N,), clamped to [0, 1]."""
+    """Return `images` scaled around their mean gray by `factors` (N,), clamped to [0, 1]."""
     return _blend(images, gray(images).mean(3, keepdim=True).mean(2, keepdim=True), factors)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Return `images` drawn away from their grays by `factors` (N,), clamped to [0, 1]."""
+    """Return `images` scaled around their gray versions by `factors` (N,), clamped to [0, 1]."""
     return _blend(images, gray(images), factors)
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Return `images` with every hue turned by `turns` (N,), 1 being the whole circle."""
+    """Return `images` with hues rotated by `turns` (N,), where 1 is the whole color circle."""
     red, green, blue = images.unbind(1)
     value = images.amax(1)
     chroma = value - images.amin(1)
     divisor = torch.where(chroma > 0, chroma, 1)
-    # the hue in sixths of the circle, counted from the strongest channel
+    # the hue in sixths of the color circle, by the formula of the strongest channel
     sixth = torch.where(
         value == red,
         (green - blue) / divisor,
@@ -284,22 +275,19 @@ JITTER: tuple[tuple[Callable[[Tensor, Tensor], Tensor], float, float], ...] = (
     (saturation, 1.0, 0.8),
     (hue, 0.0, 0.2),
 )
-"""Change, middle and half width of its uniform factor. Method: these four, these widths."""
+"""Color changes, each with the center and half width of its uniform factor. Method: the same."""
 
 
 def gray(images: Tensor) -> Tensor:
-    """Return the luma of `images`, (N, 1, H, W)."""
+    """Return the luma of `images` (N, 3, H, W) as (N, 1, H, W)."""
     weights = images.new_tensor(GRAY_WEIGHTS).view(1, 3, 1, 1)
     return (images * weights).sum(1, keepdim=True)
 
 
 def blur(images: Tensor, sigmas: Tensor) -> Tensor:
-    """Return `images` under a Gaussian of `sigmas` (N,) pixels each, edges reflected.
-
-    The kernel spans a tenth of the side, made odd: 39 at 384.
-    """
+    """Return `images` (N, 3, S, S) blurred with `sigmas` (N,) in pixels; edges are reflected."""
     count, channels, *_, side = images.shape
-    size = side // 10 | 1
+    size = side // 10 | 1  # a tenth of the side, made odd: 39 at 384
     if size == 1 or not count:
         return images
     offsets = torch.arange(size, device=images.device) - size // 2
@@ -312,21 +300,21 @@ def blur(images: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Return `images` (N, 3, H, W) in [0, 1] with ImageNet's mean and deviation taken out."""
+    """Return `images` (N, 3, H, W) in [0, 1], normalized with ImageNet's mean and deviation."""
     mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     return (images - mean) / images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
 
 
 def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste | None:
-    """Return where the object of a label map (S, S) goes in a picture; None without an object.
+    """Return where to paste the object of a label map (S, S); None if there is no object.
 
-    The object is every pixel with a label id; its tight box lands anywhere in the picture, all
-    places equally likely. Method: step 8.
+    All pixels with a label id form one object. Its bounding box goes anywhere in an image of
+    `side` × `side` pixels, all positions equally likely. Method: step 8.
     """
-    thing = (label != BACKGROUND) & (label != IGNORE)
-    if not thing.any():
+    is_object = (label != BACKGROUND) & (label != IGNORE)
+    if not is_object.any():
         return None
-    rows, columns = _extent(thing.any(1)), _extent(thing.any(0))
+    rows, columns = _extent(is_object.any(1)), _extent(is_object.any(0))
     y = int(rng.integers(side - (rows.stop - rows.start), endpoint=True))
     x = int(rng.integers(side - (columns.stop - columns.start), endpoint=True))
     return Paste(rows, columns, y, x)
@@ -335,17 +323,17 @@ def draw_paste(label: np.ndarray, side: int, rng: np.random.Generator) -> Paste 
 def paste_object(
     image: Tensor, label: Tensor, other_image: Tensor, other_label: Tensor, paste: Paste
 ) -> None:
-    """Write an object onto `image` and `label`, which are the caller's own."""
+    """Paste an object into `image` (3, S, S) and `label` (S, S) in place."""
     box = (..., paste.rows, paste.columns)
     pixels, ids = other_image[box], other_label[box]
-    there = (..., slice(paste.y, paste.y + ids.shape[0]), slice(paste.x, paste.x + ids.shape[1]))
-    thing = (ids != BACKGROUND) & (ids != IGNORE)
-    image[there] = torch.where(thing, pixels, image[there])
-    label[there] = torch.where(thing, ids, label[there])
+    target = (..., slice(paste.y, paste.y + ids.shape[0]), slice(paste.x, paste.x + ids.shape[1]))
+    is_object = (ids != BACKGROUND) & (ids != IGNORE)
+    image[target] = torch.where(is_object, pixels, image[target])
+    label[target] = torch.where(is_object, ids, label[target])
 
 
 def _extent(line: np.ndarray) -> slice:
-    """Return from the first true index of a bool line to one past the last."""
+    """Return the slice from the first to the last true index of a bool array (S,)."""
     indices = np.flatnonzero(line)
     return slice(int(indices[0]), int(indices[-1]) + 1)
 

@@ -1,16 +1,18 @@
-"""The training loop: a segmenter and labeled samples in, the trained segmenter out; torch only.
+"""The training loop, which trains a segmenter on labeled samples; it needs only torch.
 
-Everything random in step t is a function of (seed, t), so a training that was killed goes on from
-its checkpoint to the same bits on a CPU, however many processes prepare the samples.
+All random numbers of step t depend only on (seed, t). A training that was killed therefore resumes
+from its checkpoint and, on a CPU, ends with the same bits, however many processes prepare samples.
 
-Several processes may share a step: each takes its places of the batch, and the gradients are those
-of the whole batch's loss. What each draws for dropout, and with plain batch norm the statistics it
-normalises by, are its own; so another number of processes ends near the same weights, not at them.
+Several processes may share each step. Each process takes its own slots of the batch, and the
+gradients are those of the whole batch's loss. Each process has its own dropout masks and, without
+synchronized batch norm, its own batch statistics. Another number of processes therefore ends near
+the same weights, but not at the same bits.
 
-Method: section 3.2. Differs: the optimizer's state is kept, so training resumes; no confusion
-matrix is counted along the way; a batch without a labeled pixel gives a loss of 0 instead of NaN.
+Method: section 3.2. Differs: the optimizer state is kept, so training resumes; training counts no
+confusion matrix; a batch without a labeled pixel gives a loss of 0 instead of NaN.
 
-Cost on one thread of a Xeon at 2.8 GHz: `deeplabv3plus_tiny`, 16 samples of 96 × 96, 0.36 s a step.
+Cost on one thread of a Xeon at 2.8 GHz: 0.36 s per step for `deeplabv3plus_tiny` and 16 samples of
+96 × 96 pixels.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from namedmask.config.registry import torch_device
 from namedmask.errors import CheckpointError, ConfigError, InputError, NamedMaskError
 from namedmask.schema.columns import FORMAT_VERSION, IGNORE
 from namedmask.storage import Place
-from namedmask.storage.read_ahead import one_ahead
+from namedmask.storage.read_ahead import prefetch_one
 from namedmask.train.augment import Draft, Samples, draft_batch, finish, make_batch
-from namedmask.train.group import ALONE, Group, _refuse_cpu, _share, _wait
+from namedmask.train.group import ALONE, Group, barrier, data_parallel, require_sync_batch_norm
 from namedmask.weights.tensors import load_strict, read_tree, write_tree
 
 __all__ = ["Feed", "Group", "Samples", "train", "train_from"]
@@ -42,10 +44,10 @@ __all__ = ["Feed", "Group", "Samples", "train", "train_from"]
 
 @dataclass(frozen=True)
 class Feed:
-    """Where a process gets its share of every batch."""
+    """The source of a process's share of every batch."""
 
-    count: int  # samples to draw from
-    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # as `Batches`, from a step on
+    count: int  # number of samples that batches are drawn from
+    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step → batches from it on
 
 
 def train(
@@ -60,22 +62,23 @@ def train(
     checkpoint_every: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """Return `model`, trained in place on `optim.device`, in eval mode.
+    """Return `model` in eval mode, trained in place on `optim.device`.
 
-    `checkpoint` is written every `checkpoint_every` steps (0: only at the end) and resumed from
-    when it exists; a finished one trains no further. `on_step(done, loss)` follows each step.
+    Training resumes from `checkpoint` if the file exists, and does nothing if that training is
+    finished. The file is written every `checkpoint_every` steps (0: only at the end).
+    `on_step(done, loss)` is called after each step.
 
     Raises:
-        InputError: no samples, or a label id that the model has no logit for; the processes of
-            `group` found different checkpoints.
-        ConfigError: the batch cannot be shared out to `group`.
-        CheckpointError: `checkpoint` was begun with other settings, or is damaged.
-        NamedMaskError: the loss is no longer a number.
+        InputError: there are no samples, the device is missing, the model has no logit for a label
+            id, or the processes of `group` found different checkpoints.
+        ConfigError: the batch cannot be split between the processes of `group`.
+        CheckpointError: `checkpoint` was written with other settings, or is damaged.
+        NamedMaskError: the loss is no longer a finite number.
     """
     batches = Batches(samples, group.slots(optim.batch_size), augment, seed)
 
     def load(start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        loaded = one_ahead(iter(_load(batches, start, optim)))
+        loaded = prefetch_one(iter(_load(batches, start, optim)))
         return finished(loaded, optim.device) if augment.on_device else loaded
 
     feed = Feed(len(samples), load)
@@ -97,32 +100,32 @@ def train_from(
     checkpoint_every: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> nn.Module:
-    """Return `model` as `train` does, on batches that somebody else makes of the samples."""
+    """Return `model` as `train` does, trained on batches that `feed` supplies."""
     section = type(optim).__name__.removesuffix("Config").lower()
     _check(feed.count, optim, section, group)
     device = torch_device(optim.device, section)
     if group.size > 1 and group.sync_batch_norm:
-        _refuse_cpu(device, section)
+        require_sync_batch_norm(device, section)
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, optim)
     settings = _settings(feed.count, optim, augment, seed)
     start = _resume(checkpoint, model, optimizer, settings) if checkpoint else 0
-    shared = _share(model, group, start, device)
+    parallel = data_parallel(model, group, start, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for done, (images, labels) in enumerate(feed.batches(start), start + 1):
             set_rates(optimizer, optim, done - 1)
             torch.manual_seed(_dropout_seed(seed, done - 1, group.rank))
-            loss = step(shared, optimizer, images, labels, device, group)
+            loss = step(parallel, optimizer, images, labels, device, group)
             if not math.isfinite(loss):
                 raise NamedMaskError(
                     f"the loss is {loss} at step {done} of {optim.iterations}. Lower "
-                    f"{section}.lr_head and {section}.lr_backbone, or check the backbone's weights."
+                    f"{section}.lr_head and {section}.lr_backbone, or check the backbone weights."
                 )
             if checkpoint and (done == optim.iterations or _is_due(done, checkpoint_every)):
                 if group.rank == 0:
-                    _write(checkpoint, model, optimizer, settings, done)
-                _wait(group, device)
+                    _write_state(checkpoint, model, optimizer, settings, done)
+                barrier(group, device)
             if on_step:
                 on_step(done, loss)
     return model.eval()
@@ -136,10 +139,13 @@ def step(
     device: torch.device,
     group: Group = ALONE,
 ) -> float:
-    """Return the loss of one batch, after one step of the optimizer.
+    """Take one step of the optimizer on a batch, and return the loss of the batch.
 
-    `images` (B, 3, S, S) float32 normalised; `labels` (B, S, S) int64, ignored: `schema.IGNORE`.
-    In a group these are its process's share, and the loss is the whole batch's.
+    `images` is (B, 3, S, S) float32, normalized; `labels` is (B, S, S) int64, `schema.IGNORE` at
+    ignored pixels. In a group they are the share of this process; the loss is the whole batch's.
+
+    Raises:
+        InputError: a label id has no logit.
     """
     images = images.to(device, memory_format=torch.channels_last)
     logits = model(images)
@@ -152,25 +158,26 @@ def step(
 
 
 def _losses(logits: Tensor, labels: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Return the loss to go back from, and the loss of the whole batch, () both.
+    """Return the loss to backpropagate and the loss of the whole batch, both of shape ().
 
-    Labeled pixels are not shared out evenly: each process divides by those of the whole batch. Its
-    loss is times the group's size, since the gradients are averaged over the group.
+    The processes have different numbers of labeled pixels, so each divides its sum of losses by the
+    number in the whole batch. Gradients are averaged over the group, not added up, so the loss to
+    backpropagate is multiplied by the size of the group.
     """
     if group.size == 1:
         loss = pixel_loss(logits, labels)
         return loss, loss
     total, labeled = _loss_sum(logits, labels)
-    both = torch.stack([total.detach().double(), labeled.double()])
-    dist.all_reduce(both)
-    whole, labeled = both[0], both[1].clamp(min=1)
+    sums = torch.stack([total.detach().double(), labeled.double()])
+    dist.all_reduce(sums)
+    whole, labeled = sums[0], sums[1].clamp(min=1)
     return total * (group.size / labeled).float(), whole / labeled
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the labeled pixels, () float32; 0 where there is none.
+    """Return the mean cross-entropy over the labeled pixels, () float32; 0 without such pixels.
 
-    `logits` (B, K, H, W) float32; `labels` (B, H, W) int64 in 0…K-1 or `schema.IGNORE`.
+    `logits` is (B, K, H, W) float32; `labels` is (B, H, W) int64 in 0…K-1 or `schema.IGNORE`.
     """
     total, labeled = _loss_sum(logits, labels)
     return total / labeled.clamp(min=1)
@@ -182,7 +189,7 @@ def _loss_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
-    """Return Adam with L2 decay over all parameters: group 0 is the head, group 1 the backbone."""
+    """Return Adam with L2 decay; parameter group 0 is the head, group 1 the backbone."""
     head: list[nn.Parameter] = []
     backbone: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -192,18 +199,18 @@ def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Adam:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: int) -> None:
-    """Set the rate of head and backbone for the step that follows `done` steps."""
+    """Set the learning rates of head and backbone for the step that follows `done` steps."""
     for group, base in zip(optimizer.param_groups, (optim.lr_head, optim.lr_backbone), strict=True):
         group["lr"] = poly_rate(base, done, optim)
 
 
 def poly_rate(base: float, done: int, optim: OptimConfig) -> float:
-    """Return `base`·(1 − done/iterations)^power, not below the floor."""
+    """Return the learning rate `base`·(1 − done/iterations)^power, but at least the floor."""
     return max(base * (1 - done / optim.iterations) ** optim.power, optim.lr_floor)
 
 
 class Batches(Dataset[Any]):
-    """Item t is what lies in some places of step t's batch, whichever process asks for it."""
+    """A dataset whose item t holds the given slots of the batch of step t."""
 
     def __init__(self, samples: Samples, slots: range, augment: AugmentConfig, seed: int) -> None:
         self._samples = samples
@@ -212,13 +219,13 @@ class Batches(Dataset[Any]):
         self._seed = seed
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor] | Draft:
-        """Return images and labels, or with `augment.on_device` the draft of them."""
+        """Return images and labels as `make_batch` does, or with `augment.on_device` a draft."""
         make = draft_batch if self._augment.on_device else make_batch
         return make(self._samples, self._slots, self._augment, self._seed, step)
 
 
 def finished(drafts: Iterable[Draft], device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of drafts, finished on a device when they are asked for."""
+    """Yield the batch of each draft, finished on a device when the batch is requested."""
     return (finish(draft, device) for draft in drafts)
 
 
@@ -231,7 +238,7 @@ def _load(batches: Batches, start: int, optim: OptimConfig) -> DataLoader[Any]:
         multiprocessing_context="spawn"
         if optim.sample_processes
         else None,  # OpenCV hangs after a fork
-        generator=torch.Generator(),  # else the loader draws from torch's own, and moves it
+        generator=torch.Generator(),  # otherwise the loader advances torch's global generator
     )
 
 
@@ -247,8 +254,8 @@ def _is_due(done: int, every: int) -> bool:
 def _check(count: int, optim: OptimConfig, section: str, group: Group) -> None:
     if not count:
         raise InputError(
-            "there are no samples to train on: every archive is empty. Look at the funnel of "
-            "'build' (candidates.parquet), and loosen its filters or give more metadata."
+            "there are no samples to train on; every archive is empty. See the statuses that "
+            "'build' wrote to candidates.parquet, then relax its filters or add metadata."
         )
     batch_size, share = optim.batch_size, optim.batch_size // group.size
     if batch_size < 2:
@@ -258,28 +265,28 @@ def _check(count: int, optim: OptimConfig, section: str, group: Group) -> None:
     if batch_size % group.size:
         raise ConfigError(
             f"{section}.batch_size is {batch_size}, which {group.size} processes cannot share "
-            f"evenly. Give a multiple of {section}.processes."
+            f"evenly. Set it to a multiple of {section}.processes."
         )
     if share < 2 and not group.sync_batch_norm:
         raise ConfigError(
             f"{section}.batch_size is {batch_size}, which leaves each of {group.size} processes "
             f"{share} sample; batch norm needs 2. Raise it to {2 * group.size}, lower "
-            f"{section}.processes, or set {section}.sync_batch_norm (GPUs only)."
+            f"{section}.processes, or set {section}.sync_batch_norm to true (GPUs only)."
         )
 
 
 def _check_labels(labels: Tensor, num_labels: int) -> None:
-    # on a GPU this would be an assertion in a kernel, after which the process is lost
+    # on a GPU such a label id fails an assertion in a kernel, which makes the process unusable
     highest = int(torch.where(labels == IGNORE, 0, labels).max())
     if highest >= num_labels:
         raise InputError(
             f"a sample has label id {highest}, but the segmenter has {num_labels} labels, 0 to "
-            f"{num_labels - 1}. Build it for the categories of the archive."
+            f"{num_labels - 1}. Build the segmenter for the categories of the archive."
         )
 
 
 def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int) -> dict[str, Any]:
-    """Return what the weights depend on, as plain values."""
+    """Return the settings that the trained weights depend on, as plain values."""
     fields = set(OptimConfig.model_fields) - {"device", "sample_processes"}
     return {
         "seed": seed,
@@ -289,7 +296,7 @@ def _settings(count: int, optim: OptimConfig, augment: AugmentConfig, seed: int)
     }
 
 
-def _write(
+def _write_state(
     path: Place,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -309,32 +316,33 @@ def _write(
 def _resume(
     path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> int:
-    """Return how many steps are done, with model and optimizer as they were after them."""
+    """Load the file of a training into model and optimizer; return its steps, 0 without a file."""
     if not path.exists():
         return 0
     tree = read_tree(path)
-    begun = tree.get("settings")
-    if not isinstance(begun, dict) or not isinstance(tree.get("done"), int):
+    stored = tree.get("settings")
+    if not isinstance(stored, dict) or not isinstance(tree.get("done"), int):
         raise CheckpointError(
-            f"{path}: expected the state of a training, got entries {', '.join(map(str, tree))}. "
-            "Move it away to start over."
+            f"{path}: expected the state of a training; got entries {', '.join(map(str, tree))}. "
+            "Move the file away to start over."
         )
     changed = [
-        f"{key} was {begun.get(key)!r}, is {settings.get(key)!r}"
-        for key in sorted(begun.keys() | settings.keys())
-        if begun.get(key) != settings.get(key)
+        f"{key} was {stored.get(key)!r}, is {settings.get(key)!r}"
+        for key in sorted(stored.keys() | settings.keys())
+        if stored.get(key) != settings.get(key)
     ]
     if changed:
         raise CheckpointError(
-            f"{path}: this training was begun with other settings: {'; '.join(changed)}. Set them "
-            "back to go on, or delete the file to start over."
+            f"{path}: this training was begun with other settings: {'; '.join(changed)}. "
+            "Restore the old settings to continue, or delete the file to start over."
         )
     load_strict(model, tree.get("model", {}), path, "this segmenter")
     try:
         optimizer.load_state_dict(tree["optimizer"])
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: its optimizer state does not fit: {error}. Delete the file to start over."
+            f"{path}: the optimizer state does not fit the segmenter: {error}. Delete the file to "
+            "start over."
         ) from error
     done: int = tree["done"]
     return done

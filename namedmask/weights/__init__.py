@@ -1,1 +1,1 @@
-"""Files of weights: where they come from, how they are checked and read."""
+"""Files of weights: the list of known files, their download, and how they are read."""

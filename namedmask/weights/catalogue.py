@@ -1,12 +1,13 @@
-"""Files of weights by name: which a run needs, fetched into a cache, checked ever after.
+"""Look up files of weights by name: where they are published, and which of them a run needs.
 
-The list is data/weights.toml. Nothing is fetched unless asked for (`namedmask weights fetch NAME`),
-and nothing whose license is not free without a word for it. A published hash is compared; where
-none is, that of the first fetch is written to the cache's `weights.lock.json` and compared from
-then on, which is told: the first fetch itself is trusted.
+The list of known files is data/weights.toml. A file is fetched into the cache only by
+`namedmask weights fetch NAME`; if its license is not free, the user must accept the license. A
+fetched file is compared with its published hash. If no hash is published, the first fetch is
+trusted, and the output says so: its hash is written to `weights.lock.json` in the cache, and later
+fetches are compared with that hash.
 
-Settings that take weights (`saliency.weights`, …) take a name of the list as well as a path; both
-go through `path_of`.
+Settings that take weights (`saliency.weights`, …) accept a name in the list as well as a path;
+`path_of` resolves both.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ from namedmask.errors import CheckpointError
 from namedmask.storage import Place, place_of
 
 CACHE_VARIABLE = "NAMEDMASK_CACHE"
+"""Environment variable that names the cache folder."""
+
 LOCK_FILE = "weights.lock.json"
+"""File in the cache that holds the size and hash of every fetched file."""
+
 CHUNK = 1 << 20
+"""Number of bytes per read."""
+
 TIMEOUT_S = 60.0
-"""Of one read from the network, not of a whole file."""
+"""Timeout of one read from the network in seconds; the whole file may take longer."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One file of the list; see data/weights.toml for what the fields mean."""
+    """One known file of weights; data/weights.toml describes the fields."""
 
     name: str
     file: str
@@ -52,23 +59,23 @@ class Weights:
 
 @cache
 def known_weights() -> Mapping[str, Weights]:
-    """Return the files of the list by name, in its order."""
+    """Return all known files by name, in the order of data/weights.toml."""
     text = resources.files("namedmask").joinpath("data", "weights.toml").read_text("utf-8")
     return {name: Weights(name, **entry) for name, entry in tomllib.loads(text).items()}
 
 
 def cache_folder() -> Path:
-    """Return where fetched files lie: $NAMEDMASK_CACHE, else namedmask below the user's cache."""
-    told = os.environ.get(CACHE_VARIABLE)
+    """Return the cache folder: $NAMEDMASK_CACHE, or `namedmask` in the user's cache folder."""
+    folder = os.environ.get(CACHE_VARIABLE)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(told) if told else base / "namedmask"
+    return Path(folder) if folder else base / "namedmask"
 
 
 def path_of(value: str) -> Path:
-    """Return the file that a setting names: a name of the list lies in the cache, else a path.
+    """Return the file that a setting names: the cached file of a known name, or a path as given.
 
     Raises:
-        CheckpointError: the name is of the list and its file is not in the cache as it was fetched.
+        CheckpointError: the name is known, but its file is not in the cache or has changed in size.
     """
     entry = known_weights().get(value)
     if entry is None:
@@ -79,25 +86,29 @@ def path_of(value: str) -> Path:
             f"weights '{value}' are not in {cache_folder()}. Run: namedmask weights fetch {value}"
             f"{_consent(entry)}; on a cluster, on every node."
         )
-    size = _read_lock().get(value, {}).get("bytes", entry.bytes)
+    size = read_lock().get(value, {}).get("bytes", entry.bytes)
     if size and path.stat().st_size != size:
         raise CheckpointError(
-            f"weights '{value}', {path}: {path.stat().st_size:,} bytes, expected {size:,}. Remove "
-            f"the file and run: namedmask weights fetch {value}{_consent(entry)}"
+            f"weights '{value}', {path}: got {path.stat().st_size:,} bytes, expected {size:,}. "
+            f"Remove the file and run: namedmask weights fetch {value}{_consent(entry)}"
         )
     return path
 
 
 def place_named(value: str) -> Place:
-    """Return what `path_of` does, and the place of an s3:// url."""
+    """Return the place of a known name, a path or an s3:// url.
+
+    Raises:
+        CheckpointError: see `path_of`.
+    """
     return path_of(value) if value in known_weights() else place_of(value)
 
 
 def listed(config: Config | None = None) -> list[dict[str, Any]]:
-    """Return the files of the list, or those that a run needs, one dict each.
+    """Return one dict per known file or, given a run's config, per file that the run needs.
 
-    `state` is `cached` or `not fetched`; of a setting that holds a path `file` or `missing`, of
-    another `a tag of open_clip` or `shipped`.
+    The `state` of a known file is `cached` or `not fetched`. For a setting that holds a path it is
+    `file` or `missing`; for any other value it is `a tag of open_clip` or `shipped`.
     """
     if config is None:
         return [_row(entry) for entry in known_weights().values()]
@@ -105,8 +116,8 @@ def listed(config: Config | None = None) -> list[dict[str, Any]]:
     for key in dict.fromkeys(entry.key for entry in known_weights().values() if entry.when):
         value = _setting(tree, key)
         if not tree[key.partition(".")[0]].get("enabled", True):
-            continue  # a filter that is off needs none
-        fitting = [one for one in known_weights().values() if one.key == key and _fits(one, tree)]
+            continue  # a disabled filter needs no weights
+        fitting = [e for e in known_weights().values() if e.key == key and _fits(e, tree)]
         if value in known_weights():
             rows.append(_row(known_weights()[value]) | {"setting": f"{key} = {value}"})
         elif not value:
@@ -120,9 +131,9 @@ def listed(config: Config | None = None) -> list[dict[str, Any]]:
 
 
 def _row(entry: Weights) -> dict[str, Any]:
-    there = (cache_folder() / entry.file).is_file()
-    lock = _read_lock().get(entry.name, {})
-    row = asdict(entry) | {"state": "cached" if there else "not fetched"}
+    is_cached = (cache_folder() / entry.file).is_file()
+    lock = read_lock().get(entry.name, {})
+    row = asdict(entry) | {"state": "cached" if is_cached else "not fetched"}
     return row | {key: row[key] or lock.get(key) for key in ("bytes", "sha256")}
 
 
@@ -141,24 +152,31 @@ def _consent(entry: Weights) -> str:
     return "" if entry.free else f" --accept-license {entry.license}"
 
 
-def _sha256_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lock_path() -> Path:
+def lock_path() -> Path:
+    """Return the path of the lock file in the cache."""
     return cache_folder() / LOCK_FILE
 
 
-def _read_lock() -> dict[str, dict[str, Any]]:
+def read_lock() -> dict[str, dict[str, Any]]:
+    """Return the lock file's entries by name: file, url, license, bytes and sha256 of each.
+
+    Raises:
+        CheckpointError: the lock file exists and is not JSON.
+    """
     try:
-        lock = json.loads(_lock_path().read_text(encoding="utf-8"))
+        lock = json.loads(lock_path().read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{_lock_path()} cannot be read as JSON: {error}. Put it right, or remove it together "
-            "with the files beside it."
+            f"{lock_path()} cannot be read as JSON: {error}. Repair it, or remove it together with "
+            "the other files in its folder."
         ) from error
-    found: dict[str, dict[str, Any]] = lock
-    return found
+    entries: dict[str, dict[str, Any]] = lock
+    return entries

@@ -1,4 +1,4 @@
-"""Files of weights fetched, checked against their hashes, and noted in a lock file."""
+"""Fetch files of weights, check their hashes, and record them in a lock file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from namedmask.weights.catalogue import (
     LOCK_FILE,
     TIMEOUT_S,
     Weights,
-    _lock_path,
-    _read_lock,
-    _sha256_of,
     cache_folder,
     known_weights,
+    lock_path,
+    read_lock,
+    sha256_of,
 )
 
 Say = Callable[[str], None]
+"""Function that shows a progress message to the user."""
 
 
 def fetch_weights(
@@ -40,27 +41,30 @@ def fetch_weights(
     mirror: str = "",
     say: Say = lambda line: None,
 ) -> list[dict[str, Any]]:
-    """Bring files into the cache; return for each its path, bytes, sha256 and how it was `checked`.
+    """Bring files into the cache and return one dict per file.
+
+    The keys of a dict are `name`, `path`, `bytes`, `sha256` and `checked`, which says what the hash
+    was compared with. A file that is in the cache with the expected hash is not fetched again.
 
     Args:
-        names: of the list.
-        accepted: licenses that the caller agrees to, as the list calls them.
-        folder: take the files from here and not from the network.
-        mirror: url below which the files lie by their names, in place of their own.
-        say: told what is fetched from where.
+        names: names in data/weights.toml.
+        accepted: licenses that the caller accepts, spelled as in data/weights.toml.
+        folder: folder to copy the files from, instead of the network.
+        mirror: base url that replaces the published one; files are fetched by name below it.
+        say: called with a message about each download.
 
     Raises:
-        ConfigError: an unknown name.
-        InputError: a license is not agreed to, or the folder lacks a file. Nothing is fetched.
-        CheckpointError: what came is not the file: cut short, or of another hash.
-        NamedMaskError: it could not be fetched.
+        ConfigError: a name is unknown.
+        InputError: a license is not accepted (nothing is fetched), or `folder` lacks a file.
+        CheckpointError: the received file is truncated or has another hash than expected.
+        NamedMaskError: a file could not be fetched.
     """
     entries = [_known(name) for name in dict.fromkeys(names)]
     for entry in entries:
         if not entry.free and entry.license not in accepted:
             raise InputError(
-                f"weights '{entry.name}' are under '{entry.license}', which is no free license: "
-                f"{entry.note}. Where you agree, add --accept-license {entry.license}"
+                f"weights '{entry.name}' are under '{entry.license}', which is not a free license: "
+                f"{entry.note}. To accept it, add --accept-license {entry.license}"
             )
     return [_fetch(entry, folder, mirror, say) for entry in entries]
 
@@ -72,28 +76,28 @@ def _known(name: str) -> Weights:
 
 
 def _fetch(entry: Weights, folder: Path | None, mirror: str, say: Say) -> dict[str, Any]:
-    place, lock = cache_folder() / entry.file, _read_lock().get(entry.name)
+    path, lock = cache_folder() / entry.file, read_lock().get(entry.name)
     expected = entry.sha256 or (lock or {}).get("sha256", "")
-    if place.is_file() and expected and _sha256_of(place) == expected:
-        return _told(entry, place, expected, "already there")
-    with replaced(place) as part:
+    if path.is_file() and expected and sha256_of(path) == expected:
+        return _result(entry, path, expected, "already there")
+    with replaced(path) as part:
         with _opened(entry, folder, mirror, say) as source:
-            found = _copied(source, part)
-        _require_same(entry, part, found, expected)
-    _lock(entry, place, found)
+            sha256 = _copied(source, part)
+        _check_content(entry, part, sha256, expected)
+    _lock(entry, path, sha256)
     checked = "the published hash" if entry.sha256 else "the hash of the first fetch"
-    return _told(entry, place, found, checked if expected else "trusted: no hash is published")
+    return _result(entry, path, sha256, checked if expected else "trusted: no hash is published")
 
 
-def _told(entry: Weights, place: Path, sha256: str, checked: str) -> dict[str, Any]:
-    size = place.stat().st_size
-    return {"name": entry.name, "path": str(place), "bytes": size, "sha256": sha256,
+def _result(entry: Weights, path: Path, sha256: str, checked: str) -> dict[str, Any]:
+    size = path.stat().st_size
+    return {"name": entry.name, "path": str(path), "bytes": size, "sha256": sha256,
             "checked": checked}  # fmt: skip
 
 
 @contextmanager
 def _opened(entry: Weights, folder: Path | None, mirror: str, say: Say) -> Iterator[IO[bytes]]:
-    """Yield the content of an entry's file, out of its archive where it has one."""
+    """Yield an open file with the weights, unpacked if they are published in a zip archive."""
     archive = Path(urlsplit(entry.url).path).name if entry.member else ""
     if folder is None:
         name = archive or entry.file
@@ -114,12 +118,12 @@ def _opened(entry: Weights, folder: Path | None, mirror: str, say: Say) -> Itera
     else:
         raise InputError(
             f"folder {folder} has no {entry.file}{f' and no {archive}' if archive else ''}, which "
-            f"weights '{entry.name}' are made of. Download it from {entry.url} and put it there."
+            f"weights '{entry.name}' need. Download it from {entry.url} into that folder."
         )
 
 
 def _chunks(url: str) -> Iterator[bytes]:
-    """Yield the body of a url, all of it."""
+    """Yield the body of a url in chunks; raise if it ends before its announced length."""
     size = 0
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "namedmask"})
@@ -128,13 +132,15 @@ def _chunks(url: str) -> Iterator[bytes]:
                 size += len(chunk)
                 yield chunk
             promised = int(answer.headers.get("Content-Length") or size)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # the second: no url at all
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: not a url
         raise NamedMaskError(
-            f"{url} cannot be fetched: {error}. Try again, or download it elsewhere and give its "
-            "folder with --from."
+            f"{url} cannot be fetched: {error}. Try again, or download the file elsewhere and give "
+            "its folder with --from."
         ) from error
     if size != promised:
-        raise NamedMaskError(f"{url} broke off after {size:,} of {promised:,} bytes. Try again.")
+        raise NamedMaskError(
+            f"{url}: the download broke off after {size:,} of {promised:,} bytes. Try again."
+        )
 
 
 @contextmanager
@@ -147,13 +153,13 @@ def _member(file: IO[bytes], entry: Weights) -> Iterator[IO[bytes]]:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError,
             StopIteration) as error:  # fmt: skip
         raise CheckpointError(
-            f"the archive of weights '{entry.name}' is none or damaged, or lacks {entry.member}: "
-            f"{error}. It is published as {entry.url}"
+            f"the archive of weights '{entry.name}' is not a zip file, is damaged, or lacks "
+            f"{entry.member}: {error}. Download it again from {entry.url}"
         ) from error
 
 
 def _copied(source: IO[bytes], part: Path) -> str:
-    """Copy to a file and return the SHA-256 of what was copied."""
+    """Copy `source` into the file `part` and return the SHA-256 of the content."""
     digest = hashlib.sha256()
     with part.open("wb") as file:
         while chunk := source.read(CHUNK):
@@ -162,39 +168,47 @@ def _copied(source: IO[bytes], part: Path) -> str:
     return digest.hexdigest()
 
 
-def _require_same(entry: Weights, part: Path, found: str, expected: str) -> None:
+def _check_content(entry: Weights, part: Path, sha256: str, expected: str) -> None:
+    """Raise a CheckpointError unless `part` is plausible and has the expected hash, if any."""
     size = part.stat().st_size
     with part.open("rb") as file:
-        page = file.read(64).lstrip()[:1] == b"<"
-    if page or not size:
+        is_page = file.read(64).lstrip()[:1] == b"<"
+    if is_page or not size:
         raise CheckpointError(
-            f"weights '{entry.name}': what came is {'a web page' if page else 'empty'}, not "
-            f"{entry.file}. Download it in a browser from {entry.url} and use --from FOLDER."
+            f"weights '{entry.name}': expected {entry.file}, got "
+            f"{'a web page' if is_page else 'an empty file'}. Download it in a browser from "
+            f"{entry.url} and use --from FOLDER."
         )
-    if expected and found != expected:
-        first = "published" if entry.sha256 else f"written to {LOCK_FILE} at the first fetch"
+    if expected and sha256 != expected:
+        source, advice = "published", "Fetch it again."
+        if not entry.sha256:
+            source = f"written to {LOCK_FILE} at the first fetch"
+            advice = f"To trust it, remove its entry from {lock_path()}."
         raise CheckpointError(
-            f"weights '{entry.name}': {size:,} bytes with sha256 {found}, expected {expected}, as "
-            f"{first}. The file was cut short, or is another one; it is not kept. "
-            + ("" if entry.sha256 else f"To trust it, remove its entry from {_lock_path()}.")
+            f"weights '{entry.name}': got {size:,} bytes with sha256 {sha256}, expected {expected} "
+            f"as {source}. The file is truncated or is another file, so it was not kept. {advice}"
         )
 
 
 def verify_weights() -> list[dict[str, Any]]:
-    """Return for every file that was fetched `state`: `ok`, `changed` or `missing`."""
+    """Return one dict per fetched file: name, path, sha256 and state (ok, changed or missing).
+
+    Raises:
+        CheckpointError: the lock file exists and is not JSON.
+    """
     rows = []
-    for name, lock in sorted(_read_lock().items()):
+    for name, lock in sorted(read_lock().items()):
         path = cache_folder() / lock["file"]
         state = "missing"
         if path.is_file():
-            state = "ok" if _sha256_of(path) == lock["sha256"] else "changed"
+            state = "ok" if sha256_of(path) == lock["sha256"] else "changed"
         rows.append({"name": name, "path": str(path), "state": state, "sha256": lock["sha256"]})
     return rows
 
 
-def _lock(entry: Weights, place: Path, sha256: str) -> None:
-    kept = {"file": entry.file, "url": entry.url, "license": entry.license,
-            "bytes": place.stat().st_size, "sha256": sha256}  # fmt: skip
-    with replaced(_lock_path()) as part:
-        text = json.dumps(_read_lock() | {entry.name: kept}, indent=2, sort_keys=True)
+def _lock(entry: Weights, path: Path, sha256: str) -> None:
+    record = {"file": entry.file, "url": entry.url, "license": entry.license,
+              "bytes": path.stat().st_size, "sha256": sha256}  # fmt: skip
+    with replaced(lock_path()) as part:
+        text = json.dumps(read_lock() | {entry.name: record}, indent=2, sort_keys=True)
         part.write_text(text + "\n", encoding="utf-8")

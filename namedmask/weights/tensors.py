@@ -1,7 +1,8 @@
-"""Files of weights: read without running code from them, filled in exactly, written whole.
+"""Read and write files of weights without running code from them, and load them strictly.
 
-Every network of the package is loaded through here. A file gives tensors and plain values or is
-refused, and what it gives fits the network to the last entry or is refused with what does not fit.
+All networks of the package are loaded through this module. A file that holds anything but tensors
+and plain values is refused. So is a state dict that does not match its network entry by entry; the
+error lists the entries that do not match.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from namedmask.storage.place import fetched, replaced
 
 
 def read_tensors(path: Place) -> dict[str, Any]:
-    """Return the flat state dict in a `.safetensors` file, or in one written by torch.
+    """Return the flat state dict in a `.safetensors` file or in a file written by torch.
 
     Raises:
-        CheckpointError: missing, truncated or hostile.
+        CheckpointError: the file is missing or truncated, or holds code.
     """
     if path.suffix != ".safetensors":
         return read_tree(path)
@@ -37,65 +38,65 @@ def read_tensors(path: Place) -> dict[str, Any]:
 
 
 def read_tree(path: Place) -> dict[str, Any]:
-    """Return the dict in a file written by torch; tensors and plain values only, on the CPU.
+    """Return the dict of tensors (on the CPU) and plain values in a file written by torch.
 
     Raises:
-        CheckpointError: missing, truncated, hostile, or something else than a dict.
+        CheckpointError: the file is missing or truncated, holds code, or is not a dict.
     """
     try:
         with fetched(path) as file:
             tree = torch.load(file, map_location="cpu", weights_only=True)
-    except _TORN as error:
+    except _READ_ERRORS as error:
         raise _unreadable(path, error) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: expected a dict of tensors, got {type(tree).__name__}.")
     return tree
 
 
-_TORN = (
+_READ_ERRORS = (
     OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error, ValueError, TypeError,
     LookupError, AttributeError, MemoryError, OverflowError, AssertionError,
 )  # fmt: skip
-"""What torch raises on a file that is absent, cut short or not its own, found by cutting files."""
+"""Exceptions that torch raises for missing, truncated or foreign files, found by experiment."""
 
 
 def _unreadable(path: Place, error: BaseException) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
-        return CheckpointError(f"{path} does not exist. Check the path, or make the file first.")
-    # torch's own text advises to load the file with code and all, so it is not passed on
+        return CheckpointError(f"{path} does not exist. Check the path, or create the file first.")
+    # torch's message is left out, because it advises to load the file with the code in it
     return CheckpointError(
-        f"{path}: expected tensors and plain values, but it cannot be read as such "
-        f"({type(error).__name__}): it is truncated, no checkpoint, or holds code, which is "
+        f"{path}: expected tensors and plain values, but the file cannot be read as such "
+        f"({type(error).__name__}). It is truncated, is not a checkpoint, or holds code, which is "
         "never run. Fetch or write it again."
     )
 
 
 def write_tree(path: Place, tree: Mapping[str, Any]) -> None:
-    """Write a dict of tensors and plain values so that `path` is the old file or the new one.
+    """Write a dict of tensors and plain values atomically: `path` is the old file or the new one.
 
     Raises:
-        NamedMaskError: the folder cannot be written.
+        NamedMaskError: the file cannot be written.
     """
     try:
-        # a path would be written into the file, name and all
+        # given a path instead of a file, torch would write its name into the file
         with replaced(path) as part, part.open("wb") as file:
             torch.save(dict(tree), file)
     except (OSError, RuntimeError) as error:
         raise NamedMaskError(
-            f"checkpoint {path} cannot be written: {error}. Free space there, or choose another "
-            "run.out."
+            f"checkpoint {path} cannot be written: {error}. Free space in its folder, or choose "
+            "another run.out."
         ) from error
 
 
 def load_strict(
     module: nn.Module, state: Mapping[str, Any], path: Place | str, network: str
 ) -> None:
-    """Fill `module` with `state`; every entry of either must be in the other, in the same shape.
+    """Load `state` into `module`; both must have the same entries with the same shapes.
 
-    Half precision is widened. `path` and `network` are for the message.
+    Half precision is converted to single precision. `path` and `network` appear in error messages.
 
     Raises:
-        CheckpointError: with what is missing, unexpected or of another shape.
+        CheckpointError: entries are missing, unexpected or of another shape; they are listed.
     """
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
@@ -106,8 +107,8 @@ def load_strict(
         if key in state and _shape(state[key]) != _shape(value)
     ]
     problems = [
-        f"{len(keys)} {what} ({some_of(keys)})"
-        for what, keys in (
+        f"{len(keys)} {problem} ({some_of(keys)})"
+        for problem, keys in (
             ("entries missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misfits),
@@ -117,7 +118,7 @@ def load_strict(
     if problems:
         raise CheckpointError(
             f"{path}: does not fit {network}: {'; '.join(problems)}. Give the file made for this "
-            "network, or name the network and the categories it was made for."
+            "network, or name the network and the categories that the file was made for."
         )
     module.load_state_dict(state)
 
@@ -127,6 +128,6 @@ def _shape(value: Any) -> str:
 
 
 def some_of(keys: object, limit: int = 3) -> str:
-    """Return the first few of some keys as one text."""
+    """Return the first `limit` keys as text, followed by an ellipsis if there are more."""
     listed = [str(key) for key in keys] if isinstance(keys, Mapping | Sequence) else []
     return ", ".join(listed[:limit]) + (", …" if len(listed) > limit else "")

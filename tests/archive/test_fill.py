@@ -132,7 +132,7 @@ def test_rounds_copy_of_a_kept_image_is_never_tried_and_names_it() -> None:
 def test_rounds_what_a_category_must_not_have_is_not_tried_for_it() -> None:
     cats, dogs = offers_of(list(range(COUNT)), list(range(COUNT)))
     unwanted = f"{1:020x}"
-    cats = replace(cats, own={unwanted: "vetoed"})
+    cats = replace(cats, own_statuses={unwanted: "vetoed"})
     asked: list[str] = []
 
     def look(ids: list[str]) -> dict[str, str]:

@@ -24,5 +24,5 @@ def test_loading_tells_the_reason_but_not_torchs_advice() -> None:
 def test_create_open_clip_of_no_model_or_no_weights_is_refused() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'ViT-B-32'"):
         create_open_clip(EmbedConfig(model="open_clip:ViT-B32", weights="openai"))
-    with pytest.raises(ConfigError, match="is no file and no pretrained tag of ViT-B-32"):
+    with pytest.raises(ConfigError, match="is neither a file nor a pretrained tag of ViT-B-32"):
         create_open_clip(EmbedConfig(model="open_clip:ViT-B-32", weights="nowhere.pt"))

@@ -22,6 +22,8 @@ from namedmask.embed.text import text_features
 from namedmask.errors import CheckpointError, ConfigError, InputError, SchemaError
 from namedmask.images.codec import decode, decode_coarse, encode_jpeg, encode_png, resize
 
+pytestmark = pytest.mark.numerical
+
 CONTEXT = 16
 SIDE = 32
 
@@ -338,7 +340,7 @@ def test_open_clip_checkpoint_of_another_model_is_refused(
     ("model", "weights", "message"),
     [
         ("open_clip:ViT-L14", "openai", "Did you mean 'ViT-L-14'"),
-        ("open_clip:ViT-L-14", "opnai", r"no pretrained tag of ViT-L-14; tags: openai, "),
+        ("open_clip:ViT-L-14", "opnai", r"nor a pretrained tag of ViT-L-14; tags: openai, "),
         ("open_clip:ViT-L-14", "", r"tags: openai, .* Set it to one of them or to a checkpoint"),
         ("open_clip:", "", "open_clip model '' is unknown"),
         ("open_clip", "", "embedder 'open_clip' is unknown.* Did you mean 'open_clip:'"),

@@ -63,7 +63,7 @@ def test_lost_process_ends_the_run_which_goes_on_when_run_again(
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        with pytest.raises(NamedMaskError, match="a process that fetches was lost"):
+        with pytest.raises(NamedMaskError, match="a process that fetches images died"):
             collect.fetch(config, SILENT)
     finally:
         web.delay_s = 0.0

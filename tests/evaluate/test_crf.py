@@ -11,6 +11,8 @@ from namedmask.errors import InputError
 from namedmask.evaluate import crf
 from tests.golden import golden_arrays
 
+pytestmark = pytest.mark.numerical
+
 
 def two_tones(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return an image of two noisy halves, and probabilities of 3 labels that guess them badly."""

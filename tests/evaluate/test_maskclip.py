@@ -17,6 +17,8 @@ from namedmask.errors import ConfigError
 from namedmask.evaluate import maskclip
 from namedmask.images.codec import IMAGENET_MEAN, to_tensor
 
+pytestmark = pytest.mark.numerical
+
 TEMPLATES = ("a {}",)
 
 

@@ -20,6 +20,8 @@ from namedmask.evaluate.crf import dense_crf
 from namedmask.saliency.selfmask import Encoder
 from tests.golden import golden_weights
 
+pytestmark = pytest.mark.numerical
+
 VIT = "vit_tiny_patch16_224"
 
 

@@ -26,6 +26,8 @@ from namedmask.segmenter.predict import predict_labels
 from namedmask.verbs.evaluate import evaluate_checkpoint
 from tests.scores import evaluate
 
+pytestmark = pytest.mark.numerical
+
 COLORS = np.array([(0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250)], np.uint8)
 NAMES = ("red", "green", "blue")
 

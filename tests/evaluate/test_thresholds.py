@@ -81,9 +81,9 @@ def test_threshold_is_taken_over_by_equal_settings_alone(tmp_path: Path) -> None
         sweep.read_sweep(path, "reco", settings)
     for text in ("{", "[]", json.dumps({"threshold": 0.2}), json.dumps(FOUND | {"settings": 3})):
         path.write_text(text)
-        with pytest.raises(InputError, match="is not what a sweep writes"):
+        with pytest.raises(InputError, match="does not hold a threshold sweep"):
             sweep.read_sweep(path, "maskclip", settings)
-    with pytest.raises(InputError, match="is not what a sweep writes"):
+    with pytest.raises(InputError, match="does not hold a threshold sweep"):
         sweep.read_sweep(tmp_path / "none.json", "maskclip", settings)
 
 

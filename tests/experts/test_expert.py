@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from namedmask import schema
@@ -17,6 +18,8 @@ from namedmask.experts.expert import (
     train_shared_expert,
 )
 from namedmask.segmenter.checkpoint import build_segmenter
+
+pytestmark = pytest.mark.numerical
 
 LABEL_ID = 300
 

@@ -21,6 +21,8 @@ from namedmask.faces.forms import priors_batch
 from namedmask.faces.retinaface import RetinaFace, export_onnx, load_retinaface
 from tests.golden import golden_arrays, golden_keys, golden_weights
 
+pytestmark = pytest.mark.numerical
+
 SIDE = 64
 
 

@@ -77,12 +77,12 @@ def test_may_fetch_keeps_to_the_rules(text, path, allowed):
 def test_host_pauses_add_up_until_it_is_given_up():
     async def story():
         host = Host(2, patience_s=0.5)
-        assert await host.quiet() == ""
-        host.hear("http_429", 0.1)
-        host.hear("http_429", 0.1)  # at the same time: one pause
-        assert await host.quiet() == ""
+        assert await host.wait_for_pause() == ""
+        host.record_pause("http_429", 0.1)
+        host.record_pause("http_429", 0.1)  # at the same time: one pause
+        assert await host.wait_for_pause() == ""
         assert 0.3 < host.patience_s < 0.45
-        host.hear("http_503", 0.6)
-        return await host.quiet()
+        host.record_pause("http_503", 0.6)
+        return await host.wait_for_pause()
 
     assert asyncio.run(story()) == "http_503"

@@ -45,4 +45,4 @@ def test_remembered_filled_by_many_threads_stays_within_its_room():
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(kept._kept) == kept._weight == 50
+    assert len(kept._entries) == kept._weight == 50

@@ -16,19 +16,19 @@ from namedmask.metadata.seen_urls import SeenUrls
 PEAK = """
 import json, sys
 import numpy as np
-from namedmask import repeats
+from namedmask.metadata import seen_urls
 from namedmask.run.machine import peak_rss_mb
 
-repeats.CACHE_MB = 8
+seen_urls.CACHE_MB = 8
 rng = np.random.default_rng(10**6)
 repeated = 0
 peaks = []
-with repeats.Repeats() as seen:
+with seen_urls.SeenUrls() as seen:
     for batch in range(int(sys.argv[1])):
         fresh = rng.bytes(16384 * 10)
         digests = np.frombuffer(fresh, "S10").copy()
         digests[::8] = np.frombuffer(np.random.default_rng(batch // 8).bytes(2048 * 10), "S10")
-        repeated += len(seen.of(digests))
+        repeated += len(seen.find_repeats(digests))
         peaks.append(peak_rss_mb())
 print(json.dumps({"repeated": repeated, "peaks": peaks}))
 """
@@ -41,7 +41,7 @@ def test_repeats_any_batches_name_all_but_the_first_of_each(batches):
     with SeenUrls() as repeats:
         for batch in batches:
             digests = np.array([one.rjust(10, b"x") for one in batch], "S10")
-            found.append(repeats.of(digests).tolist())
+            found.append(repeats.find_repeats(digests).tolist())
             places = []
             for place, digest in enumerate(digests.tolist()):
                 if digest in seen:
@@ -53,10 +53,11 @@ def test_repeats_any_batches_name_all_but_the_first_of_each(batches):
 
 def test_repeats_asked_from_many_threads_in_turn_answer_as_from_one():
     answers = []
+    digests = np.array([b"a" * 10], "S10")
     with SeenUrls() as repeats:
         for _ in range(3):
             ask = threading.Thread(
-                target=lambda: answers.append(repeats.of(np.array([b"a" * 10], "S10")).tolist())
+                target=lambda: answers.append(repeats.find_repeats(digests).tolist())
             )
             ask.start()
             ask.join()
@@ -66,9 +67,9 @@ def test_repeats_asked_from_many_threads_in_turn_answer_as_from_one():
 def test_repeats_on_a_full_disk_name_the_folder_to_change(monkeypatch):
     monkeypatch.setattr("namedmask.metadata.seen_urls.CACHE_MB", 0)
     with SeenUrls() as repeats, pytest.raises(InputError, match="TMPDIR"):
-        repeats._seen.execute("PRAGMA max_page_count = 8")
+        repeats._database.execute("PRAGMA max_page_count = 8")
         for number in range(50):
-            repeats.of(np.frombuffer(np.random.default_rng(number).bytes(10_000), "S10"))
+            repeats.find_repeats(np.frombuffer(np.random.default_rng(number).bytes(10_000), "S10"))
 
 
 @pytest.mark.slow

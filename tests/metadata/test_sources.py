@@ -274,7 +274,11 @@ def test_sources_csv_with_ragged_rows_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("none.parquet", "does not exist"), ("*.parquet", "matches no file"), ("", "holds no image")],
+    [
+        ("none.parquet", "does not exist"),
+        ("*.parquet", "matches no file"),
+        ("", "contains no image"),
+    ],
 )
 def test_sources_missing_source_is_a_config_error(tmp_path, source, message):
     with pytest.raises(ConfigError, match=message):

@@ -179,27 +179,27 @@ def test_names_and_config_are_text_and_never_markup(whole_page) -> None:
 
 def test_headline_shows_bars_and_the_papers_numbers(whole_page) -> None:
     for number in ("425,618", "463", "326", "360.5"):
-        assert f"paper, LAION: {number}" in whole_page.prose
+        assert f"paper on LAION: {number}" in whole_page.prose
     assert "0.41 mean IoU bar ≥ 0.35, ≥ 2 × miou_nearest_color: met" in whole_page.prose
     assert "0.625 fill of the smallest archive bar ≥ 1: missed" in whole_page.prose
     assert "near_dup_recall 0.9 ≥ 0.95 missed" in whole_page.prose
 
 
 def test_funnels_show_every_status_and_that_they_add_up(whole_page) -> None:
-    assert "80 came in, and every one is counted below" in whole_page.prose
-    assert "30 came in, and every one is counted below" in whole_page.prose
+    assert "All 80 rows are counted below, each under its status." in whole_page.prose
+    assert "All 30 candidates are counted below, each under its status." in whole_page.prose
     assert "http_404 12 15.0%" in whole_page.prose and "has_face 2 6.7%" in whole_page.prose
 
 
 def test_funnel_that_does_not_add_up_says_so(run) -> None:
     funnels = json.loads((run / "funnels.json").read_text()) | {"rows_in": 81}
     write_json(run / "funnels.json", funnels)
-    assert "81 came in, 80 are counted." in page_of(run).prose
+    assert "There are 81 rows, but the counts below add up to 80." in page_of(run).prose
 
 
 def test_funnel_of_names_without_addresses_doubts_the_name_server(run) -> None:
     funnels = json.loads((run / "funnels.json").read_text())
-    doubt = "38 of 60 urls that were asked for have a host without an address"
+    doubt = "The host names of 38 of 60 requested urls could not be resolved."
     for lost, said in ((38, True), (30, False)):
         rows = {"ok": 58 - lost, "dns": lost - 20, "dns_failed": 20, "http_404": 2, "unsafe": 20}
         write_json(run / "funnels.json", funnels | {"rows_by_status": rows})
@@ -221,7 +221,7 @@ def test_gallery_shows_masks_before_and_after_the_expert(whole_page) -> None:
 
 def test_charts_and_scenes_show_the_evaluation(whole_page, whole_run) -> None:
     result = json.loads((whole_run / "evaluation.json").read_text())
-    assert "9 pictures of scenes, split test" in whole_page.prose
+    assert "On 9 images of scenes (split test), the mean IoU is" in whole_page.prose
     for name, iou in result["iou"].items():
         assert iou is None or f"{name} {iou:.3f}" in whole_page.prose
     pictures = [whole_page.pictures(f", {what}") for what in ("picture", "truth", "prediction")]
@@ -239,8 +239,8 @@ def test_timings_and_configuration_are_there(whole_page) -> None:
 def test_run_without_demo_numbers_is_summed_up_from_its_files(run) -> None:
     (run / "summary.json").unlink()
     prose = page_of(run).prose
-    assert "21 images kept paper, LAION: 425,618" in prose
-    assert "7 images a category paper, LAION: 463" in prose
+    assert "21 images kept paper on LAION: 425,618" in prose
+    assert "7 images per category paper on LAION: 463" in prose
     assert "60 mean height, pixels" in prose and "80 mean width, pixels" in prose
 
 
@@ -248,10 +248,13 @@ def test_run_without_demo_numbers_is_summed_up_from_its_files(run) -> None:
     ("missing", "words"),
     [
         (("evaluation.json", "evaluation", "summary.json"), "Run namedmask evaluate ."),
-        (("refined",), "No expert's masks. Run namedmask refine ."),
-        (("archive", "summary.json"), "No archive yet. Run namedmask build ."),
-        (("funnels.json",), "Nothing was read yet. Run namedmask embed ."),
-        (("timings.json",), "No stage has ended yet."),
+        (("refined",), "The experts have not drawn any masks yet. Run namedmask refine ."),
+        (
+            ("archive", "summary.json"),
+            "The archives have not been built yet. Run namedmask build .",
+        ),
+        (("funnels.json",), "No metadata has been read yet. Run namedmask embed ."),
+        (("timings.json",), "No stage has finished yet."),
         (("run.toml",), "The run folder has no run.toml."),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
@@ -273,7 +276,7 @@ def test_lost_prediction_is_named(run) -> None:
 def test_run_that_has_just_begun_gives_a_page(tmp_path) -> None:
     write_json(tmp_path / "run.json", {"format_version": 2, "verbs": {}})
     page = page_of(tmp_path)
-    assert "No numbers yet" in page.prose and "embed not yet" in page.prose
+    assert "There are no numbers yet" in page.prose and "embed: not finished" in page.prose
     assert not page.images
 
 
@@ -281,7 +284,7 @@ def test_benchmark_that_has_moved_away_is_told(run, whole_run) -> None:
     text = (run / "run.toml").read_text().replace("/scenes", "/gone")
     (run / "run.toml").write_text(text)
     page = page_of(run)
-    assert "The benchmark's pictures cannot be read" in page.prose
+    assert "The benchmark's images cannot be read" in page.prose
     assert not page.pictures(", truth")
 
 
@@ -295,7 +298,7 @@ def test_benchmark_that_has_changed_is_refused(run) -> None:
 
 
 def test_folder_without_a_run_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match=r"holds no run: run\.json is missing"):
+    with pytest.raises(InputError, match=r"is not a run folder: run\.json is missing"):
         write_report(tmp_path)
 
 
@@ -305,8 +308,8 @@ def test_large_run_folds_what_is_long(tmp_path) -> None:
     one = entries_of(1, 1)
     write_archive(tmp_path / "archive", accepted(names, names, [one] * 70), wanted=2)
     page = page_of(tmp_path)
-    assert "40 of 70 categories, in even steps." in page.prose
-    assert "The other 10" in page.prose and "The other 34" in page.prose
+    assert "40 of 70 categories are shown, sampled evenly." in page.prose
+    assert "Show 10 more" in page.prose and "Show 34 more" in page.prose
     assert len(page.images) == 40
 
 

@@ -47,7 +47,7 @@ def test_scorecard_line_tells_bars_and_the_number_of_the_seed() -> None:
     lines = {line.key: line for line in scorecard(SUMMARY)}
     assert lines["miou"].bars == "≥ 0.35, ≥ 2 × miou_nearest_color"
     assert lines["expert_mask_iou"].bars == "> pseudo_mask_iou"
-    assert lines["images_kept"].seed == 425_618
+    assert lines["images_kept"].paper == 425_618
 
 
 def test_scorecard_value_that_is_no_number_at_all_is_missed() -> None:

@@ -1,4 +1,4 @@
-"""A pair that a screen leaves out is never above the floor, whatever the vectors."""
+"""A pair that the bounds exclude is never above the floor, whatever the vectors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from namedmask.retrieve import bounds as screens
+from namedmask.retrieve import bounds
 from namedmask.retrieve.bounds import FloatBounds, Int8Bounds, int8_is_fast, int8_product
+
+pytestmark = pytest.mark.numerical
 
 
 @settings(max_examples=150, deadline=None)
@@ -23,7 +25,7 @@ from namedmask.retrieve.bounds import FloatBounds, Int8Bounds, int8_is_fast, int
     shift=st.sampled_from([0.0, 1.0, 100.0]),
     int8=st.booleans(),
 )
-def test_screen_of_any_vectors_leaves_out_no_pair_above_the_floor(
+def test_bounds_of_any_vectors_exclude_no_pair_above_the_floor(
     seed: int, width: int, length: float, tail: float, shift: float, int8: bool
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -33,10 +35,10 @@ def test_screen_of_any_vectors_leaves_out_no_pair_above_the_floor(
     exact = block.astype(np.float64) @ queries.astype(np.float64).T
     floors = np.sort(exact, axis=0)[-6].astype(np.float32)
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
-    screen = Int8Bounds(queries, norms, 80) if int8 else FloatBounds(queries, norms)
+    checked = Int8Bounds(queries, norms, 80) if int8 else FloatBounds(queries, norms)
     longest = float(np.linalg.norm(block, axis=1).max())
     for part in (block, block[:31]):
-        pairs = set(screen.pairs(part, longest, floors).tolist())
+        pairs = set(checked.pairs(part, longest, floors).tolist())
         above = set(np.flatnonzero(exact[: len(part)] > floors).tolist())
         assert above <= pairs
 
@@ -47,7 +49,7 @@ def test_int8_product_of_any_shape_is_exact_with_and_without_the_instruction(
     width: int, instruction: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not instruction:
-        monkeypatch.setattr(screens, "_int_mm_is_exact", lambda width: False)
+        monkeypatch.setattr(bounds, "_int_mm_is_exact", lambda width: False)
     generator = torch.Generator().manual_seed(width)
     for rows, columns in itertools.product((1, 2, 31, 70), (1, 2, 9, 300)):
         one, other = (
@@ -67,6 +69,6 @@ def test_int8_product_of_any_shape_is_exact_with_and_without_the_instruction(
 def test_int8_is_fast_only_with_the_instruction_and_the_switch_on(
     switch: str, instruction: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screens, "_int_mm_is_exact", lambda width: instruction)
+    monkeypatch.setattr(bounds, "_int_mm_is_exact", lambda width: instruction)
     monkeypatch.setenv("NAMEDMASK_INT8", switch)
     assert int8_is_fast(64) is expected

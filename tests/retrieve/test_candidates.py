@@ -56,7 +56,7 @@ def test_offers_unit_follows_from_the_question_and_the_vectors_alone() -> None:
 def test_offers_query_is_the_mean_of_texts_and_examples_and_negatives_stand_apart() -> None:
     each = {"cat": {"queries": ["a lion"], "negatives": ["a dog", "a wolf"]}}
     (ask,) = queries_of([CAT], config_of(categories={"names": ["cat"], "each": each}), "v")
-    assert ask.wording.texts == ("cat", "a lion", "a dog", "a wolf")
+    assert ask.prompts.texts == ("cat", "a lion", "a dog", "a wolf")
     found = np.eye(5, dtype=np.float32)  # the fifth as of an example
     query, negatives = ask.vectors(found)
     np.testing.assert_allclose(query, np.array([1, 1, 0, 0, 1]) / np.sqrt(3), rtol=1e-6)
@@ -88,14 +88,14 @@ def written(folder: Path, rules: CategoryConfig) -> CandidateList:
     tree = {"names": ["cat"], "each": {"cat": rules.model_dump()}}
     config = config_of(categories=tree)
     (ask,) = queries_of([CAT], config, "v")
-    found = np.array([[0.9, 0.1]], np.float32), np.array([[4, 9]])
-    asked = [(ask, np.array([1, 0], np.float32), np.empty((0, 2), np.float32))]
+    best = np.array([[0.9, 0.1]], np.float32), np.array([[4, 9]])
+    vectors = [(np.array([1, 0], np.float32), np.empty((0, 2), np.float32))]
     store: EmbeddingStore = Vectors()  # type: ignore[assignment]
-    assert [
-        one.unit for one in write_candidate_lists(folder, store, asked, found, config.retrieve, [])
-    ]
+    units = [ask.unit]
+    written_units = write_candidate_lists(folder, store, units, vectors, best, config.retrieve, [])
+    assert list(written_units) == units
     table = read_parquet(folder / "offers" / f"{ask.unit}.parquet")
-    assert table.schema == schema.OFFERS
+    assert table.schema == schema.CANDIDATE_LIST
     return read_candidate_list(folder, ask)
 
 
@@ -116,7 +116,7 @@ def test_offers_are_read_with_what_the_rules_say_today(
 ) -> None:
     offer = written(tmp_path, CategoryConfig.model_validate(rules))
     assert offer.sample_ids == ["a", "b"]
-    assert offer.own == own
+    assert offer.own_statuses == own
     assert [list(near) for near in offer.neighbors] == [[], []]
 
 
@@ -138,5 +138,5 @@ def test_offers_url_that_is_none_has_no_host_to_be_blocked(tmp_path: Path) -> No
     write_parquet(table.set_column(place, "url", urls), next((tmp_path / "offers").glob("*.parq*")))
     rules = CategoryConfig(blocked_hosts=("bad", "example"), blocked_urls=("no url",))
     (ask,) = queries_of([CAT], config_of(categories={"names": ["cat"]}), "v")
-    assert read_candidate_list(tmp_path, replace(ask, rules=rules)).own == {"b": "blocked"}
-    assert offer.own == {"b": "unsafe"}
+    assert read_candidate_list(tmp_path, replace(ask, rules=rules)).own_statuses == {"b": "blocked"}
+    assert offer.own_statuses == {"b": "unsafe"}

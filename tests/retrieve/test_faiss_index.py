@@ -17,6 +17,8 @@ from namedmask.run.stores import EmbeddingStore
 from tests import toys
 from tests.waves import add_wave
 
+pytestmark = pytest.mark.numerical
+
 faiss = pytest.importorskip("faiss", reason="faiss is not installed: its backend needs an extra")
 
 QUERIES = toys.ThumbnailEmbedder().embed_texts(list(toys.COLORS)).astype(np.float32)

@@ -13,6 +13,8 @@ from namedmask.config import RetrieveConfig
 from namedmask.errors import CheckpointError
 from namedmask.retrieve.safety import load_filters, load_prompts, load_safety_head
 
+pytestmark = pytest.mark.numerical
+
 
 def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)

@@ -17,6 +17,8 @@ from namedmask.retrieve import scan as top_k
 from namedmask.retrieve.scan import CpuScan, TorchScan, blocks, dot_products, pack, unpack
 from namedmask.retrieve.top_k import exact_top_k, merge_top_k
 
+pytestmark = pytest.mark.numerical
+
 
 def full_sort(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the answer from all dot products, each made on its own, in float32."""
@@ -105,7 +107,7 @@ def test_scan_of_any_vectors_equals_a_full_sort_bit_for_bit(
     expected_scores, expected_rows = full_sort(vectors, queries, k)
     enough = 1 if int8 else 1000
     with (
-        mock.patch.multiple(top_k, _BLOCK_ROWS=(16, 16), _ENOUGH_QUERIES=enough, _REST_BLOCKS=1),
+        mock.patch.multiple(top_k, _BLOCK_ROWS=(16, 16), _ENOUGH_QUERIES=enough, _FLOAT_BLOCKS=1),
         mock.patch.object(top_k, "int8_is_fast", return_value=True),
     ):
         scores, best = exact_top_k(cut(vectors, places), queries, k)
@@ -155,7 +157,7 @@ def test_scan_leaves_few_pairs_and_the_same_answer_with_and_without_int8(
 ) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = kind(rng, 30_000, 128), noise(rng, 300, 128)
-    unused = mock.Mock(side_effect=AssertionError("the other screen should have served"))
+    unused = mock.Mock(side_effect=AssertionError("the other bounds should have been used"))
     with (
         mock.patch.object(top_k, "int8_is_fast", return_value=False),
         mock.patch.object(top_k.Int8Bounds, "pairs", unused),
@@ -166,24 +168,24 @@ def test_scan_leaves_few_pairs_and_the_same_answer_with_and_without_int8(
         mock.patch.object(top_k.FloatBounds, "pairs", unused),
     ):
         by_int8 = scan_all(vectors, queries, 20)
-    assert by_float.scored < 0.15 * by_float.screened  # the first block is 4,096 of 30,000
-    assert by_int8.scored < 0.25 * by_int8.screened
+    assert by_float.pairs_scored < 0.15 * by_float.pairs_seen  # the first block is 4,096 of 30,000
+    assert by_int8.pairs_scored < 0.25 * by_int8.pairs_seen
     for one, other in zip(by_int8.answer(), by_float.answer(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_scan_whose_rows_change_character_stays_exact_and_fits_its_screen_again() -> None:
+def test_scan_whose_rows_change_character_stays_exact_and_fits_its_bounds_again() -> None:
     rng = np.random.default_rng(1)
     near, far = clusters(rng, 3000, 64), noise(rng, 9000, 64)
     vectors, queries = np.concatenate([0.01 * near, far]), noise(rng, 300, 64)
-    forget = mock.Mock(side_effect=top_k.Int8Bounds.forget)
+    reset = mock.Mock(side_effect=top_k.Int8Bounds.reset)
     with (
         mock.patch.multiple(top_k, _BLOCK_ROWS=(256, 256)),
         mock.patch.object(top_k, "int8_is_fast", return_value=True),
-        mock.patch.object(top_k.Int8Bounds, "forget", lambda screen: forget(screen)),
+        mock.patch.object(top_k.Int8Bounds, "reset", lambda bounds: reset(bounds)),
     ):
         scores, rows = exact_top_k([vectors], queries, 20)
-    assert forget.called
+    assert reset.called
     exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
     np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :20], atol=1e-6)
     np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-6)

@@ -303,7 +303,7 @@ def test_ledger_committed_file_that_is_gone_names_the_record_to_remove(tmp_path:
     with open_run(tmp_path) as run:
         commit(run, "00000", "a")
         (tmp_path / "embeddings/wave-00000.parquet").unlink()
-        with pytest.raises(InputError, match=r"has none\. Remove that record"):
+        with pytest.raises(InputError, match=r"it is missing\. Remove that record"):
             run.commits("embeddings")
 
 

@@ -32,9 +32,7 @@ def taken_up(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
-    }
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 def test_saved_run_file_of_old_loads_with_the_keys_of_today(

@@ -17,6 +17,8 @@ from namedmask.saliency.selfmask import best_mask, load_selfmask, padded_size
 from namedmask.saliency.stage import SelfMask, pseudo_mask
 from tests.golden import golden_arrays, golden_keys, golden_weights
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def network() -> SelfMask:

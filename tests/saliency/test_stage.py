@@ -14,6 +14,8 @@ from namedmask.errors import CheckpointError, ConfigError
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.saliency.stage import Saliency, pseudo_mask
 
+pytestmark = pytest.mark.numerical
+
 
 def test_pseudo_mask_threshold_is_strict() -> None:
     mask = pseudo_mask(np.array([[0.5, 0.500001], [0.0, 1.0]], np.float32))

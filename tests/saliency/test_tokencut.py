@@ -25,6 +25,8 @@ from namedmask.saliency.tokencut import (
 )
 from tests.golden import golden_keys, golden_weights
 
+pytestmark = pytest.mark.numerical
+
 
 def slow_object_patches(features: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Return what `object_patches` does, by loops and the whole generalized spectrum."""

@@ -28,6 +28,8 @@ from namedmask.segmenter.deeplab import SEGMENTERS, deeplabv3plus_resnet50, deep
 from namedmask.weights.tensors import load_strict, read_tree, write_tree
 from tests.golden import golden_arrays, golden_keys, golden_weights
 
+pytestmark = pytest.mark.numerical
+
 TINY = SegmenterConfig(name="deeplabv3plus_tiny")
 NAMES = ("crane bird", "tower crane", "horse")
 

@@ -203,7 +203,7 @@ def test_storage_of_many_writers_of_one_record_one_gets_it(folder: S3Path, proxy
 
 
 def test_storage_second_writer_is_refused_until_the_first_is_done(folder: S3Path) -> None:
-    used = pytest.raises(InputError, match=rf"in use by process .*:{os.getpid()}\..* void")
+    used = pytest.raises(InputError, match=rf"in use by process .*:{os.getpid()}\..* expires")
     with ledger.open_run(folder), used, ledger.open_run(folder):
         pass
     with ledger.open_run(folder) as run:
@@ -247,23 +247,23 @@ def test_storage_holder_that_slept_too_long_writes_no_more(
 ) -> None:
     monkeypatch.setattr(locks, "TTL_S", 1.0)
     sleeper, other = locks._Lease(folder / ".lock"), locks._Lease(folder / ".lock")
-    sleeper.take()
+    sleeper.acquire()
     time.sleep(2.1)
-    other.take()
+    other.acquire()
     sleeper.renew_until(threading.Event())
     with pytest.raises(InputError, match="has another writer"):
         file_store.write_json(folder / "run.json", {})
     file_store.write_json(folder.with_name("another-run") / "run.json", {})
-    sleeper.leave()
+    sleeper.release()
     assert other._tag is not None and (folder / ".lock").stat().tag == other._tag
-    other.leave()
+    other.release()
     with ledger.open_run(folder):
         pass
 
 
 def test_storage_missing_bucket_is_told(proxy: Proxy) -> None:
     with pytest.raises(InputError, match=r"'no-such-bucket' does not exist at http://127"):
-        storage.prove_writable(S3Path("no-such-bucket", "run"))
+        storage.check_writable(S3Path("no-such-bucket", "run"))
     assert cli.main(["inspect", "s3://no-such-bucket/run"]) == 2
 
 
@@ -275,7 +275,7 @@ def test_storage_missing_credentials_are_told(
     s3_client.client_of.cache_clear()
     try:
         with pytest.raises(InputError, match=r"no credentials for S3.*AWS_ACCESS_KEY_ID"):
-            storage.prove_writable(folder)
+            storage.check_writable(folder)
     finally:
         s3_client.client_of.cache_clear()
 
@@ -285,7 +285,7 @@ def test_storage_missing_credentials_are_told(
     [
         ((403, "AccessDenied"), InputError, "refuses access .AccessDenied.*AWS_PROFILE"),
         ((501, "NotImplemented"), InputError, "no conditional writes"),
-        ((503, "SlowDown"), NamedMaskError, "in the end after 8 tries.*run the same command"),
+        ((503, "SlowDown"), NamedMaskError, "up to 8 attempts.*Run the same command"),
     ],
 )
 def test_storage_refusal_is_told_with_a_way_out(

@@ -24,6 +24,8 @@ from namedmask.train.augment import (
     recolor,
 )
 
+pytestmark = pytest.mark.numerical
+
 PLAIN = AugmentConfig(
     crop=16, scale=(1.0, 1.0), flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, n_max=1
 )
@@ -170,7 +172,15 @@ def noting(step: Any, ran: list[str]) -> Any:
 
 def test_sample_runs_the_methods_steps_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
-    steps = ("random_view", "random_crop", "brightness", "gray", "blur", "normalize", "_put")
+    steps = (
+        "random_view",
+        "random_crop",
+        "brightness",
+        "gray",
+        "blur",
+        "normalize",
+        "paste_object",
+    )
     for name in steps:
         monkeypatch.setattr(augment, name, noting(getattr(augment, name), ran))
     monkeypatch.setattr(augment, "JITTER", ((augment.brightness, 1.0, 0.0),))
@@ -178,7 +188,7 @@ def test_sample_runs_the_methods_steps_in_their_order(monkeypatch: pytest.Monkey
     for seed in range(20):
         ran.clear()
         augment.make_sample(Squares(5, side=80), config, np.random.default_rng(seed))
-        if "_put" in ran:  # every other sample
+        if "paste_object" in ran:  # every other sample
             break
     assert ran == ["random_view", "random_crop", *steps]
 

@@ -22,6 +22,8 @@ from namedmask.train.loop import train
 from namedmask.weights.tensors import read_tree, write_tree
 from tests.groups import run_group
 
+pytestmark = pytest.mark.numerical
+
 AUGMENT = AugmentConfig(crop=24, scale=(0.5, 1.0))
 
 

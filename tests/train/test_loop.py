@@ -26,6 +26,8 @@ from namedmask.train.loop import (
 )
 from namedmask.weights.tensors import read_tree, write_tree
 
+pytestmark = pytest.mark.numerical
+
 IGNORE = schema.IGNORE
 TINY = SegmenterConfig(name="deeplabv3plus_tiny")
 AUGMENT = AugmentConfig(crop=32, scale=(0.5, 1.0))

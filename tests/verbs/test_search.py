@@ -19,11 +19,14 @@ from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stores import EmbeddingStore, write_wave
 from namedmask.search import index as search_index
+from namedmask.search import make
 from namedmask.search.index import KINDS, kind_for
 from namedmask.storage.files import read_json
 from namedmask.verbs.search import search
 from tests.html_page import Page
 from tests.waves import EMBEDDER, add_wave, search_config
+
+pytestmark = pytest.mark.numerical
 
 pytest.importorskip("faiss", reason="faiss is not installed: searching needs an extra")
 
@@ -109,7 +112,7 @@ def test_search_killed_while_the_index_is_made_leaves_no_manifest(
     search(search_config(out), "blue", 5, QUIET)
     add_wave(out, "00002", 30)
     with monkeypatch.context() as patch:
-        patch.setattr(search_index, "_measured", die)
+        patch.setattr(make, "_measure", die)
         with pytest.raises(KeyboardInterrupt):
             search(search_config(out), "blue", 5, QUIET)
     assert not (out / SEARCH_INDEX / MANIFEST).exists()
@@ -235,7 +238,7 @@ def test_page_is_self_contained_escaped_and_shows_no_picture(tmp_path: Path) -> 
     assert read.addresses == [hit["url"] for hit in found["hits"][1:]]
     assert "<b>red</b> & more" in read.prose
     assert "<img src=x onerror=alert(1)>" in read.prose
-    assert "No picture is shown and none was fetched" in read.prose
+    assert "The images have not been fetched and are not shown" in read.prose
     assert "url(" not in text
 
 

@@ -1,10 +1,16 @@
-"""The same road on a Ray cluster: graphs over pools of actors, training on many processes.
+"""The executor on a Ray cluster: graphs over pools of actors, training on many processes.
 
-The only part of the package that imports ray. `connect` gives the executor that the verbs take. The
-files in the order of a run: `session` (connect; what the run needs against what there is),
-`metadata_scan` (tables read and deduplicated by many tasks), `graphs` (a streaming graph), `watch`
-(what waits in it), `actors` and `isolated` (what its processes do; how one bad row is found),
-`ray_executor`, `experts`, `training`, `submit`.
+This is the only folder of the package that imports ray. `connect` yields the executor that the
+verbs take. The modules, in the order of a run:
+
+* `session` connects to Ray and compares what a run needs with what the cluster has;
+* `ray_executor` is the executor;
+* `metadata_scan` reads and deduplicates tables with many tasks;
+* `graphs` runs a streaming graph, and `watch` reports what waits in it;
+* `actors` holds the classes that run in the processes of a graph, and `isolated` finds a row that
+  kills its process;
+* `experts` and `training` train on many processes;
+* `submit` sends a run to a remote cluster.
 """
 
 from typing import TYPE_CHECKING

@@ -1,11 +1,11 @@
-"""What the processes of a graph do: a reader, the stages, a sink; and a mapper for everything else.
+"""The classes that run in the processes of a graph: a reader, the stages, a sink, and a mapper.
 
-A wave travels as one block. What belongs to all of it (its unit, its digest, how many rows were to
-be tried, the seconds each stage took) stands as JSON in the column `_wave`, the same in every row.
+A wave travels as one block. The data of the wave as a whole (its unit, its digest, the number of
+rows tried, the seconds of each stage) is JSON in the column `_wave`, the same in every row.
 
-A process that is lost is begun again by Ray, and its block given to it again, without end. So a
-stage asks before each wave whether it was begun before; if it was, it goes on carefully (see
-careful.py), and a row that kills it a second time is `crashed`.
+Ray restarts a process that dies and gives it the same block again, without limit. So a stage asks
+the work registry before each wave whether the stage has begun this wave before. If so, the rows
+pass the stage in a child process (see isolated.py), and a row that kills the child is `crashed`.
 """
 
 from __future__ import annotations
@@ -32,64 +32,65 @@ from namedmask.run.waves import Wave, WaveHeader, header_of, write
 from namedmask.storage import Place
 
 HEADER = "_wave"
-"""The column that carries the header of a wave and the seconds of its stages, as JSON."""
+"""Name of the column that carries a wave's header and the seconds of its stages, as JSON."""
 
 MAP = "map"
+"""Name under which a `Mapper` registers its work."""
 
 TRIES = 2
-"""Processes that a part of a list may take with it."""
+"""Number of processes that one item of a list may kill; then the run ends."""
 
 
 class WorkRegistry:
-    """Has the list of what is to be done, and knows who has begun what; one a graph."""
+    """An actor, one per graph, with the list of work items and a record of those under way."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
         self._begun: dict[tuple[str, str], int] = {}
 
     def item(self, number: int) -> Any:
-        """Return an item of the list."""
+        """Return the item at a position of the list."""
         return self._items[number]
 
     def begin(self, stage: str, unit: str) -> int:
-        """Return how often this was begun before and not ended."""
+        """Record that a stage begins a unit; return how often it began the unit without ending."""
         earlier = self._begun.get((stage, unit), 0)
         self._begun[stage, unit] = earlier + 1
         return earlier
 
     def end(self, stage: str, unit: str) -> None:
-        """Forget it."""
+        """Record that a stage has ended a unit."""
         self._begun.pop((stage, unit), None)
 
     def active(self) -> int:
-        """Return how many have begun and not ended."""
+        """Return the number of pairs of stage and unit that have begun and not ended."""
         return len(self._begun)
 
 
 class Read:
-    """Number of a wave → its rows, with the header that travels with them."""
+    """Reader: the number of a wave in, its rows with the header column out."""
 
-    def __init__(self, clerk: Any) -> None:
-        self._clerk = clerk
+    def __init__(self, registry: Any) -> None:
+        self._registry = registry
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave whose number is in `id`."""
-        wave: Wave = ray.get(self._clerk.item.remote(table["id"][0].as_py()))
+        """Return the wave whose number is in column `id` of the only row."""
+        wave: Wave = ray.get(self._registry.item.remote(table["id"][0].as_py()))
         rows = wave.read()
         return with_header(rows, header_of(wave, rows), {})
 
 
 class StageWorker:
-    """A stage in a process of its own, for graphs."""
+    """A stage of a graph, in a process of its own."""
 
-    def __init__(self, name: str, config: Config, clerk: Any) -> None:
-        self._name, self._clerk = name, clerk
+    def __init__(self, name: str, config: Config, registry: Any) -> None:
+        self._name, self._registry = name, registry
         self._make = partial(load_stage_here, name, config)
         self._adds = stage_class(name).adds
         self._batch_size = batch_size_of((name,), config)
         self._memory_bytes = memory_limit(config)
         limit_memory(self._memory_bytes)
-        # from a constructor an error would reach the driver as text only
+        # an error of the constructor would reach the driver as text only: the first call raises it
         self._broken: NamedMaskError | None = None
         try:
             self._stage = self._make()
@@ -97,30 +98,30 @@ class StageWorker:
             self._broken = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave with what the stage adds."""
+        """Return the wave with the columns that the stage adds."""
         if self._broken:
             raise self._broken
         header, seconds, rows = without_header(table)
-        earlier = ray.get(self._clerk.begin.remote(self._name, header.unit))
+        earlier = ray.get(self._registry.begin.remote(self._name, header.unit))
         began = time.perf_counter()
-        rows = self._carefully(rows) if earlier else self._plainly(rows)
+        rows = self._run_in_child(rows) if earlier else self._run_here(rows)
         seconds[self._name] = time.perf_counter() - began
-        self._clerk.end.remote(self._name, header.unit)
+        self._registry.end.remote(self._name, header.unit)
         return with_header(rows, header, seconds)
 
-    def _plainly(self, rows: pa.Table) -> pa.Table:
+    def _run_here(self, rows: pa.Table) -> pa.Table:
         try:
             return self._stage(rows)
         except MemoryError:
-            return self._carefully(rows)
+            return self._run_in_child(rows)
 
-    def _carefully(self, rows: pa.Table) -> pa.Table:
+    def _run_in_child(self, rows: pa.Table) -> pa.Table:
         make = pickle.dumps(self._make)
         return run_isolated(make, rows, self._adds, self._batch_size, self._memory_bytes)
 
 
 class Sink:
-    """A wave that has passed all stages → what became of it, once it is committed."""
+    """Sink: a wave that has passed all stages in, its result out, once it is committed."""
 
     def __init__(self, folder: Place, store_name: str) -> None:
         self._folder, self._store_name = folder, store_name
@@ -133,25 +134,25 @@ class Sink:
 
 
 class StageAndSink:
-    """A stage that is its graph's only one and the sink, in one process: no image travels."""
+    """The only stage of a graph and its sink in one process, which saves copies of the images."""
 
     def __init__(
-        self, name: str, config: Config, clerk: Any, *, folder: Place, store_name: str
+        self, name: str, config: Config, registry: Any, *, folder: Place, store_name: str
     ) -> None:
-        self._stage, self._sink = StageWorker(name, config, clerk), Sink(folder, store_name)
+        self._stage, self._sink = StageWorker(name, config, registry), Sink(folder, store_name)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row, as the sink."""
+        """Return one row, as `Sink` does."""
         return self._sink(self._stage(table))
 
 
 class Mapper:
-    """Number of an item → the pickled (number, what the function makes of the item)."""
+    """Mapper: the number of an item in, the pickled (number, result of the function) out."""
 
     def __init__(
-        self, make: Callable[[], Callable[[Any], Any]], clerk: Any, config: Config
+        self, make: Callable[[], Callable[[Any], Any]], registry: Any, config: Config
     ) -> None:
-        self._clerk = clerk
+        self._registry = registry
         self._broken: NamedMaskError | None = None
         try:
             self._function = make()
@@ -160,69 +161,72 @@ class Mapper:
             self._broken = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row."""
+        """Return one row for the item whose number is in column `id` of the only row."""
         if self._broken:
             raise self._broken
         number = table["id"][0].as_py()
         unit = f"{number:05d}"
-        earlier = ray.get(self._clerk.begin.remote(MAP, unit))
-        if earlier >= TRIES:  # there is no row to bury here
+        earlier = ray.get(self._registry.begin.remote(MAP, unit))
+        if earlier >= TRIES:  # an item has no rows of which one could be marked as crashed
             raise NamedMaskError(
-                f"part {number} took its process with it {earlier} times. Is there memory for it? "
+                f"part {number} killed its process {earlier} times, perhaps for lack of memory. "
                 "Lower actors of its section, or ray.num_cpus."
             )
-        found = self._function(ray.get(self._clerk.item.remote(number)))
-        self._clerk.end.remote(MAP, unit)
-        return pickled((number, found))
+        result = self._function(ray.get(self._registry.item.remote(number)))
+        self._registry.end.remote(MAP, unit)
+        return pickled((number, result))
 
 
 class Chain:
-    """Some stages one after the other, in one process."""
+    """Several stages, one after the other, in one process."""
 
     def __init__(self, names: Sequence[str], config: Config) -> None:
         self._stages = [load_stage_here(name, config) for name in names]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave with what all of them add."""
+        """Return the wave with the columns that all stages add."""
         for stage in self._stages:
             table = stage(table)
         return table
 
 
-def run_alone(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
-    """Return the wave as the stages leave it, passed through one child of this process."""
+def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
+    """Return the wave after the stages, which run in a single child of this process."""
     adds = [column for name in names for column in stage_class(name).adds]
     make = pickle.dumps(partial(Chain, names, config))
     return run_isolated(make, rows, adds, batch_size_of(names, config), memory_limit(config))
 
 
 def load_stage_here(name: str, config: Config) -> Any:
-    """Return a stage in this process, with the threads the config allows."""
+    """Return a stage, loaded in this process, with the number of threads that the config allows."""
     stage = load_stage(name, config)
     use_threads(config)
     return stage
 
 
 def memory_limit(config: Config) -> int:
-    """Return the bytes a process of a stage may allocate."""
+    """Return the number of bytes that a process of a stage may allocate.
+
+    The default is 60 % of the machine's memory.
+    """
     if config.ray.memory_limit_gb:
         return int(config.ray.memory_limit_gb * 2**30)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 6 // 10
 
 
 def with_header(rows: pa.Table, header: WaveHeader, seconds: dict[str, float]) -> pa.Table:
-    """Return the rows with the header of their wave, the same in every row."""
+    """Return the rows with the header of their wave in a column, the same in every row."""
     text = pa.array([json.dumps({"header": asdict(header), "seconds": seconds})])
     column = pa.DictionaryArray.from_arrays(np.zeros(rows.num_rows, np.int32), text)
     return rows.append_column(HEADER, column)
 
 
 def without_header(table: pa.Table) -> tuple[WaveHeader, dict[str, float], pa.Table]:
-    """Return the header of a wave, the seconds by stage so far, and the rows alone."""
+    """Return the header of a wave, the seconds per stage so far, and the rows without both."""
     carried = json.loads(table[HEADER][0].as_py())
     return WaveHeader(**carried["header"]), carried["seconds"], table.drop_columns(HEADER)
 
 
 def pickled(value: object) -> pa.Table:
-    """Return a table of one row that holds a value."""
+    """Return a table whose only row holds the pickled value."""
     return pa.table({"value": pa.array([pickle.dumps(value)], pa.large_binary())})

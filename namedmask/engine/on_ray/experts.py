@@ -1,8 +1,9 @@
-"""The experts on Ray: small trainings, all at once, each in a process of its own.
+"""The experts on Ray: small trainings that run at the same time, each in a process of its own.
 
-Each commits its own unit to the run folder, so that the same command goes on where it was. One
-that fails leaves the others alone: they finish, and then the verb says which failed and why. On
-several machines the run folder must be storage that all of them see.
+Each expert is committed to the run folder as its own unit, so that the same command resumes a run
+that was cut off. If an expert fails, the others finish first; then the verb lists the failed
+experts with their errors. On several machines the run folder must be on storage that all of them
+see.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ from namedmask.run.ledger import Commit
 from namedmask.storage import Place
 
 TRIES = 2
-"""A process that dies is given one more; an error of the work itself is not tried again."""
+"""Number of processes per expert: one that dies is replaced once; errors are not retried."""
 
 
 def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
-    """Return how many masks were redrawn and kept; archives refined before are left as they are.
+    """Train the experts that are not finished; return how many masks were redrawn and kept.
 
-    `clusters` as in refine.refine_archive.
+    `clusters` is as in experts.refine.refine_archive.
 
     Raises:
-        ClusterTooSmallError: an expert needs more than this Ray has, which would wait for ever.
-        NamedMaskError: experts failed, each with its reason; all others are done and kept.
+        ClusterTooSmallError: an expert needs more than the cluster has, so it would wait forever.
+        NamedMaskError: experts failed; the message lists their errors. The others are committed.
     """
     config, folder = with_absolute_paths(run.config), run.ledger.folder.resolve()
     work = open_work(run, clusters)
@@ -71,16 +72,16 @@ def _train_shared(config: Config, folder: Place) -> None:
     for _, outcome in _outcomes(config, {"": (refine_shared, folder)}):
         if not isinstance(outcome, Commit):
             raise NamedMaskError(
-                f"the shared expert, where all others start, failed: {outcome}\nNo other was "
-                "begun. Mend the cause; the same command tries again."
+                f"the shared expert, from which all others start, failed: {outcome}\nNo other "
+                "expert was started. Fix the cause and run the same command again."
             )
 
 
 def _refined(config: Config, folder: Place, work: Work) -> Iterator[tuple[Cluster, Commit | str]]:
-    """Yield each cluster left with its record, or why it failed, in the order they end."""
+    """Yield each unfinished cluster with its commit record or its error, as they end."""
     start = folder / SHARED_FILE if work.start else None
     by_unit = {cluster.unit: cluster for cluster in work.left}
-    calls = {unit: (refine_cluster, folder, one, start) for unit, one in by_unit.items()}
+    calls = {unit: (refine_cluster, folder, cluster, start) for unit, cluster in by_unit.items()}
     for unit, outcome in _outcomes(config, calls):
         yield by_unit[unit], outcome
 
@@ -88,9 +89,9 @@ def _refined(config: Config, folder: Place, work: Work) -> Iterator[tuple[Cluste
 def _outcomes(
     config: Config, calls: Mapping[str, tuple[Any, ...]]
 ) -> Iterator[tuple[str, Commit | str]]:
-    """Yield, by name, what each call returned, or why it failed; all of them run at once.
+    """Run all calls at once; yield each call's name with its commit record or its error.
 
-    Ray's own retries are off: those of a process killed for its memory have no end.
+    Ray's own retries are off, since they never end for a process that is killed for its memory.
     """
     task = _run.options(max_retries=0, **_options(config))
     running = {task.remote(config, *call): (name, 1) for name, call in calls.items()}
@@ -101,12 +102,12 @@ def _outcomes(
             try:
                 yield name, ray.get(reference)
             except RayTaskError as error:
-                yield name, _reason(error.cause)
+                yield name, _message_of(error.cause)
             except RayError as error:
                 if tries < TRIES:
                     running[task.remote(config, *calls[name])] = name, tries + 1
                 else:
-                    yield name, f"its process was lost {tries} times: {_first_line(error)}"
+                    yield name, f"its process died {tries} times: {_first_line(error)}"
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -127,7 +128,7 @@ def _resources(config: Config) -> dict[str, float]:
     return {"CPU": config.experts.num_cpus, "GPU": config.experts.reserved_gpus}
 
 
-def _reason(cause: BaseException) -> str:
+def _message_of(cause: BaseException) -> str:
     return str(cause) if isinstance(cause, NamedMaskError) else f"{type(cause).__name__}: {cause}"
 
 
@@ -138,6 +139,6 @@ def _first_line(error: BaseException) -> str:
 def _failure(failed: Mapping[str, str], tried: int) -> NamedMaskError:
     listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(failed.items()))
     return NamedMaskError(
-        f"{len(failed)} of {tried} experts failed; the others are done and kept:\n{listed}\n"
-        "Mend the causes; the same command tries just these again."
+        f"{len(failed)} of {tried} experts failed; the others are finished and kept:\n{listed}\n"
+        "Fix the causes and run the same command again: it trains only the failed experts."
     )

@@ -1,11 +1,11 @@
-"""A streaming graph: numbers in, each through pools of actors, pickled results out, in any order.
+"""A streaming graph: numbers pass pools of actors, and pickled results come out in any order.
 
-One block a number and one number a block, so that a wave stays together and its neighbors do not
-matter. No more of them are on their way at once than the pools have actors: so little is done again
-after the driver's death, and so little is in memory. Where a pool waits, a line says which and what
-for; where nothing moves at all for `ray.stall_timeout_s`, the run ends with the same words.
+Each number is a block of its own, so that a wave stays together and does not depend on other waves.
+No more blocks are under way at once than the pools have actors. This limits the memory in use, and
+the work that is repeated when the driver dies. While a pool waits, a log line names the pool and
+what it waits for. When nothing moves for `ray.stall_timeout_s`, the run ends with the same message.
 
-A graph costs seconds before it works; bench/overhead.py measures how many.
+A graph takes seconds to start; bench/overhead.py measures how many.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from namedmask.engine.on_ray.watch import GraphState, stage_of, watch_of
 from namedmask.errors import NamedMaskError
 
 IN_FLIGHT = 2
-"""Blocks an actor has in hand: one in work, one waiting with it, which tells Ray to add actors."""
+"""Number of blocks per actor: one at work, and one queued, which tells Ray to add actors."""
 
 
 def stream(
@@ -34,12 +34,17 @@ def stream(
     reader: Pool | None,
     pools: list[Pool],
     config: RayConfig,
-    seen: GraphState | None = None,
+    state: GraphState | None = None,
 ) -> Iterator[Any]:
-    """Yield what comes out for each of the numbers below `count`, unpickled, in any order.
+    """Yield the unpickled result of a graph for each number below `count`, in any order.
 
-    `reader` makes a table of a number in a task, where there is one; the first pool else gets the
-    number itself in the column `id`. `seen` is kept true while the graph runs.
+    Args:
+        count: how many numbers enter the graph.
+        reader: turns a number into a table, in a task. Without a reader, the first pool gets the
+            number itself in the column `id`.
+        pools: the pools of actors, in the order in which a block passes them.
+        config: the section `ray`.
+        state: is kept up to date while the graph runs.
 
     Raises:
         NamedMaskError: as raised in a pool; or nothing moved for `ray.stall_timeout_s`.
@@ -48,7 +53,7 @@ def stream(
         return
     problem = None
     try:
-        dataset = _dataset(count, reader, pools, _context(pools, config, seen or GraphState()))
+        dataset = _dataset(count, reader, pools, _context(pools, config, state or GraphState()))
         batch: Any
         for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for value in batch["value"].to_pylist():
@@ -56,7 +61,7 @@ def stream(
     except ray.exceptions.RayError as error:
         problem = own_error(error) or error.with_traceback(None)
     if problem:
-        # what a traceback can reach keeps its actors, and they their CPUs: so none from above
+        # A live traceback keeps the actors alive, and their CPUs; raise without it.
         gc.collect()
         raise problem
 
@@ -81,31 +86,31 @@ def _dataset(
 
 
 def _named(pool: Pool) -> type:
-    """Return the pool's class under the pool's name, which Ray shows in its plan and dashboard."""
+    """Return a subclass with the name of the pool, which Ray shows in its plan and dashboard."""
     return type(pool.name.capitalize(), (pool.worker,), {})
 
 
-def _context(pools: list[Pool], config: RayConfig, seen: GraphState) -> ray.data.DataContext:
+def _context(pools: list[Pool], config: RayConfig, state: GraphState) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else ours is lost in one of Ray's
-    context.issue_detectors_config.detectors = []  # the watch says what waits
+    context.raise_original_map_exception = True  # else an error of Ray hides ours
+    context.issue_detectors_config.detectors = []  # `Watch` reports what waits
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
-    context.custom_execution_callback_classes = [watch_of(pools, config, seen)]
-    if len(pools) > 1:  # in one pool alone nothing waits that was begun
+    context.custom_execution_callback_classes = [watch_of(pools, config, state)]
+    if len(pools) > 1:  # in a single pool, no block waits between two pools
         policies = [*backpressure_policy.ENABLED_BACKPRESSURE_POLICIES, _gate_of(pools)]
         context.set_config(backpressure_policy.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
     return context
 
 
 class Gate(backpressure_policy.BackpressurePolicy):
-    """Lets a block into the first pool while fewer are on their way than all pools have actors.
+    """Admits a block to the first pool while fewer are under way than all pools have actors.
 
-    On their way is what the first pool was given and the last one has not ended: counted by Ray in
-    the process that schedules, so never less than what is being worked on.
+    A block is under way from its arrival at the first pool until the last pool has ended it. Ray
+    counts both in the process that schedules, so the count is never too low.
     """
 
     pools: ClassVar[list[Pool]]
@@ -116,10 +121,12 @@ class Gate(backpressure_policy.BackpressurePolicy):
         if stage_of(op.name) != first:
             return True
         ended = sum(
-            one.metrics.num_tasks_finished for one in self._topology if stage_of(one.name) == last
+            operator.metrics.num_tasks_finished
+            for operator in self._topology
+            if stage_of(operator.name) == last
         )
-        on_their_way: int = op.metrics.num_inputs_received - ended
-        return on_their_way < sum(pool.actors[1] for pool in self.pools)
+        under_way: int = op.metrics.num_inputs_received - ended
+        return under_way < sum(pool.actors[1] for pool in self.pools)
 
 
 def _gate_of(pools: list[Pool]) -> type[Gate]:
@@ -127,7 +134,7 @@ def _gate_of(pools: list[Pool]) -> type[Gate]:
 
 
 def own_error(error: BaseException) -> NamedMaskError | None:
-    """Return the package's own error inside one of Ray's, as it was raised, if there is one."""
+    """Return the package's own error inside an error of Ray, as it was raised; None if none."""
     inner = getattr(error, "cause", None) or error.__cause__
     found = own_error(inner) if isinstance(inner, BaseException) else None
     if found or not isinstance(error, NamedMaskError):

@@ -1,10 +1,11 @@
-"""Rows taken through a stage in a child process that may die: how one bad row is found.
+"""Rows that pass a stage in a child process that may die, so that a bad row is found.
 
-Used after a process of the stage was lost, or ran out of memory, with these rows in hand. Batches
-first, and the rows of a batch that kills the child one by one; who kills it then is `crashed`.
+This is done after a process of the stage died, or ran out of memory, while it had these rows. The
+rows pass in batches. If a batch kills the child, its rows pass one by one, and a row that kills the
+child on its own is `crashed`.
 
-The child speaks over its standard input and output: a length of 8 bytes, then a pickle or an Arrow
-stream. `python -m namedmask.on_ray.careful` is that child; it knows nothing of Ray.
+The child is `python -m namedmask.engine.on_ray.isolated` and does not use Ray. Messages to and from
+its standard input and output are a length of 8 bytes, then a pickle or an Arrow stream.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from namedmask import schema
 from namedmask.schema.status import CRASHED
 
 HEAVY = ("image", "saliency", "mask", "embedding")
+"""Columns with large values, which are null in crashed rows."""
 
 _LENGTH = struct.Struct("<Q")
 
@@ -32,22 +34,23 @@ Work = Callable[[pa.Table], pa.Table]
 
 
 class _Lost(Exception):
-    """The child died, or was out of memory."""
+    """The child died or ran out of memory."""
 
 
 def run_isolated(
     make: bytes, table: pa.Table, adds: Sequence[str], batch_size: int, memory_bytes: int
 ) -> pa.Table:
-    """Return `table` as the stage leaves it, rows that kill its process `crashed`.
+    """Return `table` after the stage; rows that kill the child process are `crashed`.
 
     Args:
         make: pickle of a function without arguments that returns the stage.
-        adds: columns of the stage, so that they are there on crashed rows too.
-        batch_size: rows tried together.
-        memory_bytes: what the child may allocate.
+        table: the rows.
+        adds: columns that the stage adds, so that crashed rows have them too.
+        batch_size: number of rows that pass together at first.
+        memory_bytes: number of bytes that the child may allocate.
 
     Raises:
-        whatever the stage raises for rows that do not kill it.
+        Exception: any error that the stage raises for rows that do not kill its process.
     """
     child = _Child(make, memory_bytes)
     try:
@@ -67,12 +70,12 @@ def _batch(child: _Child, batch: pa.Table, adds: Sequence[str]) -> Iterator[pa.T
         return
     except _Lost:
         pass
-    for row in range(batch.num_rows):
-        one = batch.slice(row, 1)
+    for number in range(batch.num_rows):
+        row = batch.slice(number, 1)
         try:
-            yield child.ask(one)
+            yield child.ask(row)
         except _Lost:
-            yield _crashed(one, adds)
+            yield _crashed(row, adds)
 
 
 def _crashed(row: pa.Table, adds: Sequence[str]) -> pa.Table:
@@ -82,7 +85,7 @@ def _crashed(row: pa.Table, adds: Sequence[str]) -> pa.Table:
 
 
 class _Child:
-    """The child process, begun when first asked and again after each death."""
+    """The child process, which starts when it is first asked, and again after each death."""
 
     def __init__(self, make: bytes, memory_bytes: int) -> None:
         self._make, self._memory_bytes = make, memory_bytes
@@ -124,7 +127,7 @@ class _Child:
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Let this process allocate at most that much; beyond it an allocation fails."""
+    """Limit the memory that this process may allocate; an allocation beyond the limit fails."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
 
@@ -178,7 +181,7 @@ def _from_bytes(data: bytes) -> pa.Table:
 
 
 if __name__ == "__main__":
-    # what the stage prints must not run into the answers
+    # what the stage prints must not get between the answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _serve(sys.stdin.buffer, answers)

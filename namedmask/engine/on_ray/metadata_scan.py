@@ -1,14 +1,15 @@
-"""Metadata read and deduplicated by many: tables → waves that can be read anywhere.
+"""Metadata that many tasks read and deduplicate: tables in, waves that any process can read out.
 
-Two rounds of tasks. A *scan* reads one table, cleans it, keeps the clean rows in the run folder's
-`metadata`, and deals its url digests out to as many hands as there are CPUs. Each *hand* has all
-digests that begin alike, in the order of the tables, and names the rows that repeat an earlier one.
-So the first row of a url is the same one as in the plain loop, and no process holds all urls.
+The url digests are deduplicated by a hash exchange (shuffle), in two rounds of tasks. A *scan* task
+reads and cleans one table, writes the clean rows to the run folder's `metadata`, and splits its url
+digests by their first byte into one partition per CPU. A *deduplication* task gets all digests of
+one partition, in the order of the tables, and returns the rows that repeat an earlier url. So the
+first row of each url is the same as in the plain loop, and no process holds all urls.
 
-The clean rows are there for the waves alone and go when the verb is done; a run that was cut off
-scans again, and finds out whether its sources have changed.
+The clean rows serve only to read the waves, and are removed when the verb is done. A run that was
+cut off scans again, and so detects sources that have changed.
 
-Memory: 18 bytes a url over all hands, 8 bytes a repeated row in the driver.
+Memory: 18 bytes per url over all partitions, 8 bytes per repeated row in the driver.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ from namedmask.storage import Place
 from namedmask.storage.place import readable, remove_tree, replaced
 
 ROWS_PER_GROUP = 2048
+"""Number of rows per row group of a file of clean metadata."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `start` to `stop` of a file of clean metadata."""
+    """The rows from `start` to before `stop` of a file of clean metadata."""
 
     path: Place
     start: int
@@ -49,67 +51,72 @@ class Piece:
 
 
 def scanned_waves(run: VerbRun) -> list[Wave]:
-    """Return the waves of all metadata, the same rows in each as `metadata.waves` has.
+    """Scan all metadata; return its waves, which have the same rows as those of `clean.waves`.
 
     Raises:
-        ConfigError, SchemaError, InputError: as `metadata.read_metadata`.
+        ConfigError, SchemaError, InputError: as `clean.read_metadata`.
     """
     config = run.config.metadata
     folder = run.ledger.folder.absolute() / layout.CLEAN_METADATA
     remove_tree(folder)
     places = sources.places_of(config.source)
-    hands = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    partitions = max(1, int(ray.cluster_resources().get("CPU", 1)))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(places))]
-    scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=hands + 1)(_scan)
-    counted, dealt = [], []
-    clerk = ray.remote(num_cpus=0)(WorkRegistry).remote(places)
+    scan: Any = ray.remote(num_cpus=config.num_cpus, num_returns=partitions + 1)(_scan)
+    count_refs, digest_refs = [], []
+    registry = ray.remote(num_cpus=0)(WorkRegistry).remote(places)
     for place, path in zip(places, paths, strict=True):
-        count, *digests = scan.remote(place, path, config, hands, clerk)
-        counted.append(count)
-        dealt.append(digests)
+        count_ref, *partition_refs = scan.remote(place, path, config, partitions, registry)
+        count_refs.append(count_ref)
+        digest_refs.append(partition_refs)
     find: Any = ray.remote(num_cpus=config.num_cpus)(_repeated)
-    found = [find.remote(*of_one_hand) for of_one_hand in zip(*dealt, strict=True)]
+    repeated_refs = [find.remote(*of_partition) for of_partition in zip(*digest_refs, strict=True)]
     try:
-        counts: list[int] = gather(counted, clerk, "reading the metadata", run.config.ray)
-        repeated = np.concatenate(ray.get(found))
+        counts: list[int] = gather(count_refs, registry, "reading the metadata", run.config.ray)
+        repeated = np.concatenate(ray.get(repeated_refs))
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from error
     return _cut(paths, counts, repeated, run.config.run.wave_rows, config.max_rows)
 
 
 def discard_scan(run: VerbRun) -> None:
-    """Remove the clean rows, once every wave is committed."""
+    """Remove the clean rows; call this when every wave is committed."""
     remove_tree(run.ledger.folder / layout.CLEAN_METADATA)
 
 
 def _scan(
-    place: str, path: Place, config: MetadataConfig, hands: int, clerk: Any
+    place: str, path: Place, config: MetadataConfig, partitions: int, registry: Any
 ) -> tuple[Any, ...]:
-    """Write the clean rows of a table; return their number, then the digests for each hand.
+    """Write the clean rows of a table; return their number, then its digests per partition.
 
-    The digests of a hand are (rows (N,) int64, digests (N,) S10).
+    Each partition is a pair of row numbers, (N,) int64, and url digests, (N,) S10.
     """
-    ray.get(clerk.begin.remote("scan", place))
+    ray.get(registry.begin.remote("scan", place))
     count, rows, digests = 0, [np.empty(0, np.int64)], [np.empty(0, "S10")]
     with replaced(path) as part, pq.ParquetWriter(part, schema.METADATA) as writer:
         for table in metadata.clean_place(place, config):
             if config.max_rows:
                 table = table.slice(0, config.max_rows - count)
             writer.write_table(table, ROWS_PER_GROUP)
-            with_url, of_url = metadata.url_digests(table)
-            rows.append(with_url + count)
-            digests.append(of_url)
+            table_rows, table_digests = metadata.url_digests(table)
+            rows.append(table_rows + count)
+            digests.append(table_digests)
             count += table.num_rows
             if config.max_rows and count >= config.max_rows:
                 break
-    clerk.end.remote("scan", place)
+    registry.end.remote("scan", place)
     all_rows, all_digests = np.concatenate(rows), np.concatenate(digests)
-    hand = all_digests.view(np.uint8).reshape(-1, 10)[:, 0].astype(np.int64) * hands // 256
-    return count, *((all_rows[hand == one], all_digests[hand == one]) for one in range(hands))
+    first_bytes = all_digests.view(np.uint8).reshape(-1, 10)[:, 0].astype(np.int64)
+    partition_of = first_bytes * partitions // 256
+    masks = (partition_of == number for number in range(partitions))
+    return count, *((all_rows[mask], all_digests[mask]) for mask in masks)
 
 
 def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return (table, row), (N, 2) int64, of each digest that an earlier row has too."""
+    """Return (table, row), (N, 2) int64, of each digest that an earlier row has too.
+
+    `tables` holds, per table, the row numbers and the digests of a single partition.
+    """
     numbers = np.concatenate(
         [np.full(len(rows), number) for number, (rows, _) in enumerate(tables)]
     )
@@ -124,20 +131,20 @@ def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 def _cut(
     paths: list[Place], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
 ) -> list[Wave]:
-    """Return the waves: rows cut every `wave_rows`, across the borders of files."""
+    """Return the waves, of `wave_rows` rows each; a wave may have rows of several files."""
     firsts = np.array([0, *accumulate(counts)])
     total = min(int(firsts[-1]), max_rows or int(firsts[-1]))
-    everywhere = np.sort(firsts[repeated[:, 0]] + repeated[:, 1])
+    repeated_rows = np.sort(firsts[repeated[:, 0]] + repeated[:, 1])
     waves = []
     for number, start in enumerate(range(0, total, wave_rows)):
         stop = min(start + wave_rows, total)
-        begin, end = np.searchsorted(everywhere, [start, stop])
+        begin, end = np.searchsorted(repeated_rows, [start, stop])
         pieces = [
             Piece(path, max(start, first) - first, min(stop, first + count) - first)
             for path, first, count in zip(paths, firsts[:-1].tolist(), counts, strict=True)
             if first < stop and start < first + count
         ]
-        read = partial(_read, pieces, everywhere[begin:end] - start)
+        read = partial(_read, pieces, repeated_rows[begin:end] - start)
         waves.append(Wave(f"{number:05d}", read))
     return waves
 

@@ -1,4 +1,4 @@
-"""A Ray to work on, and what a run needs against what it has or may grow to."""
+"""The connection to Ray, and checks that the cluster has, or may grow to, what a run needs."""
 
 from __future__ import annotations
 
@@ -20,37 +20,38 @@ from namedmask.run.stages import checking_stages
 from namedmask.storage import is_s3
 from namedmask.weights.catalogue import known_weights
 
-QUIET = {
-    "ray.data": logging.CRITICAL,  # its errors are raised here, once
+LOG_LEVELS = {
+    "ray.data": logging.CRITICAL,  # its errors are raised here as well
     "ray.train": logging.WARNING,
     "ray.tune": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,  # that its bars are off: ours are on
-    "ray._private.authentication": logging.ERROR,  # that a Ray begun here takes tokens
+    "ray.data._internal.progress": logging.ERROR,  # would say that Ray's progress bars are off
+    "ray._private.authentication": logging.ERROR,  # would say that a Ray started here takes tokens
 }
+"""Log levels, by logger of Ray, that hide messages which would not help a user."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of actors: the class they run, how many of them, what each reserves."""
+    """A pool of actors: their class and its arguments, their number, and what each reserves."""
 
     name: str
     worker: type
     arguments: Mapping[str, Any]
-    actors: tuple[int, int] = (1, 1)
+    actors: tuple[int, int] = (1, 1)  # smallest and largest number
     num_cpus: float = 0.0
     num_gpus: float = 0.0
 
 
 @contextmanager
 def session(config: Config) -> Iterator[None]:
-    """Connect to `ray.address`, or to a Ray begun here, for as long as the block lasts.
+    """Connect to `ray.address`, or to a Ray that is started here, until the block ends.
 
     Raises:
         InputError: nothing answers at the address.
     """
-    for name, level in QUIET.items():
+    for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    # Ray Data's own actors make Ray's core write an error to the terminal that means nothing here
+    # because of Ray Data's own actors, Ray's core writes a meaningless error to the terminal
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     settings = config.ray
     try:
@@ -68,8 +69,8 @@ def session(config: Config) -> Iterator[None]:
     except (ConnectionError, ValueError, ray.exceptions.RaySystemError) as error:
         raise InputError(
             f"ray.address '{settings.address}': no Ray can be reached there: {error}. Start one "
-            "with 'ray start --head', correct the address, or leave it empty. A Ray with tokens "
-            "wants RAY_AUTH_MODE=token and its token here too."
+            "with 'ray start --head', correct the address, or leave it empty. For a Ray with "
+            "token authentication, set RAY_AUTH_MODE=token and its token here too."
         ) from error
     try:
         yield
@@ -78,9 +79,9 @@ def session(config: Config) -> Iterator[None]:
 
 
 def cpus_needed(config: Config) -> int:
-    """Return the CPUs that the largest graph of a run needs, one more for its reader."""
-    together = (("fetch", "embed"), checking_stages(config))
-    graphs = [sum(_cpus(config, name) for name in stages) for stages in together]
+    """Return the number of CPUs that a run needs at once, with one for the reader of its graph."""
+    stages_of_graphs = (("fetch", "embed"), checking_stages(config))
+    graphs = [sum(_cpus(config, name) for name in stages) for stages in stages_of_graphs]
     training = config.train.processes * (1 + max(1, config.train.sample_processes))
     return int(-(-max(*graphs, training, config.experts.num_cpus, 1) // 1)) + 1
 
@@ -92,7 +93,7 @@ def _cpus(config: Config, stage: str) -> float:
 
 
 def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
-    """Raise ClusterTooSmallError unless the fewest actors of all pools fit at once."""
+    """Raise ClusterTooSmallError unless the smallest size of all pools fits at the same time."""
     listed = ", ".join(
         f"{pool.name} {pool.actors[0]} × {pool.num_cpus:g} CPU"
         + (f" {pool.num_gpus:g} GPU" if pool.num_gpus else "")
@@ -106,27 +107,33 @@ def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
     refuse_to_stall(f"the graph ({listed}, reading {reader_cpus:g} CPU)", wanted, way_out)
 
 
-def refuse_to_stall(what: str, wanted: Mapping[str, float], way_out: str) -> None:
-    """Raise ClusterTooSmallError when Ray has, and may grow to, less than is `wanted` at once.
+def refuse_to_stall(work: str, wanted: Mapping[str, float], way_out: str) -> None:
+    """Raise ClusterTooSmallError if the cluster can never have at once what is `wanted`.
 
-    It would wait for ever, and say nothing.
+    Ray itself would wait forever, without a message.
+
+    Args:
+        work: what needs the resources, as the subject of the message.
+        wanted: number of resources per kind, `CPU` or `GPU`.
+        way_out: what to change, as the beginning of a sentence of the message.
     """
     has, may = ray.cluster_resources(), may_grow_to()
     for kind, number in wanted.items():
         most = max(has.get(kind, 0.0), may.get(kind, 0.0))
         if number > most:
             raise ClusterTooSmallError(
-                f"{what} needs {number:g} {kind} at once; the cluster has {has.get(kind, 0):g} and "
-                f"may grow to {most:g}. {way_out}, or add nodes. A Ray started by the run itself "
-                "takes ray.num_cpus."
+                f"{work} needs {number:g} {kind} at once; the cluster has {has.get(kind, 0):g} and "
+                f"may grow to {most:g}. {way_out}, or add nodes. For a Ray that the run "
+                "itself starts, raise ray.num_cpus."
             )
 
 
 def may_grow_to() -> dict[str, float]:
-    """Return what an autoscaling cluster may grow to at most; nothing where it does not grow.
+    """Return the most resources that an autoscaling cluster may grow to; {} if it does not grow.
 
-    Ray knows that only on some platforms. Clusters of `ray up` and KubeRay grow to what their files
-    say, which they do not tell: there nothing is refused, and what waits is said while it waits.
+    Ray knows this limit only on some platforms. Clusters of `ray up` and KubeRay grow to a limit in
+    their files, which Ray does not report, so the result is infinite. For them nothing is refused,
+    and a log line names what waits.
     """
     most = ray._private.state.state.get_max_resources_from_cluster_config()
     if most is None and is_autoscaler_v2(fetch_from_server=True):
@@ -135,9 +142,9 @@ def may_grow_to() -> dict[str, float]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the config with files of weights told from the root: workers start elsewhere.
+    """Return the config with absolute paths of weights, since workers start in other folders.
 
-    A name of `namedmask weights` stays one: each machine has its own cache.
+    A name that `namedmask weights` knows stays a name, since each machine has its own cache.
     """
     weights = config.segmenter.backbone_weights
     if weights not in ("", "miniworld", *known_weights()):

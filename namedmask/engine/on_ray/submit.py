@@ -1,11 +1,12 @@
-"""A run handed to a cluster elsewhere: its verbs as one job, followed, with the job's exit code.
+"""A run submitted to a remote cluster: one Ray job for its verbs, with its log and exit code.
 
 The job is a shell command, `python -m ray_jobs curate ... && python -m ray_jobs refine ...`, so
-that a verb that fails ends it with that verb's code. Submitted again, verbs that are finished
-say so at once and the one that is not goes on from what is in `run.out`.
+that a verb that fails ends the job with its exit code. When the job is submitted again, finished
+verbs are skipped, and the unfinished verb resumes from what is in `run.out`.
 
-What travels is a temporary folder with the run file, `ray_jobs`, and the files of `working_dir`
-where one is given; so paths in the run file are paths on the cluster's machines, or in that folder.
+The cluster receives a temporary folder with the run file, `ray_jobs`, and the files of
+`working_dir` if there is one. So paths in the run file are paths on the cluster's machines, or
+relative to that folder.
 """
 
 from __future__ import annotations
@@ -36,35 +37,43 @@ from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError, RayJobError, unknown_name
 from namedmask.run.verb_table import VERBS, road_of
 
-CHATTY = (
+NOISY_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
+"""Loggers of Ray's client that may log warnings only."""
+
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
+"""Environment variable that Ray's client prefers to RAY_ADDRESS."""
+
 MOST_BYTES = 100_000_000
+"""Largest size of the files of `working_dir`, bytes."""
+
 ANSWER_S = 10.0
+"""Seconds after which an attempt to connect to a dashboard fails."""
+
 POLL_S = 0.5
+"""Seconds between two queries of a job's state; pauses before reconnecting are multiples of it."""
+
 TRIES = 5
-"""Times in a row that a broken connection to the log is taken up again."""
+"""Number of consecutive attempts to reconnect to a job's log."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is handed to a cluster."""
+    """A run that is to be submitted to a cluster."""
 
     run_file: Path
-    verbs: Sequence[str] = ()
-    overrides: Sequence[str] = ()
-    working_dir: Path | None = None
-    ship_package: bool = False
-    submission_id: str = ""
+    verbs: Sequence[str] = ()  # empty: all verbs of a whole run that apply
+    overrides: Sequence[str] = ()  # `section.key=value`
+    working_dir: Path | None = None  # folder whose files the job needs
+    ship_package: bool = False  # whether this installation of namedmask is sent along
+    submission_id: str = ""  # empty: Ray chooses one
 
 
 def submit(submission: Submission, address: str) -> str:
-    """Return the submission id of the job that runs these verbs on the cluster at `address`.
-
-    Without verbs it is the whole road, short of the verbs that do not apply.
+    """Submit a job that runs the verbs on the cluster at `address`; return its submission id.
 
     Raises:
         InputError: the run file cannot be used there, or the cluster refuses the job.
@@ -87,17 +96,19 @@ def submit(submission: Submission, address: str) -> str:
 
 
 def refuse_lost_folder(out: str) -> None:
-    """Raise InputError where `run.out` would lie in the job's own folder, which Ray deletes."""
+    """Raise InputError if `run.out` would be in the job's own folder, which Ray deletes."""
     if not out.startswith(("/", "s3:/")):
         raise InputError(
-            f"run.out '{out}' is a relative path, which on the cluster lies in a folder that goes "
-            "with the job. Give an absolute path that all its machines see, or s3://bucket/folder."
+            f"run.out '{out}' is a relative path, which on the cluster is in a folder that Ray "
+            "deletes with the job. Give an absolute path that all machines of the cluster see, or "
+            "s3://bucket/folder."
         )
 
 
 def command(run_file: str, verbs: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return the shell command that runs the verbs one after the other, until one fails."""
-    settings = [part for one in (*overrides, "ray.address=auto") for part in ("--set", one)]
+    """Return the shell command that runs the verbs one after the other, until a verb fails."""
+    values = (*overrides, "ray.address=auto")
+    settings = [part for value in values for part in ("--set", value)]
     lines = []
     for verb in verbs:
         if verb not in VERBS:
@@ -108,15 +119,18 @@ def command(run_file: str, verbs: Sequence[str], overrides: Sequence[str]) -> st
 
 
 def pack(submission: Submission, folder: Path) -> None:
-    """Fill `folder` with all that the job needs and the cluster has not.
+    """Copy the run file, `ray_jobs` and the files of `working_dir` into `folder`.
 
     Raises:
-        InputError: `working_dir` is no folder, or too large to be sent.
+        InputError: `working_dir` is no folder, or is too large to be sent.
     """
     source = submission.working_dir
     if source is not None:
         if not source.is_dir():
-            raise InputError(f"--working-dir {source} is no folder.")
+            raise InputError(
+                f"--working-dir {source} is no folder. Give the folder with the files that the run "
+                "file names."
+            )
         ignored = shutil.ignore_patterns(".*", "__pycache__")
         shutil.copytree(source, folder, ignore=_small_enough(source, ignored), dirs_exist_ok=True)
     no_caches = shutil.ignore_patterns("__pycache__")
@@ -127,9 +141,9 @@ def pack(submission: Submission, folder: Path) -> None:
 
 
 def _small_enough(source: Path, ignored: Callable[..., set[str]]) -> Callable[..., set[str]]:
-    """Return `ignored`, which `copytree` asks about each folder, that counts what it lets through.
+    """Return a version of `ignored`, for `copytree`, that sums the sizes of the files to copy.
 
-    So a folder that is far too large is refused before its files are copied.
+    `copytree` calls it before it copies a folder, so a folder that is too large is refused early.
     """
     size = 0
 
@@ -152,7 +166,7 @@ def _small_enough(source: Path, ignored: Callable[..., set[str]]) -> Callable[..
 def _folder_of(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise NamedMaskError(f"package {package} is not installed; install namedmask again.")
+        raise NamedMaskError(f"package {package} is not installed. Install namedmask again.")
     return Path(spec.origin).parent
 
 
@@ -160,26 +174,27 @@ def connect(address: str) -> JobSubmissionClient:
     """Return a client of the cluster whose dashboard is at `address`.
 
     Raises:
-        InputError: nothing answers there, something else does, or it wants another token.
+        InputError: nothing answers there, the answer is not that of a Ray dashboard, or the
+            cluster requires another token.
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(
-            f"--address '{address}' is not that of a Ray dashboard; expected something like "
+            f"--address '{address}' is not the address of a Ray dashboard; expected something like "
             "http://head:8265."
         )
-    for name in CHATTY:
+    for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     with _explained(address), _preferred(address):
-        # the client itself would wait for minutes on a machine that does not answer
+        # the client itself would wait minutes for a machine that does not answer
         socket.create_connection((parts.hostname, port), ANSWER_S).close()
         return JobSubmissionClient(address)
 
 
 @contextmanager
 def _preferred(address: str) -> Iterator[None]:
-    """Have the client use `address` for the block, which RAY_ADDRESS would else overrule."""
+    """Make Ray's client use `address` inside the block, even where RAY_ADDRESS is set."""
     before = os.environ.get(API_ADDRESS)
     os.environ[API_ADDRESS] = address
     try:
@@ -192,7 +207,7 @@ def _preferred(address: str) -> Iterator[None]:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn the errors of Ray's client in the block into ones that name the way out."""
+    """Turn errors of Ray's client inside the block into errors that name the way out."""
     try:
         yield
     except NamedMaskError:
@@ -200,81 +215,85 @@ def _explained(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the cluster at {address} wants its token ({reason}). Set RAY_AUTH_MODE=token, and "
-            "RAY_AUTH_TOKEN to the cluster's token, or put it into ~/.ray/auth_token; on its head "
-            "'ray get-auth-token' shows it."
+            f"the cluster at {address} requires its token ({reason}). Set RAY_AUTH_MODE=token, and "
+            "RAY_AUTH_TOKEN to the cluster's token, or put the token into ~/.ray/auth_token. "
+            "'ray get-auth-token' shows it on the head of the cluster."
         ) from error
     except (ConnectionError, socket.gaierror, TimeoutError) as error:
         raise InputError(
             f"nothing answers at {address}: {error}. Expected the dashboard of a running Ray, by "
-            "default port 8265 of its head; from outside, forward it: 'ray dashboard cluster.yaml' "
-            "or 'kubectl port-forward service/HEAD 8265'."
+            "default at port 8265 of its head. From outside the cluster, forward that port with "
+            "'ray dashboard cluster.yaml' or 'kubectl port-forward service/HEAD 8265'."
         ) from error
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, aiohttp.ClientError) as error:
         raise InputError(
-            f"what answers at {address} does not do its part: {_last_line(str(error))}"
+            f"the server at {address} cannot do this. Expected the dashboard of a Ray cluster that "
+            f"accepts the job; got: {_last_line(str(error))}"
         ) from error
 
 
 def _last_line(text: str) -> str:
-    """Return the last line with words: a server's error brings its traceback along."""
+    """Return the last line with words, since a server's error includes its traceback."""
     return [line for line in text.splitlines() if line.strip(" .")][-1] if text else "no reason"
 
 
 def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> None:
-    """Hand each line of a job's log to `show` until the job has ended well.
+    """Pass each line of a job's log to `show`; return when the job has succeeded.
 
     Raises:
-        JobError: it ended otherwise, with its exit code; or Ctrl-C, and the job goes on.
+        RayJobError: the job failed or was stopped, with its exit code; or Ctrl-C was pressed, which
+            does not stop the job.
     """
     address = client.get_address()
     try:
-        with _explained(address), _interrupts() as seen:
-            _follow_log(client, job, show, seen)
+        with _explained(address), _interrupts() as interrupts:
+            _follow_log(client, job, show, interrupts)
             while not (info := client.get_job_info(job)).status.is_terminal():
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         raise RayJobError(
-            f"followed no longer; job {job} goes on. Follow it again with 'ray job logs --address "
-            f"{address} --follow {job}', end it with 'ray job stop --address {address} {job}'.",
+            f"job {job} goes on without being followed. Follow it again with 'ray job logs "
+            f"--address {address} --follow {job}', or stop it with 'ray job stop --address "
+            f"{address} {job}'.",
             130,
         ) from None
     if info.status == JobStatus.STOPPED:
-        raise RayJobError(f"job {job} was stopped; what is finished is kept in run.out.", 130)
+        raise RayJobError(f"job {job} was stopped. Finished work is kept in run.out.", 130)
     if info.status == JobStatus.FAILED:
         raise _failure(job, info.driver_exit_code, info.message or "")
 
 
 def _failure(job: str, code: int | None, message: str) -> RayJobError:
-    """Return the error for a failed job; `code` is None where it failed before its command ran."""
+    """Return the error of a failed job; `code` is None if it failed before its command ran."""
     if not code:
         return RayJobError(f"job {job} failed: {message}", 1)
     return RayJobError(
-        f"job {job} ended with exit code {code}; its own words are above. What is finished is kept "
-        "in run.out: submit the same again once the cause is mended.",
-        code if code > 0 else 128 - code,  # killed by a signal, as a shell tells it
+        f"job {job} ended with exit code {code}; its own messages are above. Finished work is kept "
+        "in run.out. Fix the cause and submit the same run again.",
+        code if code > 0 else 128 - code,  # a signal, reported in the way of a shell
     )
 
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Yield a list that grows with each Ctrl-C, which is a KeyboardInterrupt as ever.
+    """Yield a list that gets one item per Ctrl-C; each Ctrl-C raises KeyboardInterrupt as usual.
 
-    asyncio's own handler cancels instead; what a connection raises on the way out then looks like a
-    broken one, to be taken up again, and the Ctrl-C is lost.
+    asyncio's own handler cancels the task instead. If a connection then raises an error while it
+    closes, the error looks like a broken connection, `_follow_log` reconnects, and the Ctrl-C is
+    lost.
     """
-    seen: list[int] = []
+    interrupts: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
-        seen.append(number)
+        interrupts.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield seen
+        yield interrupts
         return
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield seen
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -285,38 +304,38 @@ def _follow_log(
     show: Callable[[str], None],
     interrupts: Sequence[int] = (),
 ) -> None:
-    """Hand on the lines of a log until it ends; a broken connection is taken up where it was."""
+    """Show the lines of a log until it ends, reconnecting when the connection breaks."""
     log = _Log(show)
     tries = 0
     while True:
-        known = log.seen
+        length_before = log.length
         try:
             asyncio.run(log.read(client, job))
             return
         except (RuntimeError, OSError, aiohttp.ClientError):
             if interrupts:
                 raise KeyboardInterrupt from None
-            tries = 1 if log.seen > known else tries + 1
+            tries = 1 if log.length > length_before else tries + 1
             if tries > TRIES:
                 raise
             time.sleep(POLL_S * 2**tries)
 
 
 class _Log:
-    """A log read from its start, as often as need be, of which each line is shown once."""
+    """A log that each connection reads from its start, and of which each line is shown once."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
-        self._rest = ""
-        self.seen = 0
+        self._rest = ""  # the last line, as long as it has no end
+        self.length = 0  # number of characters read by any connection
 
     async def read(self, client: JobSubmissionClient, job: str) -> None:
-        """Show what is new in the log, until it ends."""
-        at = 0
+        """Show the lines of the log that were not shown before, until the log ends."""
+        position = 0
         async for text in client.tail_job_logs(job):
-            new = text[max(0, self.seen - at) :]
-            at += len(text)
-            self.seen = max(self.seen, at)
+            new = text[max(0, self.length - position) :]
+            position += len(text)
+            self.length = max(self.length, position)
             *lines, self._rest = (self._rest + new).split("\n")
             for line in lines:
                 self._show(line)

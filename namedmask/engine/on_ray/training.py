@@ -1,12 +1,13 @@
 """The segmenter's training on Ray: processes that share each step, each fed by a stream of batches.
 
-Ray Train keeps `train.processes` processes that run the loop of train.py; a Ray Data stream of
-its own feeds each of them its share of every batch, made by actors wherever there are CPUs. What
-lies in a batch depends on the seed and the step alone, so one process ends with the plain loop's
-bits, and whoever is lost is replaced and goes on from the last checkpoint.
+Ray Train keeps `train.processes` processes, which run the loop of train/loop.py. Each of them has a
+Ray Data stream of its own that feeds it its share of every batch; actors make the samples wherever
+there are CPUs. The content of a batch depends only on the seed and the step. So a single process
+ends with the same bits as the plain loop, and a process that dies is replaced and resumes from the
+last checkpoint.
 
-The processes read the archive and write the checkpoint in the run folder itself: on several
-machines it must be storage that all of them see.
+The processes read the archive and write the checkpoint in the run folder itself. On several
+machines it must be on storage that all of them see.
 """
 
 from __future__ import annotations
@@ -43,14 +44,16 @@ from namedmask.train.group import Group
 from namedmask.train.loop import Feed, finished, train_from
 
 STEPS_PER_TASK = 4
-TASKS_IN_FLIGHT = 2
-"""Batches asked of an actor at once, and how many such tasks wait at it.
+"""Number of steps whose batches one task of an actor makes."""
 
-8 batches of 16 × 384 × 384 are 0.26 GB of the object store.
+TASKS_IN_FLIGHT = 2
+"""Number of tasks that an actor has at once.
+
+The 8 batches of these tasks, of 16 × 384 × 384 pixels, take 0.26 GB of the object store.
 """
 
 POLL_S = 0.2
-"""Between two looks of the driver at what the processes have done."""
+"""Seconds between two requests of the driver for the reports of the processes."""
 
 
 def train_on_ray(
@@ -59,38 +62,43 @@ def train_on_ray(
     on_step: Callable[[int, float], None],
     archive_folder: Place | None = None,
 ) -> None:
-    """Train the segmenter in the run folder `folder` on Ray, and leave it at `CHECKPOINT`.
+    """Train the segmenter of a run folder on Ray, and save it at `CHECKPOINT` in that folder.
 
-    `archive_folder` is where its archive lies, if not in `folder`. `on_step(done, loss)` follows
-    each step, in this thread, never twice for the same; an exception of it stops the training.
+    Args:
+        config: config of the run.
+        folder: the run folder.
+        on_step: called as `on_step(done, loss)` after each step, in this thread, once per step;
+            an exception that it raises stops the training.
+        archive_folder: folder of the archive to train on; None: the one in `folder`.
 
     Raises:
-        ClusterTooSmallError: Ray would wait for more than it has for ever.
-        NamedMaskError: more processes were lost than `train.max_failures`; or as `train`.
+        ClusterTooSmallError: the training needs more than the cluster has, so it would wait
+            forever.
+        NamedMaskError: more processes died than `train.max_failures`; or as `train.loop.train`.
     """
     config, folder = with_absolute_paths(config), folder.resolve()
     source = (archive_folder or folder / layout.ARCHIVE).resolve()
     archive = Archive.open(source)
-    archive.samples(refined=config.experts.enabled)  # what is missing should show before it starts
+    archive.samples(refined=config.experts.enabled)  # missing files should show before the start
     refuse_to_stall(
         "the training", _resources(config), "Lower train.processes or train.sample_processes"
     )
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(TrainingReports)
-    inbox = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
+    reports = actor.options(num_cpus=0, label_selector={"ray.io/node-id": here}).remote()
     scratch = folder / layout.RAY_TRAIN
-    remove_tree(scratch)  # of a run that was killed
+    remove_tree(scratch)  # left by a run that was killed
     try:
-        _fit(_trainer(config, folder, source, scratch, inbox), inbox, on_step)
+        _fit(_trainer(config, folder, source, scratch, reports), reports, on_step)
     finally:
         remove_tree(scratch)
     (folder / TRAINING).unlink(missing_ok=True)
 
 
 def _trainer(
-    config: Config, folder: Place, source: Place, scratch: Place, inbox: Any
+    config: Config, folder: Place, source: Place, scratch: Place, reports: Any
 ) -> TorchTrainer:
-    task = {"config": config, "folder": folder, "source": source, "inbox": inbox}
+    task = {"config": config, "folder": folder, "source": source, "reports": reports}
     return TorchTrainer(
         _work,
         train_loop_config=task,
@@ -106,30 +114,32 @@ def _trainer(
     )
 
 
-def _fit(trainer: TorchTrainer, inbox: Any, on_step: Callable[[int, float], None]) -> None:
-    """Run the training to its end and hand on its steps as they are done.
+def _fit(trainer: TorchTrainer, reports: Any, on_step: Callable[[int, float], None]) -> None:
+    """Run the training to its end, and call `on_step` for each step that is done.
 
-    `fit` runs in a thread: in the main one it would take Ctrl-C for good, and end with exit code 0.
+    `fit` runs in a second thread, since in the main thread it would replace the handler of Ctrl-C
+    and end the program with exit code 0.
     """
     with ThreadPoolExecutor(1, "namedmask-train") as thread:
         fitting = thread.submit(trainer.fit)
         try:
             highest = 0
             while not _ended(fitting):
-                highest = _hand_on(inbox, highest, on_step)
-            _hand_on(inbox, highest, on_step)
+                highest = _pass_on(reports, highest, on_step)
+            _pass_on(reports, highest, on_step)
         except BaseException:
-            ray.get(inbox.end.remote(NamedMaskError("stopped from outside")))
+            ray.get(reports.end.remote(NamedMaskError("the driver stopped the training")))
             raise
-    error = ray.get(inbox.error.remote())
+    error = ray.get(reports.error.remote())
     if error is not None:
         raise error
     try:
         fitting.result()
     except ray.train.TrainingFailedError as failure:
         raise NamedMaskError(
-            f"the training on Ray ended: {failure}\nIts last checkpoint is kept: the same command "
-            "goes on from there. Raise train.max_failures to replace more lost processes."
+            f"the training on Ray failed: {failure}\nIts last checkpoint is kept. Run the same "
+            "command again to resume from it; raise train.max_failures to replace more processes "
+            "that die."
         ) from failure
 
 
@@ -137,9 +147,12 @@ def _ended(fitting: Future[Any]) -> bool:
     return bool(wait([fitting], POLL_S).done)
 
 
-def _hand_on(inbox: Any, highest: int, on_step: Callable[[int, float], None]) -> int:
-    """Return the highest step that `on_step` has heard of; after a loss some are done again."""
-    for done, loss in ray.get(inbox.take.remote()):
+def _pass_on(reports: Any, highest: int, on_step: Callable[[int, float], None]) -> int:
+    """Call `on_step` for each reported step above `highest`; return the highest reported step.
+
+    Steps are repeated, and reported again, after a process has died.
+    """
+    for done, loss in ray.get(reports.take.remote()):
         if done > highest:
             on_step(done, loss)
             highest = done
@@ -147,51 +160,51 @@ def _hand_on(inbox: Any, highest: int, on_step: Callable[[int, float], None]) ->
 
 
 class TrainingReports:
-    """An actor: what the processes have to say to the driver, and whether they should go on."""
+    """An actor that collects the reports of the processes and tells them when to stop."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, float]] = []
         self._error: NamedMaskError | None = None
 
     def add(self, done: int, loss: float) -> bool:
-        """Take note of a step; return whether to go on."""
+        """Add a finished step and its loss; return whether the training is to go on."""
         self._steps.append((done, loss))
         return self._error is None
 
     def take(self) -> list[tuple[int, float]]:
-        """Return the steps noted since the last time."""
+        """Return the steps that were added since the last call, as (step, loss)."""
         steps, self._steps = self._steps, []
         return steps
 
     def end(self, error: NamedMaskError) -> None:
-        """Say that there is no use in going on."""
+        """Stop the training because of an error; only the first error is kept."""
         self._error = self._error or error
 
     def error(self) -> NamedMaskError | None:
-        """Return why there is no use in going on, None if there is."""
+        """Return the error that stops the training; None while the training is to go on."""
         return self._error
 
 
 class Ended(Exception):
-    """The driver wants no more steps."""
+    """The driver has stopped the training."""
 
 
 def _work(task: dict[str, Any]) -> None:
     """Train as one process of the group.
 
-    Ray Train replaces a process that raises, whatever it raised. So what would fail again is told
-    to the inbox, and those that come after find it there and leave. In a group it must be raised
-    all the same: the others wait for this one.
+    Ray Train replaces a process that raises an error, whatever the error. An error that would occur
+    again is therefore added to the reports, where the replacing processes find it and return. In a
+    group of several processes it must be raised as well, since the others wait for this one.
     """
-    inbox = task["inbox"]
-    if ray.get(inbox.error.remote()) is not None:
+    reports = task["reports"]
+    if ray.get(reports.error.remote()) is not None:
         return
     try:
-        _train(task["config"], task["folder"], task["source"], inbox)
+        _train(task["config"], task["folder"], task["source"], reports)
     except NamedMaskError as error:
-        # one that crossed processes is wrapped, and is both an error of Ray and one of ours
+        # an error from another process is wrapped, and is both an error of Ray and one of ours
         cause = error.cause if isinstance(error, RayTaskError) else error
-        ray.get(inbox.end.remote(cause))
+        ray.get(reports.end.remote(cause))
         if ray.train.get_context().get_world_size() > 1:
             raise
     except Ended:
@@ -199,7 +212,7 @@ def _work(task: dict[str, Any]) -> None:
             raise
 
 
-def _train(config: Config, folder: Place, source: Place, inbox: Any) -> None:
+def _train(config: Config, folder: Place, source: Place, reports: Any) -> None:
     torch.set_num_threads(threads_of(config))
     if config.train.device == "cuda":
         torch.cuda.set_device(get_device())
@@ -209,7 +222,7 @@ def _train(config: Config, folder: Place, source: Place, inbox: Any) -> None:
     count = sum(category.count for category in archive.categories)
 
     def on_step(done: int, loss: float) -> None:
-        if group.rank == 0 and not ray.get(inbox.add.remote(done, loss)):
+        if group.rank == 0 and not ray.get(reports.add.remote(done, loss)):
             raise Ended
 
     model = train_from(
@@ -231,13 +244,13 @@ def _train(config: Config, folder: Place, source: Place, inbox: Any) -> None:
 def _batches(
     config: Config, source: Place, group: Group, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a process's share of each batch from step `start` on, as `train.Batches` makes it."""
+    """Yield a process's share of each batch from step `start` on, as `train.loop.Batches` does."""
     steps = range(start, config.train.iterations)
     if not steps:
         return
     slots = group.slots(config.train.batch_size)
     _set_up_stream(group)
-    # not `ray.data.range`: its reading tasks want a CPU beside those of the actors, and wait for it
+    # `ray.data.range` would have reading tasks, which need a CPU besides those of the actors
     tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
         Shares,
@@ -245,7 +258,7 @@ def _batches(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(
-            size=_makers(config), max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+            size=_sample_actors(config), max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
         ),
         num_cpus=1,
     )
@@ -258,7 +271,7 @@ def _batches(
 
 
 class Shares:
-    """Rows of step numbers in, the share of those steps' batches out."""
+    """An actor that makes one process's share of a batch: a step number in, samples out."""
 
     def __init__(self, config: Config, source: Place, slots: range) -> None:
         torch.set_num_threads(1)
@@ -268,24 +281,24 @@ class Shares:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of one step.
 
-        With `augment.on_device` instead one pickled `draft` of it.
+        With `augment.on_device`, return one pickled `draft` of the step's batch instead.
         """
         config = self._config
-        if (
-            self._samples is None
-        ):  # here and not at the start: an error of ours stays one on its way
+        if self._samples is None:
+            # an error of the constructor would reach the driver as text only
             archive = Archive.open(self._source)
             self._samples = archive.samples(refined=config.experts.enabled)
-        asked = self._samples, self._slots, config.augment, config.run.seed, int(rows["item"][0])
+        step = int(rows["item"][0])
+        arguments = self._samples, self._slots, config.augment, config.run.seed, step
         if config.augment.on_device:
-            return {"draft": np.array([pickle.dumps(draft_batch(*asked))], object)}
-        images, labels = make_batch(*asked)
+            return {"draft": np.array([pickle.dumps(draft_batch(*arguments))], object)}
+        images, labels = make_batch(*arguments)
         return {"images": images.numpy(), "labels": labels.numpy().astype(np.uint16)}
 
 
 def _set_up_stream(group: Group) -> None:
     context = ray.data.DataContext.get_current()
-    # each process has a stream of its own, and each stream would take half of what there is
+    # each process has a stream, and by default each stream may fill half of the object store
     context.override_object_store_memory_limit_fraction = 0.5 / group.size
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
@@ -293,15 +306,15 @@ def _set_up_stream(group: Group) -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _makers(config: Config) -> int:
-    """Return how many actors make the samples of one process."""
+def _sample_actors(config: Config) -> int:
+    """Return the number of actors that make the samples of one process."""
     return max(1, config.train.sample_processes)
 
 
 def _resources(config: Config) -> dict[str, float]:
-    """Return what runs at once: the processes, and beside each of them those that feed it."""
+    """Return the resources that run at once: the processes, and the actors that feed them."""
     processes = config.train.processes
     return {
-        "CPU": processes * (1 + _makers(config)),
+        "CPU": processes * (1 + _sample_actors(config)),
         "GPU": processes * config.train.reserved_gpus,
     }

@@ -1,7 +1,7 @@
-"""What waits in a graph, and what for: said now and then, and when the run ends for it.
+"""Messages about what waits in a graph, and the end of a graph in which nothing moves.
 
 Ray calls `on_execution_step` in the loop that schedules a graph. An error raised there ends the
-graph and reaches whoever reads its results.
+graph and reaches the reader of its results.
 """
 
 from __future__ import annotations
@@ -21,62 +21,63 @@ from namedmask.errors import NamedMaskError
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
+"""Seconds between two checks of a graph."""
 
 
 @dataclass
 class GraphState:
-    """What a watch saw last: the pool with the longest queue, where there is one."""
+    """The state of a graph at the last check."""
 
-    slowest: str = ""
+    slowest: str = ""  # name of the pool with the longest queue; "" if all queues are empty
 
 
 class Watch(ExecutionCallback):
-    """Looks at a graph once a second."""
+    """Checks a graph once per second."""
 
     pools: ClassVar[dict[str, Pool]]
-    seen: ClassVar[GraphState]
+    state: ClassVar[GraphState]
     config: ClassVar[RayConfig]
 
     def __init__(self) -> None:
-        self._looked = self._spoke = self._moved = time.monotonic()
-        self._state: object = None
+        self._checked_at = self._warned_at = self._moved_at = time.monotonic()
+        self._counters: object = None
 
     def on_execution_step(self, executor: Any) -> None:
-        """Say what waits when nothing moved for `heartbeat_s`.
+        """Log what waits if nothing has moved for `heartbeat_s`.
 
         Raises:
             NamedMaskError: nothing moved for `stall_timeout_s`.
         """
         now = time.monotonic()
-        if now - self._looked < LOOK_EVERY_S:
+        if now - self._checked_at < CHECK_EVERY_S:
             return
-        self._looked = now
-        self.seen.slowest = self._slowest(executor)
-        state = _state_of(executor)
-        if state != self._state:
-            self._state, self._moved = state, now
+        self._checked_at = now
+        self.state.slowest = self._slowest(executor)
+        counters = _counters_of(executor)
+        if counters != self._counters:
+            self._counters, self._moved_at = counters, now
             return
-        quiet = now - self._moved
-        if quiet >= self.config.stall_timeout_s:
-            raise _stalled(quiet, "; ".join(self._waiting(executor)))
-        if min(quiet, now - self._spoke) >= self.config.heartbeat_s:
-            self._spoke = now
-            _log.warning("no progress for %.0f s: %s", quiet, "; ".join(self._waiting(executor)))
+        idle_s = now - self._moved_at
+        if idle_s >= self.config.stall_timeout_s:
+            raise _stalled(idle_s, "; ".join(self._waiting(executor)))
+        if min(idle_s, now - self._warned_at) >= self.config.heartbeat_s:
+            self._warned_at = now
+            _log.warning("no progress for %.0f s: %s", idle_s, "; ".join(self._waiting(executor)))
 
     def _slowest(self, executor: Any) -> str:
         queues = {
-            stage_of(operator.name): state.total_enqueued_input_blocks()
-            for operator, state in executor._topology.items()
+            stage_of(operator.name): operator_state.total_enqueued_input_blocks()
+            for operator, operator_state in executor._topology.items()
             if stage_of(operator.name) in self.pools
         }
         longest = max(queues, key=lambda name: queues[name], default="")
         return longest if longest and queues[longest] else ""
 
     def _waiting(self, executor: Any) -> list[str]:
-        """Return a sentence for each pool that is not done."""
+        """Return a message for each pool that is not done."""
         free = ray.available_resources()
-        said = []
+        messages = []
         for operator in executor._topology:
             pool = self.pools.get(stage_of(operator.name))
             if operator.has_completed() or pool is None:
@@ -84,57 +85,62 @@ class Watch(ExecutionCallback):
             running, pending = _actors_of(operator)
             queued = executor._topology[operator].total_enqueued_input_blocks()
             if pending and not running:
-                said.append(
-                    f"{pool.name} waits for its first actor, which needs {_needs(pool)}; free are "
-                    f"{free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU"
+                messages.append(
+                    f"{pool.name} waits for its first actor, which needs {_needs(pool)}; the "
+                    f"cluster has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free"
                 )
             else:
-                said.append(
+                messages.append(
                     f"{pool.name} has {running} of up to {pool.actors[1]} actors, "
-                    f"{operator.num_active_tasks()} at work, {queued} waves before them"
+                    f"{operator.num_active_tasks()} tasks at work, {queued} waves queued"
                 )
-        return said or ["the reader of the waves has not ended"]
+        return messages or ["the reader of the waves has not ended"]
 
 
-def gather(references: Sequence[Any], clerk: Any, what: str, config: RayConfig) -> list[Any]:
-    """Return the values of tasks, in order, saying now and then that they wait for CPUs.
+def gather(references: Sequence[Any], registry: Any, work: str, config: RayConfig) -> list[Any]:
+    """Return the values of tasks in order; log a warning while no task runs for lack of CPUs.
 
-    A task tells the `clerk` when it begins and when it ends.
+    Args:
+        references: references to the results of the tasks.
+        registry: the `WorkRegistry` in which each task records its begin and its end.
+        work: what the tasks do, as the subject of the warning.
+        config: the section `ray`.
 
     Raises:
-        NamedMaskError: none has begun for `stall_timeout_s`.
+        NamedMaskError: no task has run for `stall_timeout_s`.
     """
-    left, moved = list(references), time.monotonic()
+    left, moved_at = list(references), time.monotonic()
     while left:
         done, left = ray.wait(left, timeout=min(config.heartbeat_s, config.stall_timeout_s))
-        if done or ray.get(clerk.active.remote()):
-            moved = time.monotonic()
+        if done or ray.get(registry.active.remote()):
+            moved_at = time.monotonic()
             continue
-        quiet, free = time.monotonic() - moved, ray.available_resources().get("CPU", 0)
-        said = f"{what} waits for CPUs; {len(left)} tasks are left, {free:g} CPU is free"
-        if quiet >= config.stall_timeout_s:
+        idle_s, free = time.monotonic() - moved_at, ray.available_resources().get("CPU", 0)
+        message = f"{work} waits for CPUs; {len(left)} tasks are left, {free:g} CPU is free"
+        if idle_s >= config.stall_timeout_s:
             for reference in left:
                 ray.cancel(reference, force=True)
-            raise _stalled(quiet, said)
-        _log.warning("no progress for %.0f s: %s", quiet, said)
+            raise _stalled(idle_s, message)
+        _log.warning("no progress for %.0f s: %s", idle_s, message)
     return list(ray.get(list(references)))
 
 
-def _stalled(quiet: float, said: str) -> NamedMaskError:
+def _stalled(idle_s: float, message: str) -> NamedMaskError:
     return NamedMaskError(
-        f"nothing moved for {quiet:.0f} s (ray.stall_timeout_s): {said}. What is committed is "
-        "kept; run the same command again once the cluster has what is missing, or raise "
+        f"nothing moved for {idle_s:.0f} s (ray.stall_timeout_s): {message}. Committed work is "
+        "kept. Run the same command again once the cluster has what is missing, or raise "
         "ray.stall_timeout_s."
     )
 
 
-def watch_of(pools: Sequence[Pool], config: RayConfig, seen: GraphState) -> type[Watch]:
-    """Return the class that watches a graph of these pools; Ray makes the instance."""
+def watch_of(pools: Sequence[Pool], config: RayConfig, state: GraphState) -> type[Watch]:
+    """Return a class that watches a graph of these pools; Ray makes the instance."""
     by_name = {pool.name: pool for pool in pools}
-    return type("Watch", (Watch,), {"pools": by_name, "config": config, "seen": seen})
+    return type("Watch", (Watch,), {"pools": by_name, "config": config, "state": state})
 
 
-def _state_of(executor: Any) -> object:
+def _counters_of(executor: Any) -> object:
+    """Return counts that change whenever a block or an actor of the graph moves."""
     return [
         (operator.metrics.num_outputs_taken, operator.metrics.num_tasks_finished,
          *_actors_of(operator))
@@ -143,13 +149,13 @@ def _state_of(executor: Any) -> object:
 
 
 def _actors_of(operator: Any) -> tuple[int, int]:
-    """Return how many actors of an operator are up, and how many are on their way."""
+    """Return how many actors of an operator are running, and how many are pending."""
     pool = getattr(operator, "_actor_pool", None)
     return (pool.num_running_actors(), pool.num_pending_actors()) if pool else (0, 0)
 
 
 def stage_of(operator_name: str) -> str:
-    """Return `fetch` for `MapBatches(Fetch)`, and for what Ray fuses with it."""
+    """Return the stage of an operator: `fetch` for `MapBatches(Fetch)`, fused by Ray or not."""
     return operator_name.rpartition("(")[2].rstrip(")").lower()
 
 

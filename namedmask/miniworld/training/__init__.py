@@ -1,1 +1,1 @@
-"""How the mini world's models were made: a module each, a command each, into `weights/`."""
+"""Train the mini world's models: one module, and one command, per model in `miniworld/weights/`."""

@@ -1,4 +1,7 @@
-"""Make all tiny models again: `python -m namedmask.miniworld.training FOLDER`, in order of need."""
+"""Train all tiny models, each after the models that it depends on.
+
+Usage: `python -m namedmask.miniworld.training FOLDER`
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ STEPS = ("collect", "clip", "faces", "saliency", "backbone")
 
 
 def main() -> None:
-    """Run each step in a process of its own over the same folder."""
+    """Run each step in a process of its own, with the same folder."""
     for step in STEPS:
         module = f"namedmask.miniworld.training.{step}"
         subprocess.run([sys.executable, "-m", module, *sys.argv[1:2]], check=True)

@@ -1,11 +1,13 @@
-"""Pre-train the tiny backbone without labels: from images.npy, the tiny CLIP and the detector.
+"""Pre-train the tiny backbone without labels, from images.npy, the tiny CLIP and saliency detector.
 
     python -m namedmask.miniworld.training.backbone FOLDER [--steps 1200]
 
-It starts as CLIP's image tower. A view of a picture keeps the detector's object and changes the
-rest: another ground, other colors, another size, sometimes another surface, cut from other
-pictures. Features pooled over the object must find the CLIP vector of their picture in the batch;
-a segmenter's head over them, thrown away afterwards, must find the object's mask.
+The backbone starts as the CLIP's image tower. A view of an image keeps the object that the saliency
+detector finds and changes the rest: it may have another background, cut from another image, other
+colors, another size and, in some views, another surface on the object. There are two losses. The
+features pooled over the object must match the CLIP vector of their own image among those of the
+batch. A segmentation head on the features, discarded after the training, must predict the object's
+mask.
 """
 
 from __future__ import annotations
@@ -35,11 +37,17 @@ from namedmask.segmenter.deeplab import DeepLabV3Plus, deeplabv3plus_tiny
 
 log = logging.getLogger(__name__)
 SIDE = 96
+"""Side of a view in pixels."""
+
 BATCH = 32
 POOL = 8000
+"""Number of images of the collection that are used."""
+
 RATE = 1e-3
+"""Peak learning rate."""
+
 SOLVER = BilateralConfig(sigma_spatial=28, sigma_luma=6, sigma_chroma=4, smoothness=128)
-"""The demo's, at the size of the collection's pictures."""
+"""The demo's bilateral solver, adapted to the size of the collection's images."""
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
@@ -47,7 +55,17 @@ STD = torch.tensor(IMAGENET_STD)[:, None, None]
 def view(
     images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return views (B, 3, S, S) normalized and their masks (B, 1, S, S), of images in [0, 1]."""
+    """Return one random view per image, and its mask.
+
+    Args:
+        images: (B, 3, H, W) float32 in [0, 1], RGB.
+        masks: (B, 1, H, W) float32, 1 on the object.
+        generator: source of all randomness.
+
+    Returns:
+        (B, 3, S, S) float32, normalized with ImageNet's mean and deviation, and (B, 1, S, S)
+        float32 in [0, 1].
+    """
     count = len(images)
     swap = torch.randint(1, count, (2,), generator=generator)
     grounds = views.crops(
@@ -67,7 +85,10 @@ def view(
 
 
 def train(folder: Path, steps: int, seed: int = 0) -> TinyResNet:
-    """Return the pre-trained backbone."""
+    """Return the backbone, pre-trained for `steps` batches on the collection in `folder`.
+
+    It is also saved to the weights folder every 300 steps.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     images, masks = _collection(folder)
@@ -106,7 +127,7 @@ def train(folder: Path, steps: int, seed: int = 0) -> TinyResNet:
 
 
 def _tower() -> dict[str, torch.Tensor]:
-    """Return the tiny CLIP's image tower without its pooling head, float32."""
+    """Return the state dict of the tiny CLIP's image tower without its pooling head, float32."""
     state = load_file(WEIGHTS / "clip.safetensors")
     tower = {key.removeprefix("visual."): value.float() for key, value in state.items()
              if key.startswith("visual.")}  # fmt: skip
@@ -114,9 +135,9 @@ def _tower() -> dict[str, torch.Tensor]:
 
 
 def _vectors(images: np.ndarray) -> torch.Tensor:
-    """Return the CLIP vector of each picture, (N, D) float32, unit length, the mean taken out.
+    """Return the CLIP vector of each image, (N, D) float32, unit L2 norm, with the mean removed.
 
-    What all vectors share says nothing about a picture.
+    The mean is common to all images, so it says nothing about a single one.
     """
     embedder = EMBEDDERS["miniworld"](EmbedConfig())
     parts = [embedder.embed_images(list(images[i : i + 100])) for i in range(0, len(images), 100)]
@@ -125,16 +146,19 @@ def _vectors(images: np.ndarray) -> torch.Tensor:
 
 
 def _collection(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures (N, H, W, 3) uint8 that have an object by the detector, and its masks."""
+    """Return the images in which the detector finds an object, and the objects' masks.
+
+    Images are (N, H, W, 3) uint8 RGB, masks (N, H, W) uint8 in {0, 1}.
+    """
     images = np.load(folder / "images.npy", mmap_mode="r")[:POOL].copy()
     detector = TinyUNet()
     detector.load_state_dict(load_file(WEIGHTS / "saliency.safetensors"))
-    masks, sure = own_masks(detector, images)
+    masks, confidence = own_masks(detector, images)
     pairs = zip(images, masks, strict=True)
     masks = np.stack([clean(bilateral_solver(*pair, SOLVER) > 0.5) for pair in pairs])
     share = masks.mean((1, 2))
-    usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.3))
-    log.info("%d of %d pictures have an object", usable.sum(), len(images))
+    usable = (share > 0.03) & (share < 0.5) & (confidence > np.quantile(confidence, 0.3))
+    log.info("%d of %d images have an object", usable.sum(), len(images))
     return images[usable], masks[usable]
 
 

@@ -2,9 +2,10 @@
 
     python -m namedmask.miniworld.training.clip FOLDER [--steps 3000] [--start WEIGHTS]
 
-An open_clip model (config `clip.json`, ModifiedResNet and a two-layer text tower) with its own
-short BPE merge file. The loss is CLIP's plus an image-to-image term between two near-duplicate
-views, so that the vectors keep apart pictures that are not copies of each other (as in SLIP).
+The model is an open_clip model (config `clip.json`) with a ModifiedResNet, a text tower of two
+layers, and a short BPE merge file of its own. The loss is CLIP's loss plus an image-to-image term
+between two near-duplicate views, as in SLIP. This term separates the vectors of images that are not
+copies of each other.
 """
 
 from __future__ import annotations
@@ -29,17 +30,23 @@ from namedmask.miniworld.training.weights import WEIGHTS, save_half
 
 log = logging.getLogger(__name__)
 SIDE = 64
+"""Side of an input image in pixels."""
+
 CONTEXT = 20
+"""Length of a text in tokens."""
+
 MERGES = 400
+"""Number of BPE merges."""
+
 BATCH = 112
 COPIES = 32
-"""Pictures of a batch that also appear as a near duplicate."""
+"""Number of images per batch that also appear as a near duplicate."""
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 def learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
-    """Return the `count` most frequent pair merges of the texts, in order: CLIP's BPE."""
+    """Return the `count` most frequent pair merges of the texts in order, as in CLIP's BPE."""
     words = Counter(word for text in texts for word in text.lower().replace(".", " .").split())
     pieces = {word: (*word[:-1], word[-1] + "</w>") for word in words}
     merges: list[tuple[str, str]] = []
@@ -57,13 +64,16 @@ def learn_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(texts: list[str], path: Path) -> None:
-    """Write the merge file: a version line, then one merge a line, gzipped without a time stamp."""
+    """Write the gzipped merge file: a version line, then one merge per line.
+
+    The file has no time stamp, so the same texts give the same bytes.
+    """
     lines = ["#version: 0.2"] + [" ".join(merge) for merge in learn_merges(texts, MERGES)]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
 
 
 def write_config(path: Path, vocab_size: int) -> None:
-    """Write the open_clip model config."""
+    """Write the config of the open_clip model."""
     vision = {"image_size": SIDE, "layers": [1, 2, 2, 1], "width": 12, "patch_size": None}
     text = {
         "context_length": CONTEXT,
@@ -77,9 +87,11 @@ def write_config(path: Path, vocab_size: int) -> None:
 
 
 def train(folder: Path, steps: int, start: Path | None = None, seed: int = 0) -> torch.nn.Module:
-    """Return the trained model; tokenizer, config and now and then the weights are written.
+    """Return the model, trained for `steps` batches on the collection in `folder`.
 
-    `start`: weights to go on from; positions of another picture or text size are learned anew.
+    Tokenizer and config are written to the weights folder, and the weights every 500 steps. `start`
+    is a file of weights to start from; entries of another shape, such as the positions of another
+    image or text size, are trained from scratch.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +106,9 @@ def train(folder: Path, steps: int, start: Path | None = None, seed: int = 0) ->
     if start:
         old = {key: value.float() for key, value in load_file(start).items()}
         fitting = {k: v for k, v in old.items() if v.shape == model.state_dict()[k].shape}
-        log.info("left out: %s", model.load_state_dict(fitting, strict=False).missing_keys)
+        log.info(
+            "trained from scratch: %s", model.load_state_dict(fitting, strict=False).missing_keys
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, step / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))

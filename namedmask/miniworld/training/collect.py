@@ -1,10 +1,12 @@
-"""Draw the training collection of the tiny models, from the seen textures alone.
+"""Draw the training collection of the tiny models, with the seen textures only.
 
-python -m namedmask.miniworld.training.collect FOLDER [--count 16000]
+    python -m namedmask.miniworld.training.collect FOLDER [--count 16000]
 
-images.npy      (N, 112, 112, 3) uint8 RGB        all that the label-free models read
-captions.json   N strings                         the CLIP reads them too
-truth/faces.json  N lists of XYXY boxes           the face detector reads them; nobody else
+A collection consists of these files:
+
+    images.npy        (N, 112, 112, 3) uint8 RGB        the only input of the label-free models
+    captions.json     N strings                         read by the CLIP as well
+    truth/faces.json  N lists of boxes, XYXY pixels     read by the face detector only
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from namedmask.miniworld import captions, pictures
 SIDE = 112
 SEED = 20_261
 Row = tuple[np.ndarray, str, list[tuple[float, float, float, float]]]
+"""Image (H, W, 3) uint8 RGB, caption, and face boxes (XYXY pixels)."""
 
 
 def draw(index: int) -> Row:
-    """Return image, caption and face boxes of one member of the collection."""
+    """Return the image, the caption and the face boxes of one member of the collection."""
     rng = np.random.default_rng((SEED, index))
     kind = rng.random()
     if kind < 0.12:
@@ -46,7 +49,7 @@ def draw(index: int) -> Row:
 
 
 def collect(folder: Path, count: int) -> None:
-    """Write the collection; see the module."""
+    """Write a collection of `count` images; the module docstring lists the files."""
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(
         folder / "images.npy", "w+", np.uint8, (count, SIDE, SIDE, 3)

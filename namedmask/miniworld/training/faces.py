@@ -1,10 +1,11 @@
-"""Train the tiny face detector and export it to the ONNX form that InsightFace ships (SCRFD).
+"""Train the tiny face detector and export it in InsightFace's ONNX form (SCRFD).
 
     python -m namedmask.miniworld.training.faces FOLDER [--steps 2500]
 
-Six outputs, grouped: scores (N, 1) in [0, 1] for strides 8, 16, 32, then boxes (N, 4) as distances
-left, top, right, bottom in strides from the cell's corner; two anchors a cell (the second repeats
-the first: the form asks for it). Input 1×3×128×128, RGB, (x - 127.5) / 128.
+The input is (1, 3, 128, 128), RGB, (x - 127.5) / 128. There are six outputs: scores (N, 1) in
+[0, 1] for the strides 8, 16 and 32, then boxes (N, 4) for the same strides. A box is given by its
+distances left, top, right and bottom from the corner of its cell, in strides. The form requires two
+anchors per cell; the second repeats the first.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from namedmask.miniworld.training.weights import WEIGHTS
 
 log = logging.getLogger(__name__)
 SIDE = 128
+"""Side of the input image in pixels."""
+
 STRIDES = (8, 16, 32)
 REACH = ((0, 26), (26, 60), (60, 400))
-"""Face heights in pixels that each stride answers for."""
+"""Range of the face heights, in pixels, that each stride detects."""
 BATCH = 48
 
 
 class FaceNet(nn.Module):
-    """A small detector over three strides: (B, 3, S, S) to scores and distances each."""
+    """A small face detector with three strides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +53,10 @@ class FaceNet(nn.Module):
             head.bias = nn.Parameter(torch.full((head.out_channels,), value))
 
     def forward(self, images: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return for each stride (score logits (B, 1, h, w), distances (B, 4, h, w) in strides)."""
+        """Return one pair per stride: logits (B, 1, h, w), and distances (B, 4, h, w) in strides.
+
+        `images` are (B, 3, S, S) float32 RGB, normalized as the module docstring says.
+        """
         features = []
         for stage in self.stages:
             images = stage(images)
@@ -63,14 +69,14 @@ class FaceNet(nn.Module):
 
 
 class Exported(nn.Module):
-    """The detector with its outputs grouped and flattened as the SCRFD form wants them."""
+    """The detector with its outputs in the order and the shapes of the SCRFD form."""
 
     def __init__(self, net: FaceNet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return scores of the three strides, then boxes of the three strides."""
+        """Return the scores (N, 1) of the three strides, then their boxes (N, 4)."""
         scores, boxes = [], []
         for logits, distances in self.net(images):
             scores.append(
@@ -82,7 +88,10 @@ class Exported(nn.Module):
 
 
 def targets(boxes: list[np.ndarray]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return for each stride the target score (B, 1, h, w) and distances (B, 4, h, w)."""
+    """Return one pair of targets per stride: scores (B, 1, h, w) and distances (B, 4, h, w).
+
+    `boxes` holds the (N, 4) XYXY pixel boxes of each image.
+    """
     made = []
     for stride, (low, high) in zip(STRIDES, REACH, strict=True):
         cells = SIDE // stride
@@ -109,7 +118,7 @@ def loss_of(
     outputs: list[tuple[torch.Tensor, torch.Tensor]],
     wanted: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Return focal loss of the scores plus IoU loss of the boxes at positive cells."""
+    """Return the focal loss of the scores plus the IoU loss of the boxes at positive cells."""
     total = torch.zeros(())
     positives = sum(float(score.sum()) for score, _ in wanted)
     for (logits, reach), (score, sides) in zip(outputs, wanted, strict=True):
@@ -134,27 +143,31 @@ def sample(
     with_face: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, list[np.ndarray]]:
-    """Return letterboxed pictures (B, 3, S, S) in [0, 1], half with faces, and their boxes."""
+    """Return a random batch of letterboxed images, and the face boxes of each.
+
+    Images are (B, 3, S, S) float32 in [0, 1], RGB; every second one is drawn from `with_face`,
+    the indices of the images with a face. Boxes are (N, 4) float32 XYXY pixels per image.
+    """
     canvas = np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)
     boxes = []
     for row in range(BATCH):
         index = int(rng.choice(with_face)) if row % 2 else int(rng.integers(len(images)))
-        image, found = images[index], np.array(faces[index], np.float32).reshape(-1, 4)
-        image, found = _zoom(image, found, rng)
+        image, moved = images[index], np.array(faces[index], np.float32).reshape(-1, 4)
+        image, moved = _zoom(image, moved, rng)
         height, width = image.shape[:2]
         y, x = rng.integers(0, SIDE - height + 1), rng.integers(0, SIDE - width + 1)
         canvas[row, y : y + height, x : x + width] = image
-        boxes.append(found + np.array([x, y, x, y], np.float32))
+        boxes.append(moved + np.array([x, y, x, y], np.float32))
     return torch.from_numpy(canvas).permute(0, 3, 1, 2) / 255, boxes
 
 
 def train(folder: Path, steps: int, seed: int = 0) -> FaceNet:
-    """Return the trained detector."""
+    """Return the detector, trained for `steps` batches on the collection in `folder`."""
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     images = np.load(folder / "images.npy", mmap_mode="r")
     faces = json.loads((folder / "truth" / "faces.json").read_text())
-    with_face = np.flatnonzero([bool(found) for found in faces])
+    with_face = np.flatnonzero([bool(boxes) for boxes in faces])
     net = FaceNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.02)
     for step in range(steps):
@@ -172,7 +185,7 @@ def train(folder: Path, steps: int, seed: int = 0) -> FaceNet:
 
 
 def export(net: FaceNet, path: Path) -> None:
-    """Write the ONNX file."""
+    """Write the detector as an ONNX file."""
     names = [f"score_{s}" for s in STRIDES] + [f"bbox_{s}" for s in STRIDES]
     torch.onnx.export(
         Exported(net).eval(), (torch.zeros(1, 3, SIDE, SIDE),), str(path),

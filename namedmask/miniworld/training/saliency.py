@@ -1,11 +1,12 @@
-"""Train the saliency detector without labels: it reads images.npy and nothing else.
+"""Train the saliency detector without labels; images.npy is its only input.
 
     python -m namedmask.miniworld.training.saliency FOLDER [--steps 900]
 
-First on collages: a ground stretched from the corner of one picture, on it a figure of a few random
-superellipses, each cut from another picture; the figure is the target. Then on the pictures
-themselves: the detector's own maps, averaged over mirror images and cleaned of what touches the
-frame on two sides, are the targets of the next round (self-training).
+The detector is first trained on collages. The background of a collage is the corner of an image,
+mirrored over the frame. The figure on it, which is the target, consists of a few random
+superellipses, each cut from another image. The detector is then trained on the images themselves
+(self-training). The targets of a round are the detector's own maps at the start of the round,
+averaged over mirror images, without the parts that touch two sides of the frame.
 """
 
 from __future__ import annotations
@@ -29,21 +30,27 @@ log = logging.getLogger(__name__)
 SIDE = TinyUNet.SIDE
 BATCH = 28
 PARTS = 6
+"""Largest number of superellipses per figure."""
+
 MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 STD = torch.tensor(IMAGENET_STD)[:, None, None]
 
 
 def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return collages (B, 3, S, S) in [0, 1] of such images, and figures (B, 1, S, S)."""
+    """Return collages of the images, and the masks of their figures.
+
+    Images and collages are (B, 3, S, S) float32 in [0, 1], RGB; masks are (B, 1, S, S) float32 in
+    {0, 1}.
+    """
     count = len(images)
     canvas = _grounds(images, generator)
     split = _half_planes(count, generator)
     canvas = torch.where(split, _grounds(images.roll(1, 0), generator), canvas)
     for part in range(int(torch.randint(0, 4, (1,), generator=generator))):
-        speck = _superellipse(count, generator, _any(count, generator), (0.03, 0.1))
-        canvas = torch.where(speck, _stuff(images.roll(2 + part, 0), generator), canvas)
+        speck = _superellipse(count, generator, _random_centers(count, generator), (0.03, 0.1))
+        canvas = torch.where(speck, _shifted(images.roll(2 + part, 0), generator), canvas)
     figure = torch.zeros(count, 1, SIDE, SIDE, dtype=torch.bool)
-    at = _any(count, generator) * 0.5
+    at = _random_centers(count, generator) * 0.5
     size = _uniform((count, 1), 0.6, 1.4, generator)
     for part in range(PARTS):
         present = _uniform((count, 1, 1, 1), 0, 1, generator) < (1.0 if part == 0 else 0.65)
@@ -52,55 +59,64 @@ def collage(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Ten
         shape = (
             _superellipse(count, generator, at + spread * float(part > 0), reach, size) & present
         )
-        canvas = torch.where(shape, _stuff(images.roll(7 + part, 0), generator), canvas)
+        canvas = torch.where(shape, _shifted(images.roll(7 + part, 0), generator), canvas)
         figure = figure | shape
     for _ in range(int(torch.randint(0, 2, (1,), generator=generator))):
         pole = _superellipse(count, generator, at, (0.02, 0.05)) & ~_half_planes(count, generator)
-        canvas = torch.where(pole, _stuff(images.roll(19, 0), generator), canvas)
+        canvas = torch.where(pole, _shifted(images.roll(19, 0), generator), canvas)
         figure = figure & ~pole
     return canvas, figure.float()
 
 
 def train(folder: Path, steps: int, rounds: int = 2, seed: int = 0) -> TinyUNet:
-    """Return the trained detector."""
+    """Return the detector, trained on the collection in `folder`.
+
+    It is trained for `steps` batches on collages, then for `steps // 3` batches in each of the
+    `rounds` of self-training.
+    """
     torch.manual_seed(seed)
     images = np.load(folder / "images.npy")
     net = TinyUNet().to(memory_format=torch.channels_last)
     _fit(net, images, None, steps, seed)
     for turn in range(rounds):
         chosen = np.random.default_rng(seed + turn).permutation(len(images))[:5000]
-        masks, sure = own_masks(net, images[chosen])
+        masks, confidence = own_masks(net, images[chosen])
         share = masks.mean((1, 2))
-        usable = (share > 0.03) & (share < 0.5) & (sure > np.quantile(sure, 0.4))
+        usable = (share > 0.03) & (share < 0.5) & (confidence > np.quantile(confidence, 0.4))
         log.info("round %d: %d of %d own masks kept", turn, usable.sum(), len(usable))
         _fit(net, images, (chosen[usable], masks[usable]), steps // 3, seed + 1 + turn)
     return net.eval()
 
 
 def own_masks(net: TinyUNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return cleaned masks (N, S, S) uint8 of the detector's maps, and how sure it is of each (N,).
+    """Return the detector's cleaned masks of (N, S, S, 3) uint8 images, and its confidences.
 
-    Maps are averaged over mirror images; sureness is the IoU of the cleaned mask with the map.
+    Masks are (N, S, S) uint8 in {0, 1}, from maps that are averaged over mirror images.
+    Confidences are (N,) float32: the soft IoU of the cleaned mask with its map.
     """
     net.eval()
     masks = np.zeros(images.shape[:3], np.uint8)
-    sure = np.zeros(len(images), np.float32)
+    confidence = np.zeros(len(images), np.float32)
     with torch.inference_mode():
         for start in range(0, len(images), 64):
             batch = _tensor(images[start : start + 64])
             both = net(_normalized(batch)).sigmoid() + net(
                 _normalized(batch.flip(-1))
             ).sigmoid().flip(-1)
-            for row, one in enumerate((both[:, 0] / 2).numpy()):
-                mask = clean(one > 0.5)
+            for row, saliency in enumerate((both[:, 0] / 2).numpy()):
+                mask = clean(saliency > 0.5)
+                union = np.maximum(saliency, mask).sum()
                 masks[start + row] = mask
-                sure[start + row] = (one * mask).sum() / max(np.maximum(one, mask).sum(), 1.0)
+                confidence[start + row] = (saliency * mask).sum() / max(union, 1.0)
     net.train()
-    return masks, sure
+    return masks, confidence
 
 
 def clean(mask: np.ndarray) -> np.ndarray:
-    """Return the mask's larger parts that touch the frame on at most one side."""
+    """Return the larger parts of an (H, W) bool mask that touch at most one side of the frame.
+
+    A part is kept if its area is at least 15 % of the largest part. The result is uint8 in {0, 1}.
+    """
     count, labels, stats, _ = cv2.connectedComponentsWithStats(
         mask.astype(np.uint8), connectivity=8
     )
@@ -155,9 +171,9 @@ def _loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _grounds(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return for each picture a corner of it, mirrored again and again over the frame.
+    """Return one background per image: a corner of the image, mirrored repeatedly over the frame.
 
-    Nothing is resampled: a ground must be as sharp as what is pasted on it.
+    The corner is not resampled, because a background must be as sharp as the parts pasted on it.
     """
     count = len(images)
     side = torch.randint(32, 60, (count, 2), generator=generator)
@@ -166,15 +182,15 @@ def _grounds(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return _take(images, rows, columns)
 
 
-def _stuff(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return each picture shifted by any amount, mirrored at the frame."""
+def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return each image shifted by a random amount and mirrored at the frame."""
     shift = torch.randint(0, 2 * SIDE, (2, len(images), 1), generator=generator)
     whole = torch.full((len(images), 1), SIDE)
     return _take(images, _zigzag(whole, shift[0]), _zigzag(whole, shift[1]))
 
 
 def _zigzag(period: torch.Tensor, shift: torch.Tensor | int = 0) -> torch.Tensor:
-    """Return positions (B, S) that run 0 … period - 1 and back, (B, 1) periods."""
+    """Return (B, S) int64 positions that run from 0 to period - 1 and back; `period` is (B, 1)."""
     along = (torch.arange(SIDE)[None] + shift) % (2 * period)
     return torch.where(along < period, along, 2 * period - 1 - along)
 
@@ -194,7 +210,7 @@ def _superellipse(
     reach: tuple[float, float],
     size: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """Return shapes between bar, ellipse and box, (count, 1, S, S) bool."""
+    """Return random shapes between a bar, an ellipse and a box, (count, 1, S, S) bool."""
     angle = _uniform((count, 1, 1), 0, math.pi, generator)
     radii = _uniform((count, 2), *reach, generator) * size
     power = 2.0 ** _uniform((count, 1, 1), 0.3, 3.0, generator)
@@ -212,7 +228,7 @@ def _half_planes(count: int, generator: torch.Generator) -> torch.Tensor:
     return (line > cut).expand(count, 1, SIDE, SIDE)
 
 
-def _any(count: int, generator: torch.Generator) -> torch.Tensor:
+def _random_centers(count: int, generator: torch.Generator) -> torch.Tensor:
     return _uniform((count, 2), -1, 1, generator)
 
 

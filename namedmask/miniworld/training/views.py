@@ -1,4 +1,4 @@
-"""Random views of a batch of pictures, on tensors: what the label-free losses compare."""
+"""Draw the random views of an image batch that the label-free losses compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ def crops(
     turn: float = 0.15,
     flip: bool = True,
 ) -> torch.Tensor:
-    """Return random turned crops, (B, C, side, side), of images (B, C, H, W)."""
+    """Return one random rotated crop per image, (B, C, side, side).
+
+    `images` are (B, C, H, W). `scale` is the range of a crop's area over that of its image, and
+    `turn` the largest angle in radians. With `flip`, half of the crops are mirrored.
+    """
     count = len(images)
     zoom = _uniform(count, *scale, generator).sqrt()
     angle = _uniform(count, -turn, turn, generator)
@@ -32,7 +36,10 @@ def crops(
 def recolor(
     images: torch.Tensor, generator: torch.Generator, strength: float = 1.0
 ) -> torch.Tensor:
-    """Return images (B, 3, H, W) in [0, 1] with channels mixed, gain and lift, some gray."""
+    """Return recolored images, (B, 3, H, W) float32 in [0, 1], as the input.
+
+    The channels are mixed, contrast and brightness change, and some images turn gray.
+    """
     count = len(images)
     mix = torch.eye(3) + strength * 0.5 * torch.randn(count, 3, 3, generator=generator)
     mix = mix / mix.sum(-1, keepdim=True).clamp(min=0.5)
@@ -46,7 +53,7 @@ def recolor(
 
 
 def contrast_loss(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the symmetric InfoNCE of two sets of unit vectors (B, D), matched by row."""
+    """Return the symmetric InfoNCE loss of two sets of unit vectors (B, D), matched by row."""
     logits = first @ second.T / temperature
     target = torch.arange(len(first))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -223,5 +223,5 @@ def test_on_ray_killed_scoring_actor_changes_no_bit_and_a_deadly_part_ends_the_r
         np.testing.assert_array_equal(rows, expected[1])
         np.testing.assert_array_equal(scores.view(np.int32), expected[0].view(np.int32))
         times.write_text("99")
-        with pytest.raises(NamedMaskError, match="took its process with it 2 times"):
+        with pytest.raises(NamedMaskError, match="killed its process 2 times"):
             list(executor.map(job, "retrieve", partial(Dying, make, times), parts))

@@ -145,7 +145,7 @@ def test_on_ray_waiting_stage_is_named_and_the_run_ends(
 ) -> None:
     executor._connect()
     config = config_of(source, tmp_path, "ray.heartbeat_s=2", "ray.stall_timeout_s=6")
-    pools = [_pool(config, "fetch", Mapper, make=_refuse, clerk=None)]
+    pools = [_pool(config, "fetch", Mapper, make=_refuse, registry=None)]
     occupant = Occupant.remote()
     ray.get(occupant.ready.remote())
     try:

@@ -1,0 +1,45 @@
+"""How long the way is from the command to the arithmetic: counted in a traceback."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import namedmask
+from namedmask.cli import main
+from namedmask.config.run_file import to_toml
+from tests import toys
+from tests.road import config_of
+
+MOST_FRAMES = 9
+
+
+class RaisingEmbedder(toys.ThumbnailEmbedder):
+    """Raises inside the forward."""
+
+    def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
+        raise FloatingPointError
+
+
+def raising(config: Any) -> RaisingEmbedder:
+    return RaisingEmbedder()
+
+
+def test_command_is_few_frames_from_the_forward(source: str, tmp_path: Path) -> None:
+    config = config_of(source, tmp_path / "run", 'embed.model="tests.engine.test_trips:raising"')
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(to_toml(config))
+    with pytest.raises(FloatingPointError) as caught:
+        main(["embed", str(run_file), "--local", "--json"])
+    package = Path(namedmask.__file__).parent
+    own = [
+        f"{Path(frame.filename).relative_to(package)}:{frame.name}"
+        for frame in traceback.extract_tb(caught.value.__traceback__)
+        if Path(frame.filename).is_relative_to(package)
+    ]
+    assert own[0].startswith("cli/app.py:main")
+    assert len(own) <= MOST_FRAMES, "\n".join(own)
