@@ -8,6 +8,7 @@ OPENCV := 5.0.0.93
 ONNXRUNTIME_GPU := 1.31.1
 
 BIN := .venv/bin
+HOUSE := tests/test_layers.py tests/test_house.py
 STAMP := .venv/.installed-$(EXTRA)
 
 .PHONY: install demo demo-full test test-slow test-long test-capped check bench models clean help
@@ -37,7 +38,7 @@ demo-full: install  ## the same with more images and longer training
 	$(BIN)/namedmask demo --full $(ARGS)
 
 test: check  ## checks, quick tests, and the numerical ones with fewer instructions
-	$(BIN)/python -m pytest -m "not slow and not long" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long" $(HOUSE:%=--ignore=%) $(ARGS)
 	$(MAKE) test-capped
 
 # A processor without AVX-512 and VNNI, as far as torch and oneDNN can be told to be one; then no int8.
@@ -56,7 +57,7 @@ check: install  ## format, lint, spelling, types, layers, sizes
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_house.py
+	$(BIN)/python -m pytest -q $(HOUSE)
 
 bench: install  ## side-by-side measurements, one line each
 	@set -e; for file in $(wildcard bench/*.py); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

@@ -75,7 +75,8 @@ def plain_bilateral_solver(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     system = 256 * (sparse.diags(masses) - scale @ blur @ scale) + sparse.diags(weights)
     jacobi = sparse.diags(1 / np.maximum(system.diagonal(), 1e-5))
     values, _ = cg(system, target, target / weights, rtol=1e-5, atol=0, maxiter=25, M=jacobi)
-    return (splat.T @ values).reshape(height, width)
+    result: np.ndarray = (splat.T @ values).reshape(height, width)
+    return result
 
 
 def photos(folder: Path, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

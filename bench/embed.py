@@ -48,7 +48,7 @@ PEAK_SIDE = 8192
 """Side of the matrices whose product measures the peak rate of a GPU."""
 
 
-class Preprocessed(Dataset):
+class Preprocessed(Dataset[torch.Tensor]):
     """A data set that preprocesses images as in open_clip's documentation."""
 
     def __init__(self, bodies: list[bytes], prepare: Callable[[Image.Image], torch.Tensor]) -> None:
@@ -100,7 +100,8 @@ class Bench:
         """Return the unit vectors, (B, D) float32, of preprocessed images (B, 3, H, W)."""
         with self.embedder._inference():
             vectors = self.model.encode_image(pixels, normalize=True)
-        return vectors.float().cpu().numpy()
+        result: np.ndarray = vectors.float().cpu().numpy()
+        return result
 
     def bare(self, batch: int) -> Callable[[], None]:
         """Return a function that runs the model over as many images, on tensors in memory."""
@@ -129,7 +130,8 @@ class Bench:
             torch.cuda.synchronize()
 
         peak = 10 * 2 * PEAK_SIDE**3 / timed([products], 3).min()
-        return flop * images_per_second / peak
+        result: float | None = flop * images_per_second / peak
+        return result
 
 
 def timed(ways: Sequence[Callable[[], object]], turns: int) -> np.ndarray:

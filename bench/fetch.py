@@ -207,7 +207,7 @@ def theirs(task: Task, out: Path, program: Path) -> Done:
     return sum(s["successes"] for s in shards), max(s["end_time"] for s in shards)
 
 
-def timed(side: Side, task: Task, out: Path, server: Server) -> dict:
+def timed(side: Side, task: Task, out: Path, server: Server) -> dict[str, Any]:
     """Return the measurements of one run of a side."""
     log, cpu, start = server.log_size(), server.cpu_seconds(), time.time()
     cpu_before = cpu_of_children()

@@ -59,7 +59,8 @@ def write_vectors(folder: Path, rows: int, like_clip: bool) -> None:
             shaped = drawn[:, 2:] @ own
             drawn = mix * shaped + (1 - mix**2) ** 0.5 * drawn / WIDTH**0.5
             drawn = share**0.5 * center + (1 - share) ** 0.5 * drawn
-        return drawn / drawn.norm(dim=1, keepdim=True)
+        result: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+        return result
 
     np.save(folder / "queries.npy", draw(QUERIES, text_mean, 0.2, 0.7).numpy())
     for number, start in enumerate(range(0, rows, FILE_ROWS)):

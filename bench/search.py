@@ -85,7 +85,8 @@ class World:
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Return the vectors (…, D), scaled to unit L2 norm."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    result: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return result
 
 
 def embedder(config: Any) -> World:

@@ -51,7 +51,8 @@ class SlowEmbedder:
         """Return the vectors of B images, (B, 3) float32, unit L2 norm, after a second."""
         time.sleep(SECONDS_PER_BATCH)
         means = np.array([image.mean((0, 1)) for image in images], np.float32) + 1
-        return means / np.linalg.norm(means, axis=1, keepdims=True)
+        result: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return result
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Return the vectors of T texts, (T, 3) float32, unit L2 norm, all equal."""

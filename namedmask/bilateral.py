@@ -244,7 +244,8 @@ def solve(grid: Grid, sums: np.ndarray, config: BilateralConfig) -> np.ndarray:
     reach = np.sqrt(np.float32(config.smoothness)) * scales / root
 
     def apply(vector: np.ndarray) -> np.ndarray:
-        return vector - reach * (grid.neighbors @ (reach * vector))
+        result: np.ndarray = vector - reach * (grid.neighbors @ (reach * vector))
+        return result
 
     target = config.confidence * sums / root
     values = sums / grid.counts * root  # the mean of each vertex's pixels
@@ -261,7 +262,8 @@ def solve(grid: Grid, sums: np.ndarray, config: BilateralConfig) -> np.ndarray:
         error, last = residual @ residual, error
         direction *= error / last
         direction += residual
-    return values / root
+    result: np.ndarray = values / root
+    return result
 
 
 def snap(image: np.ndarray, mask: np.ndarray, config: BilateralConfig) -> np.ndarray:

@@ -100,7 +100,8 @@ def overlap_iou(overlap: np.ndarray) -> np.ndarray:
     """
     hits, true, predicted = overlap
     union = true + predicted - hits
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    result: np.ndarray = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    return result
 
 
 def mean_iou(iou: np.ndarray, absent: Absent = "skip") -> float:

@@ -3,7 +3,7 @@
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.refine --config RUN.toml [--set section.key=value ...]
 
-Needs: `archive` of ray_jobs.build_archive, in storage that all machines can reach.
+Needs: `archive` of ray_jobs.build_archive, in storage that all machines reach.
 Writes to `run.out`: `refined` and `experts`.
 A killed job resumes when it is submitted again.
 """

@@ -24,7 +24,7 @@ DRAWN_WORLD = ("miniworld/web.py", "miniworld/server.py", "miniworld/captions.py
 """The drawn web names its kinds of trouble by the statuses that they should end in."""
 
 OTHER_MEANINGS = {
-    ("kept", "experts/refine.py"), ("kept", "experts/expert.py"),  # masks that stay as they are
+    ("kept", "experts/refine.py"), ("kept", "config/sections.py"),  # masks, duplicates that stay
     ("ok", "cli/weights.py"), ("ok", "weights/download.py"), ("empty", "weights/download.py"),
     ("violent", "miniworld/truth.py"),
 }  # fmt: skip

@@ -42,6 +42,7 @@ from namedmask.cli.screen import (
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
+from namedmask.run import layout
 from namedmask.run.verb_table import VERBS, Verb
 from namedmask.storage import place_of
 from namedmask.storage.place import ensure_writable
@@ -90,7 +91,7 @@ def demo(
     if summary.get("skipped"):
         say_already_done(out)
     show_scorecard(summary, full)
-    write(f"report: {out / 'report.html'}")
+    write(f"report: {out / layout.REPORT}")
 
 
 def _add_verb(verb: Verb) -> None:

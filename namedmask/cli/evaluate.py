@@ -77,7 +77,7 @@ def evaluate(
     chosen = [key for key, value in options.items() if value is not None and value is not False]
     if len(chosen) > bool(baseline):
         names = ", ".join(f"--{key.replace('_', '-')}" for key in chosen)
-        raise InputError(f"{names}: give at most one of these options, together with --baseline.")
+        raise InputError(f"{names}: give at most one of them, and --baseline with it.")
     if baseline:
         from namedmask.verbs.baselines import evaluate_baseline
 

@@ -40,7 +40,7 @@ def weights(
     as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
 ) -> None:
     """List the weights that a run needs, fetch weights into the cache, or verify the cache."""
-    from namedmask.weights import catalogue as files
+    from namedmask.weights import catalog as files
     from namedmask.weights import download
 
     action, *names = words or [""]
@@ -79,7 +79,7 @@ def weights(
 
 def checkpoint_of(text: str) -> Place:
     """Return the file that a path, an s3:// url, or a name of `namedmask weights` stands for."""
-    from namedmask.weights.catalogue import place_named
+    from namedmask.weights.catalog import place_named
 
     return place_named(text)
 

@@ -39,8 +39,8 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
         module = importlib.import_module(head)
     except ImportError as error:
         raise ConfigError(
-            f"{kind} '{name}': module '{head}' cannot be imported: {error}. A plug-in must be "
-            f"installed or on PYTHONPATH; known without one: {', '.join(sorted(registry))}."
+            f"{kind} '{name}': module '{head}' cannot be imported: {error}. Install the "
+            f"plug-in or put it on PYTHONPATH; known without it: {', '.join(sorted(registry))}."
         ) from error
     try:
         factory: F = getattr(module, attribute)
@@ -66,6 +66,6 @@ def torch_device(name: str, place: str) -> torch.device:
 
 
 def _public(module: object) -> list[str]:
-    """Return the public callables of a module, those that it imports when they are used included."""
+    """Return the names of a module's public callables, including those that it loads lazily."""
     names = (name for name in dir(module) if name[0] != "_")
     return [name for name in names if callable(getattr(module, name, None))]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from namedmask.config import EmbedConfig
 from namedmask.errors import CheckpointError, ConfigError, unknown_name
-from namedmask.weights.catalogue import known_weights, path_of
+from namedmask.weights.catalog import known_weights, path_of
 
 
 def create_open_clip(config: EmbedConfig) -> Any:

@@ -79,9 +79,10 @@ def in_padded_batches(
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return `vectors`, (..., D), as float32 with unit L2 norm."""
+    """Return vectors (N, D) or (D,) as float32 of the same shape, with unit L2 norm."""
     vectors = np.asarray(vectors, np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    result: np.ndarray = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return result
 
 
 class OpenClip:

@@ -110,7 +110,8 @@ class Kernel:
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return for each point the kernel-weighted sum of all `values`, both (N, K) float32."""
-        return self.scale * self.lattice.filter(self.scale * values)
+        result: np.ndarray = self.scale * self.lattice.filter(self.scale * values)
+        return result
 
 
 @dataclass(frozen=True)
@@ -227,4 +228,5 @@ def _blur(corners: np.ndarray, keys: np.ndarray, axis: int) -> sparse.csr_matrix
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of `logits` (N, K) over the last axis, (N, K) float32."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float32)
-    return powers / powers.sum(axis=1, keepdims=True)
+    result: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return result

@@ -42,7 +42,7 @@ from namedmask.evaluate.maskclip import DenseClip, fit
 from namedmask.segmenter.backbone import TinyResNet
 from namedmask.segmenter.checkpoint import MINIWORLD_BACKBONE
 from namedmask.storage import place_of
-from namedmask.weights.catalogue import path_of
+from namedmask.weights.catalog import path_of
 from namedmask.weights.tensors import load_strict, read_tensors
 
 THRESHOLD = 0.9

@@ -12,7 +12,7 @@ import numpy as np
 from namedmask.config import FacesConfig
 from namedmask.errors import CheckpointError, ConfigError, InputError, MissingExtraError
 from namedmask.faces.forms import MXNET, PRIORS, Form
-from namedmask.weights.catalogue import path_of
+from namedmask.weights.catalog import path_of
 
 DYNAMIC_SIDE = 640
 """Canvas side, in pixels, for a detector that accepts any size; the training size of InsightFace's

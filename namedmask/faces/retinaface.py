@@ -55,7 +55,7 @@ class RetinaFace(nn.Module):
         return _flat(self.BboxHead, levels, 4), classes, _flat(self.LandmarkHead, levels, 10)
 
 
-class Body(ResNet):
+class Body(ResNet):  # type: ignore[misc]  # torchvision ships no types
     """A ResNet-50 without its classifier."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Body(ResNet):
         del self.fc
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the float32 features at strides 8, 16 and 32: 512, 1024 and 2048 channels."""
+        """Return float32 features (B, C, h, w) at strides 8, 16, 32: C is 512, 1024, 2048."""
         fine = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images))))))
         middle = self.layer3(fine)
         return fine, middle, self.layer4(middle)

@@ -39,7 +39,8 @@ def find_faces(
     boxes = np.concatenate(boxes_by_scale)
     height, width = image.shape[:2]
     boxes[:, :4] = np.clip(boxes[:, :4], 0, [width, height, width, height])
-    return boxes[non_maximum_suppression(boxes, nms_iou)]
+    result: np.ndarray = boxes[non_maximum_suppression(boxes, nms_iou)]
+    return result
 
 
 def letterbox(image: np.ndarray, side: int, scale: float = 1.0) -> tuple[np.ndarray, float]:
@@ -76,7 +77,8 @@ def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.maximum(sides, 0).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    result: np.ndarray = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result
 
 
 class Faces:

@@ -214,7 +214,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bit(array: np.ndarray) -> np.ndarray:
     # Pillow would clip; here the smallest white level that no value exceeds is scaled to 255
     if array.dtype == np.uint16:
-        return _OF_SIXTEEN_BIT[array]
+        result: np.ndarray = _OF_SIXTEEN_BIT[array]
+        return result
     high = float(array.max())
     white = next((level for level in (1.0, 255.0, 65535.0) if high <= level), high)
     return np.clip(np.rint(array * (255.0 / white)), 0, 255).astype(np.uint8)
@@ -267,7 +268,8 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
     if nearest:
         rows = ((np.arange(height) + 0.5) * (old_height / height)).astype(np.int64)
         columns = ((np.arange(width) + 0.5) * (old_width / width)).astype(np.int64)
-        return image[rows[:, None], columns]
+        result: np.ndarray = image[rows[:, None], columns]
+        return result
     # two steps, because area averaging works only if no side grows
     small = (min(width, old_width), min(height, old_height))
     if small != (old_width, old_height):

@@ -201,7 +201,8 @@ def _numbers(raw: pa.Table, name: str, place: str) -> np.ndarray:
         is_number = pc.match_substring_regex(column, _NUMBER)
         column = pc.if_else(is_number, pc.utf8_trim_whitespace(column), None)
     values = pc.fill_null(_cast(column, pa.float64(), name, place), np.nan)
-    return values.to_numpy()
+    result: np.ndarray = values.to_numpy()
+    return result
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, place: str) -> pa.ChunkedArray:

@@ -34,7 +34,8 @@ class Picture:
 
     def pixels(self) -> np.ndarray:
         """Return the image, (H, W, 3) uint8 RGB."""
-        return np.clip(self.image, 0, 255).astype(np.uint8)
+        result: np.ndarray = np.clip(self.image, 0, 255).astype(np.uint8)
+        return result
 
 
 def blank(rng: np.random.Generator, height: int, width: int, unseen: float) -> Picture:
@@ -266,7 +267,8 @@ def _light(rng: np.random.Generator, height: int, width: int, strength: float = 
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.ogrid[0:height, 0:width]
     ramp = np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5)
-    return (1 + strength * ramp).astype(np.float32)[..., None]
+    result: np.ndarray = (1 + strength * ramp).astype(np.float32)[..., None]
+    return result
 
 
 def _finish(picture: Picture, rng: np.random.Generator) -> Picture:

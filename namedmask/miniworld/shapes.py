@@ -21,7 +21,8 @@ def oval(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> np.ndar
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
     points = np.stack([rx * np.cos(t), ry * np.sin(t)], 1)
     c, s = np.cos(turn), np.sin(turn)
-    return points @ np.array([[c, s], [-s, c]]) + (x, y)
+    result: np.ndarray = points @ np.array([[c, s], [-s, c]]) + (x, y)
+    return result
 
 
 def bar(x0: float, y0: float, x1: float, y1: float, w0: float, w1: float = 0.0) -> np.ndarray:
@@ -34,7 +35,7 @@ def bar(x0: float, y0: float, x1: float, y1: float, w0: float, w1: float = 0.0) 
 
 
 def curve(points: list[tuple[float, float]], w0: float, w1: float) -> list[np.ndarray]:
-    """Return a thick line through `points` as overlapping bars and round joints."""
+    """Return a thick line through `points` as overlapping bars and round joints, (N, 2) each."""
     widths = np.linspace(w0, w1, len(points))
     parts = []
     for (x0, y0), (x1, y1), a, b in zip(points, points[1:], widths, widths[1:], strict=False):

@@ -16,7 +16,7 @@ Field = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def plain(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a gentle ramp with slight noise."""
+    """Return a gentle ramp with slight noise, (H, W) float32 in [0, 1]."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     ramp = (np.cos(angle) * x / width + np.sin(angle) * y / height) * 0.3 + 0.35
@@ -24,7 +24,7 @@ def plain(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return value noise of four octaves."""
+    """Return value noise of four octaves, (H, W) float32 in [0, 1]."""
     field = np.zeros((height, width), np.float32)
     cells = rng.integers(2, 5)
     for octave in range(4):
@@ -35,36 +35,40 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return straight, soft stripes at a random angle."""
+    """Return straight, soft stripes at a random angle, (H, W) float32 in [0, 1]."""
     phase = _plane(rng, height, width, rng.uniform(0.25, 0.9))
     return _unit(0.5 + 0.7 * np.sin(phase))
 
 
 def dots(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a rotated grid of dots."""
+    """Return a rotated grid of dots, (H, W) float32 in [0, 1]."""
     u, v = _grid(rng, height, width, rng.uniform(7, 18))
     radius = rng.uniform(0.22, 0.4)
     return _unit((radius - np.hypot(u % 1 - 0.5, v % 1 - 0.5)) * 8 + 0.5)
 
 
 def checks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a rotated checkerboard."""
+    """Return a rotated checkerboard, (H, W) float32 in [0, 1]."""
     u, v = _grid(rng, height, width, rng.uniform(7, 16))
-    return ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
+    result: np.ndarray = ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
+    return result
 
 
 def cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return Voronoi cells, each with one gray value."""
+    """Return Voronoi cells, each with one gray value, (H, W) float32 in [0, 1]."""
     count = int(rng.integers(8, 24))
     seeds = rng.random((count, 2)).astype(np.float32) * (height, width)
     y, x = np.mgrid[0:height:2, 0:width:2].astype(np.float32)
     nearest = np.argmin((y[..., None] - seeds[:, 0]) ** 2 + (x[..., None] - seeds[:, 1]) ** 2, -1)
     tones = rng.random(count, np.float32)
-    return cv2.resize(tones[nearest], (width, height), interpolation=cv2.INTER_NEAREST)
+    result: np.ndarray = cv2.resize(
+        tones[nearest], (width, height), interpolation=cv2.INTER_NEAREST
+    )
+    return result
 
 
 def scratches(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return short strokes on a plain ground."""
+    """Return short strokes on a plain ground, (H, W) float32 in [0, 1]."""
     field = np.full((height, width), 0.3, np.float32)
     length = rng.uniform(4, 14)
     for _ in range(int(rng.integers(60, 160))):
@@ -76,7 +80,7 @@ def scratches(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def rings(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return rings around a point, like sawn wood."""
+    """Return rings around a point, like sawn wood, (H, W) float32 in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     center = rng.uniform(-0.5, 1.5, 2) * (height, width)
     radius = np.hypot(y - center[0], x - center[1])
@@ -86,7 +90,7 @@ def rings(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return courses of bricks with mortar."""
+    """Return courses of bricks with mortar, (H, W) float32 in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     tall, wide = rng.uniform(8, 14), rng.uniform(16, 28)
     row = np.floor(y / tall)
@@ -97,27 +101,28 @@ def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def marble(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return marble veins: a sine wave distorted by clouds."""
+    """Return marble veins: a sine wave distorted by clouds, (H, W) float32 in [0, 1]."""
     phase = _plane(rng, height, width, rng.uniform(0.1, 0.25))
     return _unit(0.5 + 0.5 * np.sin(phase + 9 * clouds(rng, height, width)))
 
 
 def waves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return wavy stripes."""
+    """Return wavy stripes, (H, W) float32 in [0, 1]."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     swing = rng.uniform(4, 9) * np.sin(x * rng.uniform(0.1, 0.25))
     return _unit(0.5 + 0.7 * np.sin((y + swing) * rng.uniform(0.3, 0.8)))
 
 
 def triangles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a tiling of triangles with three gray values."""
+    """Return a tiling of triangles with three gray values, (H, W) float32 in [0, 1]."""
     u, v = _grid(rng, height, width, rng.uniform(10, 22))
     upper = (u % 1 + v % 1 > 1).astype(np.float32)
-    return ((np.floor(u) * 2 + np.floor(v) * 3 + upper) % 3 / 2).astype(np.float32)
+    result: np.ndarray = ((np.floor(u) * 2 + np.floor(v) * 3 + upper) % 3 / 2).astype(np.float32)
+    return result
 
 
 def plaid(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return crossing bands."""
+    """Return crossing bands, (H, W) float32 in [0, 1]."""
     u, v = _grid(rng, height, width, rng.uniform(10, 20))
     return _unit(0.25 + 0.35 * ((u % 1) < 0.4) + 0.35 * ((v % 1) < 0.4))
 
@@ -159,7 +164,8 @@ def paint(
 def _plane(rng: np.random.Generator, height: int, width: int, frequency: float) -> np.ndarray:
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    return (np.cos(angle) * x + np.sin(angle) * y) * frequency + rng.uniform(0, 6)
+    result: np.ndarray = (np.cos(angle) * x + np.sin(angle) * y) * frequency + rng.uniform(0, 6)
+    return result
 
 
 def _grid(
@@ -177,7 +183,8 @@ def _stretch(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _unit(field: np.ndarray) -> np.ndarray:
-    return np.clip(field, 0, 1).astype(np.float32)
+    result: np.ndarray = np.clip(field, 0, 1).astype(np.float32)
+    return result
 
 
 def _full(field: np.ndarray) -> np.ndarray:

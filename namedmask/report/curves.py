@@ -47,7 +47,8 @@ def _standings(run: Run, benchmark: str, split: str) -> Html:
 
 def called(row: Mapping[str, Any]) -> str:
     """Return the display name of a method."""
-    return METHOD_NAMES.get(row["baseline"], row["baseline"])
+    result: str = METHOD_NAMES.get(row["baseline"], row["baseline"])
+    return result
 
 
 def threshold_of(row: Mapping[str, Any]) -> str:

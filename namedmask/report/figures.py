@@ -168,4 +168,7 @@ def _scene(run: Run, benchmark: Benchmark, scene: Mapping[str, Any]) -> Html:
 
 
 def _even_steps(count: int, wanted: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int)).tolist()
+    result: list[int] = np.unique(
+        np.linspace(0, count - 1, min(count, wanted)).astype(int)
+    ).tolist()
+    return result

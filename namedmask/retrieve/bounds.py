@@ -162,7 +162,8 @@ class Int8Bounds:
         errors += (1 + rounding) * self._scale * self._norms * max_residual
         errors += self._norms * ((max_norm + self._center_norm) * rounding + _TINY) + _TINY**2
         limits = (floors - self._center_products - errors) / (self._scales * self._scale)
-        return np.clip(np.floor(limits) - 1, -(2.0**31), 2.0**31 - 1).astype(np.int32)
+        result: np.ndarray = np.clip(np.floor(limits) - 1, -(2.0**31), 2.0**31 - 1).astype(np.int32)
+        return result
 
     def _fit(self, block: np.ndarray) -> None:
         """Set the center to the mean of the first rows, and the scale to the best of `_CLIPS`."""

@@ -109,7 +109,8 @@ def _rows_from(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
             f"retrieve.index names row {rows.max():,}, but has {index.ntotal:,} vectors. It was "
             "made with ids of its own. Make it again without ids, in the order of the store's rows."
         )
-    return rows
+    result: np.ndarray = rows
+    return result
 
 
 def _scores_of(chunks: Iterable[np.ndarray], queries: np.ndarray, rows: np.ndarray) -> np.ndarray:

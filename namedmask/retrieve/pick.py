@@ -115,7 +115,8 @@ def _similar(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int
     bits = np.array([hashes.get(sample_id, 0) for sample_id in sample_ids], np.uint64)
     known = np.array([sample_id in hashes for sample_id in sample_ids], bool)
     near = np.bitwise_count(bits[:, None] ^ bits) <= distance
-    return near & known & known[:, None]
+    result: np.ndarray = near & known & known[:, None]
+    return result
 
 
 def gaps(statuses: Sequence[str], size: int) -> int:

@@ -331,7 +331,8 @@ def _unit(vectors: np.ndarray, path: Place, rows: np.ndarray) -> np.ndarray:
             f"{path}: the vector of row {rows[bad[0]]} has length {norms[bad[0]]:.4f}; expected 1. "
             "Normalize the vectors, or drop that row from both files."
         )
-    return vectors / norms[:, None]
+    result: np.ndarray = vectors / norms[:, None]
+    return result
 
 
 def _map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

@@ -35,7 +35,7 @@ from namedmask.errors import CheckpointError
 from namedmask.schema.status import UNSAFE, VIOLENT
 from namedmask.storage import place_of
 from namedmask.storage.place import fetched
-from namedmask.weights.catalogue import place_named
+from namedmask.weights.catalog import place_named
 
 Filter = Callable[[np.ndarray], np.ndarray]
 """Maps vectors (N, D) float32, unit L2 norm, to (N,) bool: true for vectors to exclude."""
@@ -156,7 +156,8 @@ def load_prompts(file: str) -> np.ndarray:
         raise CheckpointError(
             f"retrieve.violence_prompts '{file}' has norms {norms.ravel()}; expected unit length."
         )
-    return prompts / norms
+    result: np.ndarray = prompts / norms
+    return result
 
 
 def _is_above(head: SafetyHead, score: float, vectors: np.ndarray) -> np.ndarray:

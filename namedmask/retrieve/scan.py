@@ -267,7 +267,7 @@ class Best:
 
 
 def pack(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return int64 keys that order pairs by float32 score and, at equal scores, by earlier row.
+    """Return (P,) int64 keys that order pairs by float32 score and, of equal scores, by row.
 
     The best pair has the largest key.
 

@@ -233,4 +233,5 @@ def vectors_of(table: pa.Table, path: Place) -> np.ndarray:
             "Remove this file and the commit record that names it, and run 'embed' again."
         )
     flat = pc.list_flatten(column).to_numpy().astype(np.float32, copy=False)
-    return flat.reshape(table.num_rows, widths[0] if widths else 0)
+    result: np.ndarray = flat.reshape(table.num_rows, widths[0] if widths else 0)
+    return result

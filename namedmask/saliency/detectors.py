@@ -20,7 +20,7 @@ from namedmask.errors import ConfigError
 from namedmask.saliency.selfmask import SelfMask as SelfMask
 from namedmask.saliency.selfmask import best_mask, load_selfmask, padded_size
 from namedmask.saliency.tokencut import grid_of, key_features, load_dino, object_patches
-from namedmask.weights.catalogue import path_of
+from namedmask.weights.catalog import path_of
 from namedmask.weights.tensors import load_strict, read_tensors
 
 

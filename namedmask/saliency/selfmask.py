@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from namedmask.weights.catalogue import known_weights
+from namedmask.weights.catalog import known_weights
 from namedmask.weights.tensors import load_strict, read_tensors
 
 PATCH = 8
@@ -103,7 +103,8 @@ class Encoder(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         features: Tensor = self.norm(tokens)[:, 1:]
-        return features.transpose(1, 2).unflatten(2, (rows, columns))
+        result: Tensor = features.transpose(1, 2).unflatten(2, (rows, columns))
+        return result
 
     def _positions(self, rows: int, columns: int) -> Tensor:
         """Return position embeddings (1, 1 + rows · columns, 384), the class token's first."""

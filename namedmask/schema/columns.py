@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ def alive(table: pa.Table) -> np.ndarray:
     return np.flatnonzero(pc.equal(table["status"], OK).to_numpy(zero_copy_only=False))
 
 
-def update(table: pa.Table, rows: np.ndarray, values: Mapping[str, Sequence]) -> pa.Table:
+def update(table: pa.Table, rows: np.ndarray, values: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Return a copy of `table` with `values[name][i]` in column `name` and row `rows[i]`.
 
     A new column is null in all other rows. An existing column, `status` included, keeps its values

@@ -92,7 +92,7 @@ def open_index(
     index_folder = folder / layout.SEARCH_INDEX
     reason = _why_stale(index_folder, wanted)
     if reason:
-        with locked(index_folder / ".lock"):
+        with locked(index_folder / layout.LOCK):
             _make_index(index_folder, store, config, wanted, embed, progress)
     manifest = read_json(index_folder / layout.MANIFEST)
     return _load(index_folder, manifest, config.device), manifest, reason
@@ -252,4 +252,5 @@ def _recall(made: SearchIndex, queries: np.ndarray, scores: np.ndarray) -> float
         np.count_nonzero(answer >= best[-1] - 1e-5)
         for (answer, _), best in zip(answers, scores, strict=True)
     ]
-    return float(sum(found)) / (len(queries) * k)
+    result: float = float(sum(found)) / (len(queries) * k)
+    return result

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 
-class ResNet50(ResNet):
+class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no types
     """A ResNet-50 without its classifier; its output stride is 8.
 
     Method: layer3 and layer4 use dilation instead of strides (2 and 4; the first block of each

@@ -16,7 +16,7 @@ from namedmask.errors import CheckpointError
 from namedmask.schema.columns import FORMAT_VERSION, IGNORE
 from namedmask.segmenter.deeplab import SEGMENTERS
 from namedmask.storage import Place, place_of
-from namedmask.weights.catalogue import path_of
+from namedmask.weights.catalog import path_of
 from namedmask.weights.tensors import load_strict, read_tensors, some_of, write_tree
 
 MINIWORLD_BACKBONE = Path(

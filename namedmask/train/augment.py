@@ -142,7 +142,7 @@ def draft_sample(samples: Samples, config: AugmentConfig, rng: np.random.Generat
 
 
 def finish(draft: Draft, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return images and labels of a draft, as `make_batch` does, computed on `device`."""
+    """Return the images and labels of a draft, the same as `make_batch`, computed on `device`."""
     labels = draft.labels.to(device).long()
     images = draft.views.to(device).permute(0, 3, 1, 2).float() / 255
     images = normalize(recolor(images, draft.colors))

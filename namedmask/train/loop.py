@@ -206,7 +206,8 @@ def set_rates(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: int) -
 
 def poly_rate(base: float, done: int, optim: OptimConfig) -> float:
     """Return the learning rate `base`·(1 − done/iterations)^power, but at least the floor."""
-    return max(base * (1 - done / optim.iterations) ** optim.power, optim.lr_floor)
+    result: float = max(base * (1 - done / optim.iterations) ** optim.power, optim.lr_floor)
+    return result
 
 
 class Batches(Dataset[Any]):
@@ -225,7 +226,7 @@ class Batches(Dataset[Any]):
 
 
 def finished(drafts: Iterable[Draft], device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batch of each draft, finished on a device when the batch is requested."""
+    """Yield the batch of each draft, see augment.finish, made on a device when it is requested."""
     return (finish(draft, device) for draft in drafts)
 
 

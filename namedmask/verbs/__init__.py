@@ -1,1 +1,1 @@
-"""The verbs, one per file: what each does, in which order, and never how."""
+"""The verbs, one per file: the steps of each in order, without how the steps are executed."""

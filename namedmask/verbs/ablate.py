@@ -1,12 +1,14 @@
-"""The verb `ablate`: the same archives, trained on again and again with one thing changed.
+"""The verb `ablate`: trains repeatedly on the archives of a run, with one setting changed.
 
-A *study* is a list of variants of a run; each is trained with every seed and judged on two splits:
-one to choose by, one to report. A trial lies in `RUN/ablations/STUDY/VARIANT/seed-N-DIGEST` and is
-a run folder that reads the archive of its run; the digest is of all that its weights follow from,
-so a trial is done once, and one that was cut off goes on.
+A *study* is a list of variants of a run. Each variant is trained with every seed and scored on two
+splits: the best variant is chosen on the first and reported on the second. Each training is a
+*trial*, a run folder `RUN/ablations/STUDY/VARIANT/seed-N-DIGEST` that reads the archives of its
+run. The digest covers everything that the weights depend on, so a finished trial is not repeated
+and an interrupted trial resumes.
 
-Method: the study `copy-paste` is Table 1 of the supplement, judged on VOC2012 train; the study
-`experts` asks what the experts are worth. Differs: several seeds, and a split to choose by.
+Method: the study `copy-paste` is Table 1 of the supplement, scored on VOC2012 train; the study
+`experts` compares the experts' masks with the pseudo-masks. Differs: several seeds, and a separate
+split for the choice.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from namedmask.verbs.evaluate import score
 from namedmask.verbs.train import train_segmenter
 
 SELECT = "select"
-"""The mini world's split to choose by."""
+"""Split of the mini world on which the best variant is chosen."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of a study: what its table says in the columns of the study, and what it changes."""
+    """A variant of a study: its cells in the study's table, and its changes by section and key."""
 
     name: str
     cells: tuple[str, ...]
@@ -46,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared, and what the columns of its table are called."""
+    """The variants to compare, and the names of the table's first columns."""
 
     columns: tuple[str, ...]
     variants: tuple[Variant, ...]
@@ -71,7 +73,7 @@ STUDIES = {
         ),
     ),
 }
-"""Method: n_max of the supplement's Table 1."""
+"""The studies by name. Method: the values of n_max are those of the supplement's Table 1."""
 
 
 def ablate(
@@ -84,26 +86,28 @@ def ablate(
     only: Sequence[str] = (),
     choose_on: str = "",
 ) -> dict[str, Any]:
-    """Return the study as plain values: a line a variant, with mean and spread over the seeds.
+    """Return the study as plain values: one row per variant, with mean and spread over the seeds.
 
-    It is also written to `RUN/ablations/STUDY.json` and, as a table, `STUDY.md`.
+    The study is also written to `RUN/ablations/STUDY.json` and, as a table, to `STUDY.md`.
 
     Args:
-        config: of a run with finished archives, refined where a variant wants that; its
-            `evaluate.split` is reported.
+        config: config of a run whose archives are finished, and refined if a variant needs that;
+            its `evaluate.split` is reported.
         study: a name in `STUDIES`.
-        seeds: of the trainings, in place of `run.seed`.
-        only: names of variants; all, if empty.
-        choose_on: split to choose by; empty: the mini world's `select`, else the one reported, as
-            the paper does.
+        progress: display of the trials that are done.
+        executor: runs the trainings and the scoring.
+        seeds: seeds of the trainings, in place of `run.seed`.
+        only: names of the variants to train; all variants if empty.
+        choose_on: split on which the best variant is chosen; if empty, `select` on the mini world,
+            and elsewhere the reported split, as in the paper.
 
     Raises:
-        ConfigError: no such study, variant or benchmark.
-        InputError: the run has no archive yet, or it is not refined.
+        ConfigError: there is no such study, variant or benchmark.
+        InputError: the run has no archive yet, or the archive is not refined.
     """
     variants = _variants(study, only)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"the seeds of an ablation must be given, and differ; got {list(seeds)}.")
+        raise ConfigError(f"the seeds of an ablation must be given and differ; got {list(seeds)}.")
     splits = list(dict.fromkeys((_choosing(config, choose_on), config.evaluate.split)))
     with open_run(config.run.out) as ledger:
         base = VerbRun(config, ledger, progress)
@@ -119,28 +123,28 @@ def ablate(
                     ).items():
                         by_split[split].append(score)
                     step.advance()
-        found = _summed_up(config, study, variants, seeds, splits, scores)
+        summary = _summary(config, study, variants, seeds, splits, scores)
         folder = ledger.folder / layout.ABLATIONS
-        write_json(folder / f"{study}.json", found)
-        write_file(folder / f"{study}.md", table_of(found).encode())
-    return found
+        write_json(folder / f"{study}.json", summary)
+        write_file(folder / f"{study}.md", table_of(summary).encode())
+    return summary
 
 
-def table_of(found: Mapping[str, Any]) -> str:
-    """Return a study as a Markdown table, in the columns of the paper's, and what was chosen."""
-    columns = list(STUDIES[found["study"]].columns)
-    splits = list(dict.fromkeys((found["split"], found["chosen_on"])))
+def table_of(summary: Mapping[str, Any]) -> str:
+    """Return a study as a Markdown table with the paper's columns, and the chosen variant below."""
+    columns = list(STUDIES[summary["study"]].columns)
+    splits = list(dict.fromkeys((summary["split"], summary["chosen_on"])))
     head = [*columns, *(f"mIoU {split} (lowest to highest)" for split in splits)]
     lines = [head, ["---"] * len(head)]
-    for row in found["rows"]:
+    for row in summary["rows"]:
         cells = [_spread_text(row["miou"][split]) for split in splits]
         lines.append([*row["cells"], *cells])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    best = found["chosen"]
+    best = summary["chosen"]
     return (
-        f"{text}\n\n{found['benchmark']}, {found['iterations']:,} iterations, seeds "
-        f"{', '.join(map(str, found['seeds']))}. Best on {found['chosen_on']}: {best['name']}, "
-        f"{best['miou']:.3f} on {found['split']}.\n"
+        f"{text}\n\n{summary['benchmark']}, {summary['iterations']:,} iterations, seeds "
+        f"{', '.join(map(str, summary['seeds']))}. Best on {summary['chosen_on']}: {best['name']}, "
+        f"{best['miou']:.3f} on {summary['split']}.\n"
     )
 
 
@@ -167,12 +171,12 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
 
 
 def _require(base: VerbRun, variant: Variant) -> None:
-    """Raise InputError when the run lacks what a variant is trained on."""
+    """Raise InputError if a verb whose output the variant trains on is not finished."""
     enabled = variant.changes.get("experts", {}).get("enabled", base.config.experts.enabled)
     if enabled and not base.config.experts.enabled:
         raise InputError(
-            f"variant '{variant.name}' needs the experts' masks, and experts.enabled is false. Set "
-            "it to true, and run 'namedmask refine' first."
+            f"variant '{variant.name}' needs the experts' masks, but experts.enabled is false. Set "
+            "it to true and run 'namedmask refine' first."
         )
     wanted = _changed(base.config, {"experts": {"enabled": enabled}})
     for verb in verbs_before("train", wanted):
@@ -187,10 +191,10 @@ def _trial(
     splits: Sequence[str],
     executor: Executor,
 ) -> dict[str, float]:
-    """Return the mIoU by split of one training, done now or before."""
+    """Return the mIoU by split of one trial, which is trained now unless it is finished."""
     config = _changed(base.config, {**variant.changes, "run": {"seed": seed}})
     source = base.ledger.folder
-    name = f"seed-{seed}-{_follows_from(config, base)[:8]}"
+    name = f"seed-{seed}-{_digest_of_inputs(config, base)[:8]}"
     folder = source / layout.ABLATIONS / study / variant.name / name
     config = _changed(config, {"run": {"seed": seed, "out": folder}})
     with open_run(folder) as ledger:
@@ -201,36 +205,38 @@ def _trial(
         return {split: _score(executor, run, split) for split in splits}
 
 
-def _follows_from(config: Config, base: VerbRun) -> str:
-    """Return a digest of all that the weights of a trial follow from."""
+def _digest_of_inputs(config: Config, base: VerbRun) -> str:
+    """Return a digest of everything that the weights of a trial depend on."""
     archive = Archive.open(base.ledger.folder / layout.ARCHIVE)
     content: list[Any] = [VerbRun(config, base.ledger, base.progress).settings("train")]
-    content.append([[one.name, one.label_id, one.sha256] for one in archive.categories])
+    content.append([[entry.name, entry.label_id, entry.sha256] for entry in archive.categories])
     if config.experts.enabled:
         masks = [commit.files for commit in base.ledger.commits(REFINED).values()]
-        content.append([sorted((file, of["sha256"]) for file, of in one.items()) for one in masks])
+        content.append(
+            [sorted((path, file["sha256"]) for path, file in files.items()) for files in masks]
+        )
     return digest([json.dumps(content, sort_keys=True)])
 
 
 def _score(executor: Executor, trial: VerbRun, split: str) -> float:
-    """Return the mIoU of a trial on a split, from `scores-SPLIT.json` where that is there."""
+    """Return the mIoU of a trial on a split, from `scores-SPLIT.json` if that has it."""
     config = _changed(trial.config, {"evaluate": {"split": split, "export": ""}})
     run = VerbRun(config, trial.ledger, trial.progress)
-    asked = run.settings("evaluate")
+    settings = run.settings("evaluate")
     path = run.ledger.folder / layout.scores_file(split)
-    found = read_json(path) if path.exists() else {}
-    if found.get("asked") != asked:
-        found = {"asked": asked} | score(executor, run, None)
-        write_json(path, {key: found[key] for key in ("asked", "miou", "pixel_accuracy", "iou")})
-    if found["miou"] is None:
+    scores = read_json(path) if path.exists() else {}
+    if scores.get("asked") != settings:
+        scores = {"asked": settings} | score(executor, run, None)
+        write_json(path, {key: scores[key] for key in ("asked", "miou", "pixel_accuracy", "iou")})
+    if scores["miou"] is None:
         raise InputError(
-            f"split '{split}' of benchmark '{config.evaluate.benchmark}' has no labels to judge "
-            "by. Set evaluate.split or --choose-on to one that has."
+            f"split '{split}' of benchmark '{config.evaluate.benchmark}' has no labels to score "
+            "against. Set evaluate.split or --choose-on to a split with labels."
         )
-    return float(found["miou"])
+    return float(scores["miou"])
 
 
-def _summed_up(
+def _summary(
     config: Config,
     study: str,
     variants: Sequence[Variant],

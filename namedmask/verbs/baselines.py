@@ -1,10 +1,11 @@
-"""What the segmenter is held against: MaskCLIP and ReCo, judged on the same split in the same way.
+"""The baselines MaskCLIP and ReCo, scored on the same splits and in the same way as the segmenter.
 
-Neither knows background, so each is judged with a threshold (sweep.py), and what is written down
-says where that was chosen: a threshold that the judged split itself chose flatters.
+Neither predicts background, so a pixel whose best probability is below a threshold is background
+(evaluate/thresholds.py). The result says on which split the threshold was chosen, because a score
+on that same split is optimistic. A new baseline is one line in `BASELINES`.
 
 Method: thresholds 0.25 and 0.9 throughout, both the best on VOC2012 train; categories are those of
-the benchmark. To add one: a line in `BASELINES`.
+the benchmark.
 """
 
 from __future__ import annotations
@@ -47,19 +48,20 @@ from namedmask.storage.files import digest, write_file, write_json
 T = TypeVar("T")
 
 Probabilities: TypeAlias = Callable[[np.ndarray], Tensor]
-"""Image (H, W, 3) uint8 RGB → probabilities of each category, (C, H, W) float32."""
+"""A function from an image (H, W, 3) uint8 RGB to category probabilities (C, H, W) float32."""
 
 PAPERS_SPLIT = {"benchmark": "voc2012", "split": "train"}
-"""Where the paper chose its thresholds. Method."""
+"""The split on which the paper chose its thresholds. Method: VOC2012 train."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A rival: its threshold in the paper, the keys it follows, and how it is opened."""
+    """A baseline in the table `BASELINES`."""
 
-    threshold: float
-    settings: tuple[str, ...]
+    threshold: float  # of the paper
+    settings: tuple[str, ...]  # keys of [baselines] that its probabilities depend on
     open: Callable[[Config, Sequence[str], np.ndarray | None], Probabilities]
+    """Takes the config, the queries and, if `needs_archive`, category vectors (C, E) float32."""
     needs_archive: bool = False
 
 
@@ -90,18 +92,32 @@ def evaluate_baseline(
     threshold: float | None = None,
     threshold_from: Place | None = None,
 ) -> dict[str, Any]:
-    """Return a baseline's scores on the benchmark, as `evaluate` does, without its scenes.
+    """Return a baseline's scores on the benchmark, as `evaluate` does, without the single scenes.
 
-    `threshold` is what was judged with, `chosen_on` the {benchmark, split} that chose it (None:
-    nobody knows), `chosen_here` whether that is the split that is judged. With `sweep`, `curve`
-    comes on top, {threshold, miou, pixel_accuracy} for all twenty, and the scores are those of the
-    best. It is written to `baselines` in the run folder, a sweep with its chart; `file` says where.
+    The result is also written to the folder `baselines` of the run, and a sweep's chart with it.
+    Its additional keys are:
+
+    * `threshold`: the probability below which a pixel is background, and `chosen_on`: the
+      {benchmark, split} on which it was chosen, or None if that is not known.
+    * `chosen_here`: whether `chosen_on` is the split that is scored.
+    * `curve`, of a sweep: {threshold, miou, pixel_accuracy} for each of the twenty thresholds; the
+      scores are then those of the best threshold.
+    * `file`: the path of the file.
+
+    Args:
+        name: a name in `BASELINES`.
+        config: config of the run.
+        progress: display of the scenes that are scored.
+        executor: runs the baseline.
+        sweep: score at all twenty thresholds in one pass.
+        threshold: in [0, 1]; by default the paper's.
+        threshold_from: file of a sweep whose best threshold is used.
 
     Raises:
-        ConfigError: an unknown baseline, benchmark or model.
+        ConfigError: the baseline, the benchmark or the model is unknown.
         CheckpointError: weights cannot be loaded.
-        InputError: the benchmark's files are not as published; ReCo finds no archive of a category;
-            `threshold_from` is no sweep of this baseline with these settings.
+        InputError: the benchmark's files are not as published, a category has no archive for ReCo,
+            or `threshold_from` is not a sweep of this baseline with these settings.
     """
     if name not in BASELINES:
         raise unknown_name("baseline", name, BASELINES)
@@ -116,42 +132,44 @@ def evaluate_baseline(
         map_scenes = partial(executor.map, run, "evaluate")
         if sweep:
             parts = map_scenes(partial(Sweeper, make, config), scene_ranges(len(benchmark)))
-            found = _sweep(_counted(parts, step), benchmark, config)
+            result = _sweep(_counted(parts, step), benchmark, config)
         else:
             scorer = partial(_open_scorer, make, chosen["threshold"], config)
-            found = chosen | score_benchmark(
+            result = chosen | score_benchmark(
                 partial(map_scenes, scorer), benchmark.names, benchmark, config.evaluate,
                 on_scenes=step.advance,
             )  # fmt: skip
-        here = {key: found[key] for key in PAPERS_SPLIT}
-        found |= {"baseline": name, "settings": settings, "chosen_here": found["chosen_on"] == here}
-        return _write(ledger.folder / layout.BASELINES, found)
+        here = {key: result[key] for key in PAPERS_SPLIT}
+        is_here = result["chosen_on"] == here
+        result |= {"baseline": name, "settings": settings, "chosen_here": is_here}
+        return _write(ledger.folder / layout.BASELINES, result)
 
 
 def _chosen(
     name: str, settings: dict[str, Any], threshold: float | None, threshold_from: Place | None
 ) -> dict[str, Any]:
-    """Return `threshold` and `chosen_on`: of a sweep, as given, or the paper's."""
+    """Return `threshold` and `chosen_on`: from a sweep, as given, or the paper's."""
     if threshold_from is not None:
         sweep = read_sweep(threshold_from, name, settings)
-        on = {key: sweep[key] for key in PAPERS_SPLIT}
-        return {"threshold": float(sweep["threshold"]), "chosen_on": on}
+        split = {key: sweep[key] for key in PAPERS_SPLIT}
+        return {"threshold": float(sweep["threshold"]), "chosen_on": split}
     if threshold is not None:
         return {"threshold": threshold, "chosen_on": None}
     return {"threshold": BASELINES[name].threshold, "chosen_on": PAPERS_SPLIT}
 
 
 def settings_of(name: str, config: Config) -> dict[str, Any]:
-    """Return what a baseline's probabilities follow from, beside images and names."""
+    """Return the settings that a baseline's probabilities depend on, besides images and names."""
     tree = config.tree()
     settings = {key: tree["baselines"][key] for key in BASELINES[name].settings}
     return settings | {"templates": digest(templates_of(config.categories))[:16]}
 
 
 def categories_of(benchmark: Benchmark, config: Config) -> list[tuple[str, str]]:
-    """Return name and query of the benchmark's categories, in its order.
+    """Return (name, query) of the benchmark's categories, in the benchmark's order.
 
-    Queries are the run's; of a run file without categories those shipped with the benchmark's name.
+    The queries are those of the run's category set. If the run file has no categories, they are
+    those of the shipped category set with the benchmark's name. Otherwise the name is the query.
     """
     queries: dict[str, str] = {}
     if config.categories.set or config.categories.names:
@@ -171,12 +189,12 @@ def _class_vectors(
     folder = run.ledger.folder / layout.ARCHIVE
     if not (folder / MANIFEST).exists():
         raise InputError(
-            f"{name} looks at the images of a run's archives, and {folder} has none. Run 'build' "
+            f"{name} needs the images of a run's archives, and {folder} has none. Run 'build' "
             "with this run file first."
         )
     archive = Archive.open(folder)
-    for one, _ in categories:
-        archive.category(one)
+    for category, _ in categories:
+        archive.category(category)  # raises if there is no such archive
     config = run.config
     make = partial(
         reco.ClassVectors,
@@ -200,9 +218,9 @@ def _open(
 
 
 def best_category(probabilities: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best probability of each pixel, (H, W) float32, and its label id from 1, uint16.
+    """Return each pixel's best probability, (H, W) float32, and its label id, (H, W) uint16.
 
-    `probabilities` is (C, H, W) float32.
+    `probabilities` is (C, H, W) float32; category c has label id c + 1.
     """
     best, category = probabilities.max(dim=0)
     return best.cpu().numpy(), (category + 1).cpu().numpy().astype(LABEL_DTYPE)
@@ -218,13 +236,13 @@ def _open_scorer(make: Callable[[], Probabilities], threshold: float, config: Co
 
 
 class Sweeper:
-    """A baseline on the run's benchmark at all thresholds at once, some scenes at a time."""
+    """A baseline that is scored on the run's benchmark at all thresholds in one pass."""
 
     def __init__(self, make: Callable[[], Probabilities], config: Config) -> None:
         self._probabilities, self._benchmark = make(), open_benchmark(config.evaluate)
 
     def __call__(self, indices: range) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the tally of each of these scenes."""
+        """Return one `tally` (evaluate/thresholds.py) per scene of the benchmark in `indices`."""
         num_labels, tallies = len(self._benchmark.names) + 1, []
         for index in indices:
             _, image, truth = self._benchmark[index]
@@ -234,7 +252,7 @@ class Sweeper:
 
 
 def _counted(parts: Iterable[list[T]], step: Step) -> Iterator[list[T]]:
-    """Yield the parts, and let the progress know of their scenes."""
+    """Yield the parts, and advance the progress by their scenes."""
     for part in parts:
         step.advance(len(part))
         yield part
@@ -246,8 +264,8 @@ def _sweep(
     pixels, count = Tally(len(benchmark.names) + 1), 0
     for part in parts:
         count += len(part)
-        for one in part:
-            pixels.add(one)
+        for scene in part:
+            pixels.add(scene)
     curve = curve_of(pixels, benchmark.absent)
     here = {"benchmark": benchmark.name, "split": config.evaluate.split}
     return {
@@ -261,12 +279,12 @@ def _sweep(
     }
 
 
-def _write(folder: Place, found: dict[str, Any]) -> dict[str, Any]:
-    """Return what was found and the `file` it was written to."""
-    kind = "-sweep" if "curve" in found else ""
-    stem = f"{found['baseline']}-{slug(found['benchmark'])}-{slug(found['split'])}{kind}"
-    found = {key: value for key, value in found.items() if key != "scenes"}
-    write_json(folder / f"{stem}.json", found)
+def _write(folder: Place, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result without its scenes; return it with the `file` that it was written to."""
+    kind = "-sweep" if "curve" in result else ""
+    stem = f"{result['baseline']}-{slug(result['benchmark'])}-{slug(result['split'])}{kind}"
+    result = {key: value for key, value in result.items() if key != "scenes"}
+    write_json(folder / f"{stem}.json", result)
     if kind:
-        write_file(folder / f"{stem}.svg", sweep_chart(found).encode())
-    return found | {"file": str(folder / f"{stem}.json")}
+        write_file(folder / f"{stem}.svg", sweep_chart(result).encode())
+    return result | {"file": str(folder / f"{stem}.json")}

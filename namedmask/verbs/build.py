@@ -1,13 +1,13 @@
-"""The verbs `build` and `curate`: each category's archive, filled from the stored vectors.
+"""The verbs `build` and `curate`, which fill each category's archive from the stored vectors.
 
-Like every verb, each takes a config, a `Progress` and an `Executor`, works in the folder `run.out`,
-and returns what it ended with as plain values. It commits as it goes: killed anywhere and run
-again, it goes on and ends with the same rows; run again when finished, it does nothing and says
-`skipped`. A verb says what is to be done; the executor does it. run/layout.py lists the files of
-the run folder.
+Like every verb, they take a config, a `Progress` and an `Executor`, work in the folder `run.out`,
+and return their result as plain values. They commit finished work: a verb that is killed and run
+again resumes and ends with the same rows, and a finished verb that is run again does nothing and
+returns `skipped`. A verb says what to do, and the executor does it. run/layout.py lists the files
+of the run folder.
 
-Memory: some numbers per candidate, the vectors of a group of categories (candidates.GROUP), and
-what the executor needs.
+Memory: a few numbers per candidate, the vectors of one group of categories (candidates.GROUP), and
+the memory of the executor.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _log = logging.getLogger(__name__)
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Embed, then build; return what both ended with. With published vectors, build alone."""
-    category_set_of(config.categories)  # a wrong name should not show after hours of embedding
+    """Embed, then build; return the results of both. With published vectors, only build."""
+    category_set_of(config.categories)  # fail on a wrong name now, not after hours of embedding
     if config.vectors.source:
         return build(config, progress, executor)
     embedded, built = embed(config, progress, executor), build(config, progress, executor)
@@ -52,11 +52,11 @@ def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
 
 
 def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Fill the archives from the stored vectors; return candidates by status, images kept.
+    """Fill the archives from the stored vectors; return candidates by status and images kept.
 
     Raises:
         InputError: a vector cannot be used, or a category ends without an image.
-        TooManyFailuresError: more images failed to come than `run.max_failure_share`.
+        TooManyFailuresError: a larger share of images failed than `run.max_failure_share` allows.
     """
     return run_verb("build", config, progress, partial(_build, executor))
 
@@ -77,7 +77,10 @@ def _build(executor: Executor, run: VerbRun) -> dict[str, Any]:
     checked = fill_archives(lists, config.retrieve, checks, hashes)
     run.start("build")
     with run.clock("archive"):
-        settled = {one.label: settle(one, checked, config.retrieve, hashes) for one in lists}
+        settled = {
+            candidates.label: settle(candidates, checked, config.retrieve, hashes)
+            for candidates in lists
+        }
         funnel = candidate_funnel({label.name: table for label, table in settled.items()})
         write_file(folder / layout.CANDIDATES, pa.concat_tables(settled.values()))
         write_json(folder / layout.FUNNELS, _row_funnel(run, vectors) | funnel)

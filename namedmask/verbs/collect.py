@@ -1,9 +1,10 @@
-"""The verbs that take rows of metadata one by one: fetch stores images, embed stores vectors.
+"""The verbs `fetch` and `embed`, which process metadata rows: one stores images, one vectors.
 
-They are the row funnel: each row ends in the store with a status, and the counts add up to the rows
-read. Wave by wave: killed anywhere and run again, a verb goes on behind the last committed wave.
+Every row ends in the verb's store with one status, so the counts by status add up to the rows read
+(the row funnel). The verbs work in waves of rows: a verb that is killed and run again resumes after
+the last committed wave.
 
-Nothing here loads torch: `namedmask fetch` is at work within a second.
+This module does not load torch, so that `namedmask fetch` starts its work within a second.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from namedmask.storage.files import read_json, write_json
 
 
 class Kind(NamedTuple):
-    """A verb, the stages its rows pass, and the store where they end."""
+    """A verb, the stages that its rows pass, and the store that they end in."""
 
     verb: str
     stages: tuple[str, ...]
@@ -45,16 +46,16 @@ def fetch(
     executor: Executor = PLAIN_LOOP,
     retry: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read the metadata, fetch the images, store them; return rows in and by status.
+    """Read the metadata, fetch and store the images; return the rows read and rows by status.
 
-    Needs no categories and no models, and none of the other verbs. With `retry`, rows with a status
-    of one of these failure classes (schema.status.FAILURE_CLASSES) are tried again, and the counts
-    from before are returned as well.
+    The verb needs no categories, no models and no other verb. With `retry`, rows whose status is in
+    one of these failure classes (schema.status.FAILURE_CLASSES) are tried again, and the counts
+    before the retry are returned as well.
 
     Raises:
-        ConfigError: there is no such class.
-        InputError: a source cannot be read, or is not what it was when the run began.
-        TooManyFailuresError: more rows failed than `run.max_failure_share`.
+        ConfigError: there is no such failure class.
+        InputError: a source cannot be read, or it has changed since the run began.
+        TooManyFailuresError: a larger share of rows failed than `run.max_failure_share` allows.
     """
     return _collect(FETCH, config, progress, executor, retry)
 
@@ -65,12 +66,12 @@ def embed(
     executor: Executor = PLAIN_LOOP,
     retry: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read the metadata, fetch the images, store a vector each; return rows in and by status.
+    """Read the metadata, fetch the images, store one vector per image; return counts as `fetch`.
 
-    With `retry` as `fetch`; the archives, if there are any, then have work with the new vectors.
+    `retry` works as in `fetch`; `build` then has work again, with the new vectors.
 
     Raises:
-        ConfigError, InputError, TooManyFailuresError: as `fetch`.
+        ConfigError, InputError, TooManyFailuresError: as in `fetch`.
     """
     refuse_unknown_classes(retry)
     if config.vectors.source:
@@ -82,7 +83,7 @@ def _collect(
     kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
     refuse_unknown_classes(retry)
-    more: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
 
     def work(run: VerbRun) -> dict[str, Any]:
         before = row_funnel(run, kind.store)["rows_by_status"]
@@ -90,26 +91,26 @@ def _collect(
         has_work = done is None or count_in_classes(before, retry) > 0
         tried_again = _pass_rows(kind, run, executor, retry) if has_work else 0
         if retry:
-            more.update(rows_by_status_before=before, rows_tried_again=tried_again)
+            counts.update(rows_by_status_before=before, rows_tried_again=tried_again)
         if done is not None and not has_work:
             return done
         funnel = row_funnel(run, kind.store)
         if kind is EMBED:
-            _note_funnel(run, funnel)
+            _write_funnel(run, funnel)
         return funnel
 
     summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
-    return summary | more
+    return summary | counts
 
 
-def _note_funnel(run: VerbRun, funnel: dict[str, Any]) -> None:
-    # rows tried again leave the archive, and what is told of it, as they are
+def _write_funnel(run: VerbRun, funnel: dict[str, Any]) -> None:
+    # a retry of rows does not change the archive, so its counts in the file stay
     path = run.ledger.folder / layout.FUNNELS
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
 
 
 def _pass_rows(kind: Kind, run: VerbRun, executor: Executor, retry: Collection[str]) -> int:
-    """Pass all rows that are still to pass; return how many were tried again."""
+    """Pass all rows that are not committed or are to be retried; return how many were retried."""
     committed = run.ledger.commits(kind.store)
     run.ledger.sweep(kind.store)
     failures, tried_again = Failures(run.config.run.max_failure_share), 0
@@ -121,7 +122,7 @@ def _pass_rows(kind: Kind, run: VerbRun, executor: Executor, retry: Collection[s
                 tried_again += written.tried
             else:
                 failures.add(written.tried, written.counts)
-    run.ledger.sweep(kind.store)  # of what was written anew
+    run.ledger.sweep(kind.store)  # removes the files that retried waves have replaced
     return tried_again
 
 
@@ -133,10 +134,10 @@ def _to_do(
     retry: Collection[str],
     step: Step,
 ) -> Iterator[Wave]:
-    """Yield the waves still to do, or to do again, once those done are found to be what they were.
+    """Yield the waves to do or to retry; committed waves must have the rows that they had before.
 
     Raises:
-        InputError: a wave that is done has other rows now, or is gone.
+        InputError: a committed wave has other rows now, or no longer exists.
     """
     left = dict(committed)
     for wave in waves:
@@ -159,12 +160,12 @@ def _to_do(
 def _changed_metadata(run: VerbRun, unit: str) -> InputError:
     return InputError(
         f"metadata.source gives other rows for wave {unit} than when run folder "
-        f"{run.ledger.folder} was begun. Restore the source, or give another run.out."
+        f"{run.ledger.folder} was begun. Restore the source, or set another run.out."
     )
 
 
 def row_funnel(run: VerbRun, store: str) -> dict[str, Any]:
-    """Return how many rows are committed to a store, and how many ended with each status."""
+    """Return how many rows are committed to a store, and how many of them have each status."""
     counts: Counter[str] = Counter()
     for commit in run.ledger.commits(store).values():
         counts.update(commit.counts)

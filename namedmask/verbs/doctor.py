@@ -1,4 +1,4 @@
-"""What this machine and this installation can do, and what is wrong with them."""
+"""The command `doctor`: it diagnoses this machine and this installation."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ PACKAGES = (
     "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "pyarrow",
     "numpy", "pillow", "pydantic", "typer",
 )  # fmt: skip
+"""Packages whose installed versions are reported."""
 
 MODULES = ("torch", "torchvision", "cv2", "onnxruntime", "insightface", "open_clip", "pyarrow")
+"""Modules that are imported as a test; a failing import is a problem."""
 
 
 def diagnose() -> dict[str, Any]:
-    """Return versions, machine, extras, CUDA and a list of `problems`, as plain values."""
+    """Return versions, the machine, extras, CUDA and a list of `problems`, as plain values."""
     versions = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "namedmask": namedmask.__version__,
@@ -56,7 +58,7 @@ def _missing_of(extra: str) -> str:
     try:
         requirements = metadata.requires("namedmask") or []
     except metadata.PackageNotFoundError:
-        return "unknown: namedmask runs from a folder that was not installed"
+        return "unknown: namedmask runs from a folder that is not installed"
     names = [
         match.group(1)
         for requirement in requirements
@@ -71,8 +73,8 @@ def _problems(versions: dict[str, str]) -> list[str]:
     problems = [problem for name in MODULES if (problem := _import_problem(name))]
     if "onnxruntime" in versions and "onnxruntime-gpu" in versions and not _onnxruntime_has_cuda():
         problems.append(
-            "onnxruntime hides onnxruntime-gpu: run pip install --force-reinstall --no-deps "
-            f"onnxruntime-gpu=={versions['onnxruntime-gpu']}"
+            "the package onnxruntime hides onnxruntime-gpu: run pip install --force-reinstall "
+            f"--no-deps onnxruntime-gpu=={versions['onnxruntime-gpu']}"
         )
     return problems
 
@@ -84,8 +86,9 @@ def _import_problem(module: str) -> str:
         hint = ""
         if module == "cv2" and "libGL" in str(error):
             hint = (
-                ". The desktop build of OpenCV lies on top: run pip install --force-reinstall "
-                f"--no-deps opencv-python-headless=={_version('opencv-python') or ''}"
+                ". The desktop build of OpenCV hides the headless build: run pip install "
+                "--force-reinstall --no-deps "
+                f"opencv-python-headless=={_version('opencv-python') or ''}"
             )
         return f"import {module} fails: {error}{hint}"
     return ""

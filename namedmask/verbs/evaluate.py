@@ -1,4 +1,4 @@
-"""The verb `evaluate`: a segmenter's scores on a benchmark, of a run or of a bare checkpoint."""
+"""The verb `evaluate`: scores the segmenter of a run, or of a checkpoint alone, on a benchmark."""
 
 from __future__ import annotations
 
@@ -21,28 +21,32 @@ from namedmask.storage.files import write_json
 
 
 def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
-    """Return the scores of a segmenter that has no run, without its scenes; see score_benchmark.
+    """Return the scores of a checkpoint without a run, without single scenes; see score_benchmark.
 
-    Labels of bare weights are those of the `categories` section, else the benchmark's.
+    A checkpoint without label names takes the names of the `categories` section, or else those of
+    the benchmark.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
         ConfigError: no benchmark is named, or it is unknown.
-        InputError: as `evaluate`, or the benchmark's files are not as published.
+        InputError: the benchmark's files are not as published, or it has labels that the segmenter
+            does not know.
     """
     benchmark = open_benchmark(config.evaluate)
-    bare = configured_names(config.categories) or benchmark.names
-    model, names = load_checkpoint(checkpoint, config.segmenter, bare)
+    names_of_bare = configured_names(config.categories) or benchmark.names
+    model, names = load_checkpoint(checkpoint, config.segmenter, names_of_bare)
     scorer = Scorer(predictor_of(model, config.evaluate), names, benchmark, config.evaluate)
     with progress.step("evaluate", len(benchmark)) as step:
-        found = score_benchmark(
+        scores = score_benchmark(
             partial(map, scorer), names, benchmark, config.evaluate, on_scenes=step.advance
         )
-    return {key: value for key, value in found.items() if key != "scenes"}
+    return {key: value for key, value in scores.items() if key != "scenes"}
 
 
 def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Measure the segmenter on `evaluate.benchmark`; return its scores, scenes left out.
+    """Score the run's segmenter on `evaluate.benchmark`; return the scores that are single values.
+
+    All scores are written to `evaluation.json` in the run folder.
 
     Raises:
         ConfigError: no benchmark is named, or it is unknown.
@@ -53,13 +57,16 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
 
 def _evaluate(executor: Executor, run: VerbRun) -> dict[str, Any]:
     folder = run.ledger.folder
-    found = score(executor, run, folder / layout.LABEL_MAPS)
-    write_json(folder / layout.EVALUATION, found)
-    return {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+    scores = score(executor, run, folder / layout.LABEL_MAPS)
+    write_json(folder / layout.EVALUATION, scores)
+    return {key: value for key, value in scores.items() if isinstance(value, int | float | str)}
 
 
 def score(executor: Executor, run: VerbRun, out: Place | None) -> dict[str, Any]:
-    """Return the scores of a run's segmenter on its benchmark; see scorer.score_benchmark."""
+    """Return the scores of a run's segmenter on its benchmark; see scorer.score_benchmark.
+
+    Label maps of the best and the worst scenes are written to the folder `out`, if there is one.
+    """
     config, checkpoint = run.config, run.ledger.folder / CHECKPOINT
     benchmark = open_benchmark(config.evaluate)
     names = load_checkpoint(checkpoint, config.segmenter)[1]

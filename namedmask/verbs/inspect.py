@@ -1,4 +1,4 @@
-"""What a path is and holds: a run or archive folder, vectors, a checkpoint, a table, a run file."""
+"""The command `inspect`: describes a run, archive, vectors, checkpoint, table or run file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from namedmask.storage.place import readable, sizes_below
 
 
 def inspect_path(path: Place) -> dict[str, Any]:
-    """Return `kind` and what is known about `path`, as plain values.
+    """Return the `kind` and a description of `path`, as plain values.
 
     Raises:
-        InputError: there is no such path, or it is none of the kinds that NamedMask knows.
+        InputError: there is no such path, or it is of no kind that NamedMask knows.
+        SchemaError: the file or folder cannot be read as its kind.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
@@ -36,32 +37,32 @@ def inspect_path(path: Place) -> dict[str, Any]:
     if path.is_file() and path.suffix in readers:
         return readers[path.suffix](path)
     raise InputError(
-        f"{path} is nothing that NamedMask knows; expected a run folder (with run.json), an "
+        f"{path} is of no kind that NamedMask knows; expected a run folder (with run.json), an "
         "archive folder (with manifest.json), published vectors (with img_emb and metadata), or a "
         ".parquet, .pt, .pth, .safetensors or .toml file."
     )
 
 
 def _run(path: Place) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": "run folder", "path": str(path)}
+    content: dict[str, Any] = {"kind": "run folder", "path": str(path)}
     if (path / layout.RUN_RECORD).is_file():
-        found["finished"] = _json(path / layout.RUN_RECORD)
+        content["finished"] = _json(path / layout.RUN_RECORD)
     if (path / layout.FUNNELS).is_file():
         funnels = _json(path / layout.FUNNELS)
-        found["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
+        content["funnels"] = {key: funnels[key] for key in funnels if key != "by_category"}
     if (path / layout.MODEL_CHECK).is_file():
-        found["proof"] = _json(path / layout.MODEL_CHECK)
+        content["proof"] = _json(path / layout.MODEL_CHECK)
     if (path / layout.ARCHIVE / layout.MANIFEST).is_file():
-        found["archive"] = _archive(path / layout.ARCHIVE)["categories"]
+        content["archive"] = _archive(path / layout.ARCHIVE)["categories"]
     if (path / layout.EVALUATION).is_file():
         evaluation = _json(path / layout.EVALUATION)
-        found["evaluation"] = {
+        content["evaluation"] = {
             k: v for k, v in evaluation.items() if isinstance(v, int | float | str)
         }
     sizes = sizes_below(path)
-    found["files"] = len(sizes)
-    found["bytes"] = sum(sizes)
-    return found
+    content["files"] = len(sizes)
+    content["bytes"] = sum(sizes)
+    return content
 
 
 def _archive(path: Place) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def _archive(path: Place) -> dict[str, Any]:
         }
     except (KeyError, TypeError) as error:
         raise SchemaError(
-            f"{path / 'manifest.json'} lacks {error}; build the archive again."
+            f"{path / layout.MANIFEST} lacks {error}. Run 'namedmask build' again."
         ) from None
     return {
         "kind": "archive",
@@ -99,19 +100,19 @@ def _vectors(path: Place) -> dict[str, Any]:
 def _table(path: Place) -> dict[str, Any]:
     try:
         file = pq.ParquetFile(readable(path))
-        found: dict[str, Any] = {
+        content: dict[str, Any] = {
             "kind": "table",
             "path": str(path),
             "rows": file.metadata.num_rows,
             "row_groups": file.metadata.num_row_groups,
             "columns": {field.name: str(field.type) for field in file.schema_arrow},
         }
-        if "status" in found["columns"]:
+        if "status" in content["columns"]:
             statuses = file.read(columns=["status"])["status"].to_pylist()
-            found["rows_by_status"] = counts_by_status(statuses)
+            content["rows_by_status"] = counts_by_status(statuses)
     except (pa.ArrowException, OSError) as error:
         raise SchemaError(f"{path} cannot be read as parquet: {error}") from error
-    return found
+    return content
 
 
 def _checkpoint(path: Place) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a run would do: its stages in order, and how many images it needs; nothing is started.
+"""The command `plan`: shows a run's stages in order and how many images it needs; starts nothing.
 
-The two constants come from public reports, not from measurements of ours, and the plan says so:
-about one in two of LAION-5B's links is still alive (98 % at release, about 1 % lost each month
-since), and an image of the web has 96 kB on average.
+`ALIVE_SHARE` and `MEAN_IMAGE_BYTES` come from public reports, not from own measurements, and the
+plan says so: about half of LAION-5B's urls are still alive (98 % at release, about 1 % lost per
+month since), and an image on the web has 96 kB on average.
 """
 
 from __future__ import annotations
@@ -33,32 +33,37 @@ from namedmask.run.ledger import Ledger, read_commits
 from namedmask.run.stages import checking_stages, stage_class
 from namedmask.run.verb_table import Verb, steps_of_road
 from namedmask.storage import place_of
-from namedmask.weights.catalogue import listed
+from namedmask.weights.catalog import listed
 
 ALIVE_SHARE = 0.5
+"""Assumed share of urls that still lead to an image."""
+
 MEAN_IMAGE_BYTES = 96_000
+"""Assumed mean size of an encoded image on the web, in bytes."""
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of the road, and what the run file chose for it."""
+    """One stage of a run: its verb, its columns, and what the run file chooses for it."""
 
     verb: str
     name: str
-    reads: tuple[str, ...]
-    adds: tuple[str, ...]
+    reads: tuple[str, ...]  # columns
+    adds: tuple[str, ...]  # columns
     choice: str
 
 
 def plan_of(config: Config) -> dict[str, Any]:
     """Return the plan of a run as plain values.
 
-    Its keys: `run`, `preset` (with what beats it), `categories`, `stages`, `images`, `changes`,
-    `notes`.
+    Its keys are `run`, `preset` (with the values that differ from it), `categories`, `stages`,
+    `images`, `changes` and `notes`.
 
     Raises:
         ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
             is unknown.
+        InputError: `vectors.source` is not in the published layout, or an example is missing or no
+            image.
     """
     categories = category_set_of(config.categories)
     _require_known_names(config)
@@ -81,13 +86,14 @@ def plan_of(config: Config) -> dict[str, Any]:
 
 
 def changes_of(config: Config) -> dict[str, Any]:
-    """Return what is new about the categories of a run folder that has vectors; else nothing.
+    """Return how the categories of a run folder with vectors change; {} if it has no vectors.
 
-    `new` are those to be looked for: each costs its share of one scan over `vectors`, and its
-    images. All others keep their archives, unless a veto or a block touches them.
+    `new` lists the categories to search for; together they cost one scan over `vectors` vectors,
+    and each costs its images. All other categories keep their archives, except for vetoed or
+    blocked images. `removed` and `renamed` list the categories that a change affects so.
 
     Raises:
-        InputError: an example is missing or no image.
+        InputError: an example is missing or is not an image.
     """
     folder = config.run.out
     if not (folder / RUN_RECORD).exists():
@@ -97,23 +103,23 @@ def changes_of(config: Config) -> dict[str, Any]:
     if not files:
         return {}
     labels = assign_labels(known, category_set_of(config.categories))
-    there = read_commits(folder, CANDIDATE_LISTS)
+    committed = read_commits(folder, CANDIDATE_LISTS)
     queries = queries_of(labels, config, store.digest())
-    now = {label.label_id: label.name for label in labels}
+    names = {label.label_id: label.name for label in labels}
     return {
-        "new": [query.label.name for query in queries if query.unit not in there],
-        "removed": [label.name for label in known if label.label_id not in now],
+        "new": [query.label.name for query in queries if query.unit not in committed],
+        "removed": [label.name for label in known if label.label_id not in names],
         "renamed": [
-            f"{label.name} → {now[label.label_id]}"
+            f"{label.name} → {names[label.label_id]}"
             for label in known
-            if now.get(label.label_id, label.name) != label.name
+            if names.get(label.label_id, label.name) != label.name
         ],
         "vectors": sum(rows for _, _, rows in files),
     }
 
 
 def stages_of(config: Config) -> list[PlannedStage]:
-    """Return the stages that the run would pass, in order; those switched off are left out."""
+    """Return the stages of the run in order, without those that are switched off."""
     planners = {"embed": _embed_stages, "build": _build_stages, "refine": _refine_stages}
     return [
         stage
@@ -125,7 +131,7 @@ def stages_of(config: Config) -> list[PlannedStage]:
 
 def _embed_stages(config: Config) -> Iterator[PlannedStage]:
     metadata = tuple(schema.METADATA.names)
-    yield PlannedStage("embed", "metadata", (), metadata, "safety, size, url filters")
+    yield PlannedStage("embed", "metadata", (), metadata, "filters on safety, size and url")
     for name in ("fetch", "embed"):
         yield _class_stage("embed", name, config)
 
@@ -135,8 +141,8 @@ def _build_stages(config: Config) -> Iterator[PlannedStage]:
     if not config.vectors.source:
         yield PlannedStage("build", "retrieve", ("embedding",), candidates, retrieve)
     else:
-        vectors, filters = config.vectors, "safety and size filters on candidates"
-        check = f"{vectors.proof_images} images, at least {vectors.proof_cosine:g}"
+        vectors, filters = config.vectors, "filters on safety and size of candidates"
+        check = f"{vectors.proof_images} images, median cosine at least {vectors.proof_cosine:g}"
         source = f"{retrieve}, from {vectors.source}"
         yield PlannedStage("build", "retrieve", (), candidates, source)
         yield PlannedStage("build", "metadata", (), ("status",), filters)
@@ -144,7 +150,7 @@ def _build_stages(config: Config) -> Iterator[PlannedStage]:
         yield _class_stage("build", "fetch", config)
     for name in checking_stages(config):
         if name == "embed":
-            changed = f", changed below {config.vectors.unchanged_cosine:g}"
+            changed = f", changed below cosine {config.vectors.unchanged_cosine:g}"
             yield _class_stage("build", name, config, changed)
         elif name != "fetch":
             yield _class_stage("build", name, config)
@@ -155,7 +161,7 @@ def _refine_stages(config: Config) -> Iterator[PlannedStage]:
 
 
 def _only_stage(verb: Verb, config: Config) -> Iterator[PlannedStage]:
-    """Yield a verb without stages as a stage of its own."""
+    """Yield the only stage of a verb that has no others; it is called like the verb."""
     section = getattr(config, verb.name, None)
     choice = section.summary if section is not None else verb.help
     if verb.name == "train":
@@ -164,13 +170,16 @@ def _only_stage(verb: Verb, config: Config) -> Iterator[PlannedStage]:
     yield PlannedStage(verb.name, verb.name, reads, (), choice)
 
 
-def _class_stage(verb: str, name: str, config: Config, more: str = "") -> PlannedStage:
+def _class_stage(verb: str, name: str, config: Config, suffix: str = "") -> PlannedStage:
     stage, choice = stage_class(name), getattr(config, name).summary
-    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice + more)
+    return PlannedStage(verb, name, tuple(stage.reads), tuple(stage.adds), choice + suffix)
 
 
 def expected_images(config: Config, num_categories: int, rows: int | None) -> dict[str, Any]:
-    """Return how many images the archives want, and how many urls that is likely to take."""
+    """Return how many images the archives need, and how many urls and bytes that probably takes.
+
+    `rows` is the number of metadata rows or published vectors, or None if it is not known.
+    """
     wanted = num_categories * config.retrieve.archive_size
     alive = 1.0 if _is_local(config) else ALIVE_SHARE
     first = num_categories * math.ceil(config.retrieve.archive_size * config.retrieve.overfetch)
@@ -199,7 +208,7 @@ def _require_known_names(config: Config) -> None:
 
 
 def _experts_choice(config: Config) -> str:
-    """Return the experts' trainings with their cost: how many, of how many steps."""
+    """Return how many experts are trained, in how many steps altogether, and with what."""
     experts, categories = config.experts, len(category_set_of(config.categories).names)
     count = experts.clusters or categories
     of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
@@ -219,22 +228,24 @@ def _is_local(config: Config) -> bool:
 def _source_notes(config: Config) -> list[str]:
     if config.vectors.source:
         folder = place_of(config.vectors.source)
-        notes = ["the vectors are published: the verb embed is skipped, metadata.source not read."]
+        notes = [
+            "the vectors are published: the verb embed is skipped and metadata.source not read."
+        ]
         if isinstance(folder, Path) and not folder.is_dir():
-            notes.append(f"vectors.source '{folder}' is no folder here.")
+            notes.append(f"vectors.source '{folder}' is not a folder on this machine.")
         return notes
     notes = [
-        f"metadata.source '{source}' matches no file here."
+        f"metadata.source '{source}' matches no file on this machine."
         for source in config.metadata.source
         if "://" not in source and not glob.glob(source)
     ]
     if not config.metadata.source:
-        notes.append("metadata.source is empty; name parquet or CSV files, or a folder of images.")
+        notes.append("metadata.source is empty. Name parquet or CSV files, or a folder of images.")
     return notes
 
 
 def _known_rows(sources: tuple[str, ...]) -> int | None:
-    """Return the rows of all sources if each is a readable local parquet file, else None."""
+    """Return the number of rows of all sources, or None if one is not local, readable parquet."""
     total = 0
     for source in sources:
         paths = sorted(glob.glob(source))
@@ -248,10 +259,10 @@ def _known_rows(sources: tuple[str, ...]) -> int | None:
 
 
 def _published_rows(config: Config) -> int | None:
-    """Return how many vectors there are, where the folder is here; else None.
+    """Return the number of published vectors, or None if their folder is not on this machine.
 
     Raises:
-        InputError: the folder is not of the layout.
+        InputError: the folder is not in the published layout.
     """
     folder = place_of(config.vectors.source)
     if not isinstance(folder, Path) or not folder.is_dir():
@@ -260,7 +271,7 @@ def _published_rows(config: Config) -> int | None:
 
 
 def _weights_notes(config: Config) -> list[str]:
-    """Return a note for each setting whose file of weights this machine has not."""
+    """Return one note per setting whose weights file is not on this machine."""
     notes = []
     for row in listed(config):
         if row["state"] == "missing":
@@ -274,22 +285,23 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
     notes = [*_source_notes(config), *_weights_notes(config)]
     if not _is_local(config):
         notes.append(
-            f"attempts assume that {ALIVE_SHARE:.0%} of the links are alive, bytes that an image "
-            f"has {MEAN_IMAGE_BYTES // 1000} kB: public reports, not measured here."
+            f"the attempts assume that {ALIVE_SHARE:.0%} of the urls are alive, the bytes that an "
+            f"image has {MEAN_IMAGE_BYTES // 1000} kB. Both come from public reports, not from "
+            "measurements."
         )
         if config.retrieve.candidates < config.retrieve.archive_size / ALIVE_SHARE:
             notes.append(
-                f"retrieve.candidates = {config.retrieve.candidates} is few for archives of "
-                f"{config.retrieve.archive_size} when half of the links are dead."
+                f"retrieve.candidates = {config.retrieve.candidates} is low for archives of "
+                f"{config.retrieve.archive_size} images if half of the urls are dead."
             )
     wanted = num_categories * config.retrieve.archive_size
     if rows is not None and rows < wanted:
         notes.append(
-            f"there are {rows:,} rows for {wanted:,} wanted images: unless categories share "
-            "images, archives will stay short; lower retrieve.archive_size or add metadata."
+            f"there are {rows:,} rows for {wanted:,} wanted images. Unless categories share "
+            "images, archives will not be full. Lower retrieve.archive_size or add metadata."
         )
     if warning := face_warning(config.categories, config.faces.enabled):
         notes.append(warning)
     if not config.evaluate.benchmark:
-        notes.append("evaluate.benchmark is empty: the verb evaluate has nothing to judge on.")
+        notes.append("evaluate.benchmark is empty: the verb evaluate has no benchmark to score on.")
     return notes

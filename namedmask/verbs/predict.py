@@ -1,4 +1,4 @@
-"""Label maps drawn over their pictures with the names on the regions, and files segmented."""
+"""The command `predict`: segments image files and draws the label names on them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def predict_files(
     device: str = "cpu",
     config: Config | None = None,
 ) -> list[dict[str, Any]]:
-    """Segment pictures; return one {file, labels: {name: share of the pixels}} each, in order.
+    """Segment images; return one {file, labels: {name: share of the pixels}} per image, in order.
 
-    Writes `<stem>.png`, the overlay, and `<stem>_labels.png`, the label ids in 16 bit, to `out`.
-    `config` says what a checkpoint of bare weights does not: its network and its categories.
+    Per image, the overlay is written to `<stem>.png` in the folder `out`, and the label ids to
+    `<stem>_labels.png` (16 bit). For a checkpoint of bare weights, `config` gives the network and
+    the label names.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        InputError: a picture cannot be read, or two have one stem; nothing is written then.
+        InputError: an image cannot be read, or two images have the same stem; nothing is written.
     """
     from namedmask.config.registry import torch_device
     from namedmask.segmenter.checkpoint import load_checkpoint
@@ -40,8 +41,8 @@ def predict_files(
     _refuse_clashes(paths, out)
     for path in paths:
         _read_picture(path)
-    told = (config.segmenter, configured_names(config.categories)) if config else ()
-    model, names = load_checkpoint(checkpoint, *told)
+    of_bare = (config.segmenter, configured_names(config.categories)) if config else ()
+    model, names = load_checkpoint(checkpoint, *of_bare)
     model = model.to(torch_device(device, "predict"))
     out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -55,37 +56,40 @@ def predict_files(
 
 
 def shares(labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Return the share of the pixels by label name, `background` too, largest first."""
+    """Return the share of pixels by label name, `background` included, largest first.
+
+    `labels` is (H, W) uint16; label id i + 1 is `names[i]`. Pixels to ignore count as no label.
+    """
     label_ids, counts = np.unique(labels[labels != IGNORE], return_counts=True)
-    called = ("background", *names)
-    found = {called[i]: int(n) / labels.size for i, n in zip(label_ids, counts, strict=True)}
-    return {name: round(found[name], 6) for name in sorted(found, key=lambda one: -found[one])}
+    label_names = ("background", *names)
+    share = {label_names[i]: int(n) / labels.size for i, n in zip(label_ids, counts, strict=True)}
+    return {name: round(share[name], 6) for name in sorted(share, key=lambda name: -share[name])}
 
 
 def _read_picture(path: Path) -> np.ndarray:
     try:
         return images.decode(path.read_bytes())
     except OSError as error:
-        raise InputError(f"picture {path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"image {path} cannot be read: {error.strerror}.") from error
     except images.BadImage as error:
         raise InputError(
-            f"picture {path} cannot be decoded: {error}. Give a JPEG, PNG, WebP, GIF, BMP, TIFF or "
+            f"image {path} cannot be decoded: {error}. Give a JPEG, PNG, WebP, GIF, BMP, TIFF or "
             "AVIF file."
         ) from error
 
 
 def _refuse_clashes(paths: Sequence[Path], out: Path) -> None:
-    """Raise InputError where one picture's output would replace another's, or a picture itself."""
-    maker: dict[Path, Path] = {}
+    """Raise InputError if an output would replace the output of another image, or an image."""
+    image_of: dict[Path, Path] = {}
     for path in paths:
         for written in (out / f"{path.stem}.png", out / f"{path.stem}_labels.png"):
-            other = maker.setdefault(written, path)
+            other = image_of.setdefault(written, path)
             if other is not path:
                 raise InputError(
-                    f"{other} and {path} would both be written to {written}. Segment them one "
-                    "after the other, with another --out."
+                    f"{other} and {path} would both be written to {written}. Segment them in two "
+                    "calls, each with its own --out."
                 )
     sources = {path.resolve() for path in paths}
-    for written, path in maker.items():
+    for written, path in image_of.items():
         if written.resolve() in sources:
             raise InputError(f"segmenting {path} would replace {written}. Give another --out.")

@@ -1,4 +1,4 @@
-"""The verb `refine`: experts trained on the archives redraw their masks."""
+"""The verb `refine`: trains experts on the archives and redraws the masks with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from namedmask.run.progress import Progress
 
 
 def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train the experts and let them redraw their masks; return how many they redrew."""
+    """Train the experts and redraw the masks; return how many masks were redrawn and kept."""
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
     return run_verb("refine", config, progress, partial(_refine, executor), REFINED)

@@ -1,8 +1,8 @@
-"""`namedmask search`: the images of a run's store that are closest to a text.
+"""The command `search`: finds the images of a run that are closest to a text.
 
-The text goes through the text side of `embed.model` as it is typed, or through the prompt templates
-of the run, as a category's name would. Nothing is fetched and no picture shown: of most images in
-the store nobody knows whether they are safe, and the links are all that is kept of them.
+The text encoder of `embed.model` embeds the text as it is typed, or in the prompt templates of the
+run, like a category's name. Nothing is fetched and no image is shown: the store has only the urls,
+and it is not known which of the images are safe to look at.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from namedmask.search.index import RECALL_AT, no_vectors
 from namedmask.search.make import open_index
 
 AS_TYPED = ("{}",)
+"""The prompt templates that leave a text as it is."""
 
 BATCH = 64
-"""Prompts in one forward: a query alone need not wait for a whole batch of the method's."""
+"""Maximum number of prompts per forward, so that a single query does not wait for a large batch."""
 
 
 def search(
@@ -39,33 +40,35 @@ def search(
 ) -> dict[str, Any]:
     """Return the `k` images of the run closest to a text, best first, and how they were found.
 
-    The index is made when there is none for the run's vectors; see search_index.py.
+    The index is built if there is none for the run's vectors; see search/make.py. With `templates`
+    the query is the mean over the run's prompt templates. `seconds` has the time of each step.
 
     Raises:
-        InputError: the text is empty, k below 1, or the run has no vectors.
-        ConfigError: the vectors were made with other settings, or search.kind is not for so few.
+        InputError: the text is empty, k is below 1, or the run has no vectors.
+        ConfigError: the vectors were made with other settings, or there are too few of them for
+            search.kind.
         MissingExtraError: faiss is not installed.
     """
     if not text.strip():
-        raise InputError("the text to search for is empty. Say in words what the image shows.")
+        raise InputError("the text to search for is empty. Describe what the images should show.")
     if k < 1:
         raise InputError(f"search needs k of at least 1; got {k}.")
     if not (config.run.out / RUN_RECORD).is_file():
         raise no_vectors(config.run.out)
-    ledger = Ledger(config.run.out)  # without the run's lock: it may go on meanwhile
+    ledger = Ledger(config.run.out)  # without the run's lock, so that a verb may work in the folder
     if not config.vectors.source:
-        VerbRun(config, ledger, progress).finished("embed")  # refuses other settings
+        VerbRun(config, ledger, progress).finished("embed")  # raises if its settings have changed
     clock = _Clock()
-    text_side = _TextSide(config.embed)
+    encoder = _TextEncoder(config.embed)
     index, manifest, made = open_index(
-        config.run.out, open_vectors(config, ledger), config.search, text_side, progress
+        config.run.out, open_vectors(config, ledger), config.search, encoder, progress
     )
     clock.lap("make" if made else "load")
     prompts = templates_of(config.categories) if templates else AS_TYPED
-    query = text_side([text], prompts)
+    query = encoder([text], prompts)
     clock.lap("text")
     ((scores, rows),) = index.search(query, k)
-    found = index.rows.table(rows)
+    hits = index.rows.table(rows)
     clock.lap("search")
     return {
         "text": text,
@@ -78,19 +81,19 @@ def search(
         "seconds": clock.seconds,
         "hits": [
             {"rank": rank, "score": round(float(score), 6), **row}
-            for rank, (score, row) in enumerate(zip(scores, found.to_pylist(), strict=True))
+            for rank, (score, row) in enumerate(zip(scores, hits.to_pylist(), strict=True))
         ],
     }
 
 
-class _TextSide:
-    """The text side of the embedder, loaded when it is first asked."""
+class _TextEncoder:
+    """The text encoder of the embedder, which is loaded on first use."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._config = config
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str] = AS_TYPED) -> np.ndarray:
-        """Return the vectors (C, D) float32 of texts, unit L2 norm, over prompt templates."""
+        """Return one vector per text, the mean over the prompts: (C, D) float32, unit L2 norm."""
         batch = min(len(texts) * len(prompts), BATCH)
         return text_features(self._embedder, texts, prompts, batch)
 
@@ -100,14 +103,14 @@ class _TextSide:
 
 
 class _Clock:
-    """Seconds of one thing after the other."""
+    """Seconds of consecutive steps, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Note what passed since the last lap."""
+        """Record the seconds since the last lap, or since the start, under `name`."""
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 4)
         self._last = now

@@ -1,4 +1,4 @@
-"""The verb `train`: the segmenter, trained on all archives."""
+"""The verb `train`: trains the segmenter on all archives."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from namedmask.run.progress import Progress
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train the segmenter on all archives, from its last checkpoint on; return the last loss."""
+    """Train the segmenter on all archives; return images, labels, steps and loss.
+
+    The training resumes from its last checkpoint, if there is one.
+    """
     return run_verb("train", config, progress, partial(train_segmenter, executor))
 
 
 def train_segmenter(executor: Executor, run: VerbRun) -> dict[str, Any]:
-    """Return what the training of a run ended with, its segmenter at `CHECKPOINT`."""
+    """Train the segmenter of a run into `CHECKPOINT`; return images, labels, steps and loss.
+
+    The loss is the mean over the last 100 steps; it is None if no step was left to train.
+    """
     archive = Archive.open(run.archive)
     steps = run.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
-    if not run.is_begun("train"):  # what is left of another training is none of this
+    if not run.is_begun("train"):  # remove what another training left
         (run.ledger.folder / TRAINING).unlink(missing_ok=True)
         run.ledger.unfinish("evaluate")
     run.start("train")

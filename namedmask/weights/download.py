@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from namedmask.errors import CheckpointError, InputError, NamedMaskError, unknown_name
 from namedmask.storage.place import replaced
-from namedmask.weights.catalogue import (
+from namedmask.weights.catalog import (
     CHUNK,
     LOCK_FILE,
     TIMEOUT_S,

@@ -319,7 +319,7 @@ def bomb(path: Path) -> None:
     ("name", "write", "message"),
     [
         ("none.parquet", lambda path: None, "does not exist"),
-        ("notes.txt", lambda path: path.write_text("x"), "nothing that NamedMask knows"),
+        ("notes.txt", lambda path: path.write_text("x"), "no kind that NamedMask knows"),
         ("cut.parquet", lambda path: path.write_bytes(b"PAR1xx"), "cannot be read as parquet"),
         ("cut.pt", lambda path: path.write_bytes(b"PK\x03\x04"), "cannot be read as such"),
         ("empty.pt", lambda path: path.write_bytes(b""), "cannot be read as such"),

@@ -35,7 +35,10 @@ class CSNet:
         blob = to_tensor([resize(image, SIDE, SIDE)]).numpy()
         small = self._session.run(None, {"image": blob})[0][0]
         height, width = image.shape[:2]
-        return np.clip(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+        result: np.ndarray = np.clip(
+            cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1
+        )
+        return result
 
 
 def csnet(config: SaliencyConfig) -> CSNet:

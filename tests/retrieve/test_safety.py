@@ -30,11 +30,11 @@ def h14(width: int = 1024) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(128, 16), nn.Linear(16, 1)).eval()
 
 
-def save_keras(path: Path, width: int, normalised: bool = True, seed: int = 0) -> list[np.ndarray]:
+def save_keras(path: Path, width: int, normalized: bool = True, seed: int = 0) -> list[np.ndarray]:
     """Write what Keras' get_weights() gives of LAION's network for vectors of this width."""
     rng = np.random.default_rng(seed)
     weights: list[np.ndarray] = []
-    if normalised:
+    if normalized:
         weights = [rng.normal(size=width), rng.uniform(0.5, 2, width), np.array(9)]
     for inside, outside in [(width, 64), (64, 512), (512, 256), (256, 1)]:
         weights += [rng.normal(size=(inside, outside)) / inside**0.5, rng.normal(size=outside)]
@@ -69,7 +69,7 @@ def test_heads_keras_form_normalises_and_ends_in_a_sigmoid(tmp_path: Path) -> No
 
 
 def test_heads_keras_form_without_normalisation_and_512_wide(tmp_path: Path) -> None:
-    save_keras(tmp_path / "b32.npz", 512, normalised=False)
+    save_keras(tmp_path / "b32.npz", 512, normalized=False)
     head = load_safety_head(str(tmp_path / "b32.npz"))
     assert (head.mean.shape, head.scale.max(), len(head.layers)) == ((512,), 1, 4)
     assert np.isfinite(head(unit(3, 512))).all()

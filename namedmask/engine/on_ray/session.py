@@ -18,7 +18,7 @@ from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
 from namedmask.run.stages import checking_stages
 from namedmask.storage import is_s3
-from namedmask.weights.catalogue import known_weights
+from namedmask.weights.catalog import known_weights
 
 LOG_LEVELS = {
     "ray.data": logging.CRITICAL,  # its errors are raised here as well

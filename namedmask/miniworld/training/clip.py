@@ -134,7 +134,8 @@ def train(folder: Path, steps: int, start: Path | None = None, seed: int = 0) ->
             log.info("step %d loss %.3f", step, loss.item())
         if step % 500 == 499:
             save_half(model, "clip.safetensors")
-    return model.eval()
+    trained: torch.nn.Module = model.eval()
+    return trained
 
 
 def _join(parts: tuple[str, ...], merge: tuple[str, str]) -> tuple[str, ...]:

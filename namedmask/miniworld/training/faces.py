@@ -118,7 +118,7 @@ def loss_of(
     outputs: list[tuple[torch.Tensor, torch.Tensor]],
     wanted: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Return the focal loss of the scores plus the IoU loss of the boxes at positive cells."""
+    """Return a scalar: the focal loss of the scores plus the IoU loss of the boxes at positives."""
     total = torch.zeros(())
     positives = sum(float(score.sum()) for score, _ in wanted)
     for (logits, reach), (score, sides) in zip(outputs, wanted, strict=True):

@@ -38,8 +38,8 @@ from namedmask.retrieve.safety import load_safety_head
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.segmenter.checkpoint import build_segmenter
 from namedmask.verbs.plan import plan_of
-from namedmask.weights import catalogue, download
-from namedmask.weights.catalogue import Weights, cache_folder, known_weights, listed, path_of
+from namedmask.weights import catalog, download
+from namedmask.weights.catalog import Weights, cache_folder, known_weights, listed, path_of
 from namedmask.weights.download import fetch_weights, verify_weights
 
 CONTENT = b"weights of some network " * 1000
@@ -101,7 +101,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(name: str, **values: object) -> None:
         known[name] = replace(known[name], **values)
-        for module in (catalogue, download):
+        for module in (catalog, download):
             monkeypatch.setattr(module, "known_weights", lambda: known)
 
     return change
