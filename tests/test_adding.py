@@ -24,16 +24,15 @@ VERB = {
 from typing import Any
 
 from namedmask.archive.store import Archive
-from namedmask.run.job import VerbRun, run_verb
+from namedmask.run.job import verb_run
 
 
 def greet(config: Any, progress: Any, executor: Any) -> dict[str, Any]:
     """Return a greeting."""
-    return run_verb("greet", config, progress, _greet)
-
-
-def _greet(run: VerbRun) -> dict[str, Any]:
-    return {"greeting": f"hello, {len(Archive.open(run.archive).names)} archives"}
+    with verb_run("greet", config, progress) as run:
+        if run.has_work:
+            run.result = {"greeting": f"hello, {len(Archive.open(run.archive).names)} archives"}
+    return run.result
 ''',
     "namedmask/run/verb_table.py": (
         "_VERBS = (\n",

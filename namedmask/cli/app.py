@@ -103,7 +103,7 @@ def _add_verb(verb: Verb) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        run_verb(verb, run_file, overrides, local, address, as_json)
+        run_verb(verb.load, run_file, overrides, local, address, as_json)
 
 
 def _add_row_verb(verb: Verb) -> None:
@@ -116,7 +116,8 @@ def _add_row_verb(verb: Verb) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        run_verb(verb, run_file, overrides, local, address, as_json, retry or ())
+        options = {"retry": retry} if retry else {}
+        run_verb(verb.load, run_file, overrides, local, address, as_json, **options)
 
 
 for _verb in VERBS.values():

@@ -16,7 +16,6 @@ from namedmask.cli.options import (
     Local,
     Overrides,
     progress,
-    run_in,
     run_verb,
 )
 from namedmask.cli.screen import show, show_baseline, write_json
@@ -82,9 +81,9 @@ def evaluate(
         from namedmask.verbs.baselines import evaluate_baseline
 
         work = partial(evaluate_baseline, baseline, **options)
-        run_in(work, show_baseline, run_file, settings, local, address, as_json)
+        run_verb(lambda: work, run_file, settings, local, address, as_json, show_baseline)
     elif run_file.suffix not in CHECKPOINTS:
-        run_verb(VERBS["evaluate"], run_file, settings, local, address, as_json)
+        run_verb(VERBS["evaluate"].load, run_file, settings, local, address, as_json)
     else:
         from namedmask.verbs.evaluate import evaluate_checkpoint
 

@@ -13,7 +13,7 @@ from namedmask.cli.screen import say_already_done, show, show_settings, write_js
 from namedmask.config import Config
 from namedmask.engine.processes import begin_server
 from namedmask.run.progress import Progress, SilentProgress, progress_for
-from namedmask.run.verb_table import Verb
+from namedmask.run.verb_table import VerbFunction
 from namedmask.storage.place import ensure_writable
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="the run file")]
@@ -36,38 +36,26 @@ Address = Annotated[
 
 
 def run_verb(
-    verb: Verb,
+    load: Callable[[], VerbFunction],
     run_file: Path,
     overrides: Sequence[str] | None,
     local: bool,
     address: str,
     as_json: bool,
-    retry: Sequence[str] = (),
+    show_result: Callable[[dict[str, Any]], None] = show,
+    **options: Any,
 ) -> None:
     """Run a verb on a run file and write its result.
 
-    `retry` names failure classes whose rows are tried again.
-    """
-    options = {"retry": retry} if retry else {}
-
-    def work(*arguments: Any) -> dict[str, Any]:
-        return verb.load()(*arguments, **options)
-
-    run_in(work, show, run_file, overrides, local, address, as_json)
-
-
-def run_in(
-    work: Callable[..., dict[str, Any]],
-    show_result: Callable[[dict[str, Any]], None],
-    run_file: Path,
-    overrides: Sequence[str] | None,
-    local: bool,
-    address: str,
-    as_json: bool,
-) -> None:
-    """Call `work` with the config, the progress and an executor, and write its result.
-
-    `show_result` writes the result, unless it goes to stdout as JSON.
+    Args:
+        load: returns the verb's function; called only when the run file is read.
+        run_file: the run file.
+        overrides: `section.key=value`, over the run file.
+        local: whether the plain loop does the work, in place of Ray.
+        address: a running Ray; empty: as the run file says.
+        as_json: whether the result goes to stdout as JSON.
+        show_result: writes the result otherwise.
+        options: of the verb.
     """
     config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")
@@ -78,7 +66,7 @@ def run_in(
     from namedmask.engine import executor_of
 
     with executor_of(config, local) as executor:
-        result = work(config, progress(as_json), executor)
+        result = load()(config, progress(as_json), executor, **options)
     if as_json:
         write_json(result)
     elif result.get("skipped"):

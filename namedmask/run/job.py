@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,13 @@ class VerbRun:
     progress: Progress
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     archives: Place | None = None  # the run folder whose archive is trained on; None: this one
+    recorded: dict[str, Any] | None = None  # the result of a finished verb; None: there is work
+    result: dict[str, Any] = field(default_factory=dict)  # of the verb, as plain values
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the verb is not finished."""
+        return self.recorded is None
 
     @property
     def archive(self) -> Place:
@@ -107,26 +114,19 @@ def _sha256_of(path: str) -> str:
         return ""
 
 
-def run_verb(
-    verb: str,
-    config: Config,
-    progress: Progress,
-    work: Callable[[VerbRun], dict[str, Any]],
-    store: str = "",
-    again: bool = False,
-) -> dict[str, Any]:
-    """Run `work` in the frame of a verb, and return its result.
+@contextmanager
+def verb_run(
+    name: str, config: Config, progress: Progress, *, again: bool = False
+) -> Iterator[VerbRun]:
+    """Yield the run of a verb; the block does the work and sets `result`, which is recorded after.
 
-    A finished verb is skipped: its recorded result is returned, with `skipped` set.
+        with verb_run("build", config, progress) as run:
+            if run.has_work:
+                run.result = ...
+        return run.result
 
-    Args:
-        verb: name of the verb.
-        config: config of the run; the verb works in the folder `run.out`.
-        progress: where the verb reports its steps.
-        work: does the work, and returns its result as plain values.
-        store: name of the store whose commit records must stay complete for the verb to count as
-            finished; "" if there is none.
-        again: whether `work` is called for a finished verb too.
+    A finished verb has no work, and its result is the recorded one with `skipped` set; with `again`
+    the block may find work all the same. An exception in the block records nothing but timings.
 
     Raises:
         ConfigError: the run folder was made by another config, or cannot be written.
@@ -134,20 +134,23 @@ def run_verb(
     """
     with open_run(config.run.out) as ledger:
         run = VerbRun(config, ledger, progress)
-        for needed in verbs_before(verb, config):
-            require_finished(run, needed, verb)
-        done = run.finished(verb)
-        if done is not None and not again:
-            return {"skipped": True, **done}
+        for needed in verbs_before(name, config):
+            require_finished(run, needed, name)
+        run.recorded = run.finished(name)
+        if not run.has_work and not again:
+            run.result = {"skipped": True, **(run.recorded or {})}
+            yield run
+            return
         write_file(ledger.folder / layout.SAVED_CONFIG, to_toml(config).encode())
         try:
-            result = work(run)
+            yield run
         finally:
             _add_timings(run)
-        run.start(verb)
-        output_digest = EmbeddingStore(ledger).digest() if store == EMBEDDINGS else ""
-        ledger.finish(verb, result, store, output_digest)
-    return result | {"seconds": dict(run.seconds), "peak_rss_mb": peak_rss_mb()}
+        run.start(name)
+        store_name = WORK[name].counted_store
+        output_digest = EmbeddingStore(ledger).digest() if store_name == EMBEDDINGS else ""
+        ledger.finish(name, run.result, store_name, output_digest)
+    run.result = run.result | {"seconds": dict(run.seconds), "peak_rss_mb": peak_rss_mb()}
 
 
 def require_finished(run: VerbRun, needed: str, verb: str) -> None:

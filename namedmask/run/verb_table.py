@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from namedmask.config import Config
-from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
+from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES, REFINED
 
 _FILTERS = (
     "metadata.max_punsafe", "metadata.unknown_punsafe", "metadata.min_similarity",
@@ -52,6 +52,8 @@ class Work:
     """Further sections and keys that count with published vectors, without the verb embed."""
     store_name: str = ""
     """Store of the output; the settings are not binding before its first committed unit."""
+    counted_store: str = ""
+    """Store whose units are counted at the end: with fewer units, the work is unfinished again."""
     follows_categories: bool = False
     """Whether the work is to be done again when the categories or the image checks change."""
     reuse_when_categories_change: bool = False
@@ -87,6 +89,7 @@ _VERBS = (
         function="namedmask.verbs.collect:fetch",
         settings=("metadata", "fetch", "run.wave_rows"),
         store_name=FETCHED,
+        counted_store=FETCHED,
         retries_rows=True,
     ),
     Verb(
@@ -95,6 +98,7 @@ _VERBS = (
         function="namedmask.verbs.collect:embed",
         settings=("metadata", "fetch", "embed", "run.wave_rows"),
         store_name=EMBEDDINGS,
+        counted_store=EMBEDDINGS,
         reuse_when_categories_change=True,
         retries_rows=True,
         applies=lambda config: not config.vectors.source,
@@ -123,6 +127,7 @@ _VERBS = (
         function="namedmask.verbs.refine:refine",
         needs="build",
         settings=("experts", "augment", "segmenter", "run.seed"),
+        counted_store=REFINED,
         follows_categories=True,
         reuse_when_categories_change=True,
         is_on_road=True,

@@ -13,7 +13,6 @@ the memory of the executor.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +30,7 @@ from namedmask.retrieve.queries import queries_of
 from namedmask.retrieve.vectors import VectorStore, open_vectors
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import VerbRun, run_verb
+from namedmask.run.job import VerbRun, verb_run
 from namedmask.run.label_ids import assign_labels, read_labels, write_labels
 from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.progress import Progress
@@ -58,7 +57,10 @@ def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
         InputError: a vector cannot be used, or a category ends without an image.
         TooManyFailuresError: a larger share of images failed than `run.max_failure_share` allows.
     """
-    return run_verb("build", config, progress, partial(_build, executor))
+    with verb_run("build", config, progress) as run:
+        if run.has_work:
+            run.result = _build(executor, run)
+    return run.result
 
 
 def _build(executor: Executor, run: VerbRun) -> dict[str, Any]:

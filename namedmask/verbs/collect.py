@@ -19,7 +19,7 @@ from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import InputError
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import Failures, VerbRun, run_verb
+from namedmask.run.job import Failures, VerbRun, verb_run
 from namedmask.run.layout import EMBEDDINGS, FETCHED
 from namedmask.run.ledger import Commit
 from namedmask.run.progress import Progress, Step
@@ -82,48 +82,39 @@ def embed(
 def _collect(
     kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
+    """Pass all rows that are not committed or are to be retried; return the counts by status."""
     refuse_unknown_classes(retry)
     counts: dict[str, Any] = {}
-
-    def work(run: VerbRun) -> dict[str, Any]:
+    with verb_run(kind.verb, config, progress, again=bool(retry)) as run:
+        if not (run.has_work or retry):
+            return run.result
+        committed, retried = run.ledger.commits(kind.store), 0
         before = row_funnel(run, kind.store)["rows_by_status"]
-        done = run.finished(kind.verb)
-        has_work = done is None or count_in_classes(before, retry) > 0
-        tried_again = _pass_rows(kind, run, executor, retry) if has_work else 0
+        run.result = run.recorded or {}
+        if run.has_work or count_in_classes(before, retry):
+            run.ledger.sweep(kind.store)
+            failures = Failures(config.run.max_failure_share)
+            with progress.step(kind.verb) as step:
+                waves = _to_do(kind, run, executor.metadata(run), committed, retry, step)
+                run.start(kind.verb)
+                for written in executor.run(run, waves, kind.stages, kind.store, step):
+                    if written.unit in committed:
+                        retried += written.tried
+                    else:
+                        failures.add(written.tried, written.counts)
+            run.ledger.sweep(kind.store)  # removes the files that retried waves have replaced
+            run.result = row_funnel(run, kind.store)
+            if kind is EMBED:
+                _write_funnel(run, run.result)
         if retry:
-            counts.update(rows_by_status_before=before, rows_tried_again=tried_again)
-        if done is not None and not has_work:
-            return done
-        funnel = row_funnel(run, kind.store)
-        if kind is EMBED:
-            _write_funnel(run, funnel)
-        return funnel
-
-    summary = run_verb(kind.verb, config, progress, work, kind.store, again=bool(retry))
-    return summary | counts
+            counts = {"rows_by_status_before": before, "rows_tried_again": retried}
+    return run.result | counts
 
 
 def _write_funnel(run: VerbRun, funnel: dict[str, Any]) -> None:
     # a retry of rows does not change the archive, so its counts in the file stay
     path = run.ledger.folder / layout.FUNNELS
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
-
-
-def _pass_rows(kind: Kind, run: VerbRun, executor: Executor, retry: Collection[str]) -> int:
-    """Pass all rows that are not committed or are to be retried; return how many were retried."""
-    committed = run.ledger.commits(kind.store)
-    run.ledger.sweep(kind.store)
-    failures, tried_again = Failures(run.config.run.max_failure_share), 0
-    with run.progress.step(kind.verb) as step:
-        waves = _to_do(kind, run, executor.metadata(run), committed, retry, step)
-        run.start(kind.verb)
-        for written in executor.run(run, waves, kind.stages, kind.store, step):
-            if written.unit in committed:
-                tried_again += written.tried
-            else:
-                failures.add(written.tried, written.counts)
-    run.ledger.sweep(kind.store)  # removes the files that retried waves have replaced
-    return tried_again
 
 
 def _to_do(

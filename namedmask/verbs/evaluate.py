@@ -12,7 +12,7 @@ from namedmask.evaluate.benchmarks import open_benchmark
 from namedmask.evaluate.scorer import Scorer, open_scorer, predictor_of, score_benchmark
 from namedmask.run import layout
 from namedmask.run.executor import Executor
-from namedmask.run.job import VerbRun, run_verb
+from namedmask.run.job import VerbRun, verb_run
 from namedmask.run.layout import CHECKPOINT
 from namedmask.run.progress import Progress
 from namedmask.segmenter.checkpoint import load_checkpoint
@@ -52,7 +52,10 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
         ConfigError: no benchmark is named, or it is unknown.
         InputError: the benchmark's files are not as published.
     """
-    return run_verb("evaluate", config, progress, partial(_evaluate, executor))
+    with verb_run("evaluate", config, progress) as run:
+        if run.has_work:
+            run.result = _evaluate(executor, run)
+    return run.result
 
 
 def _evaluate(executor: Executor, run: VerbRun) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import partial
 from typing import Any
 
 from namedmask.archive.store import Archive
 from namedmask.config import Config
 from namedmask.engine import PLAIN_LOOP
 from namedmask.run.executor import Executor
-from namedmask.run.job import VerbRun, run_verb
+from namedmask.run.job import VerbRun, verb_run
 from namedmask.run.layout import TRAINING
 from namedmask.run.progress import Progress
 
@@ -20,7 +19,10 @@ def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
 
     The training resumes from its last checkpoint, if there is one.
     """
-    return run_verb("train", config, progress, partial(train_segmenter, executor))
+    with verb_run("train", config, progress) as run:
+        if run.has_work:
+            run.result = train_segmenter(executor, run)
+    return run.result
 
 
 def train_segmenter(executor: Executor, run: VerbRun) -> dict[str, Any]:
