@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -116,7 +116,7 @@ def _add_row_verb(verb: Verb) -> None:
         address: Address = "",
         as_json: AsJson = False,
     ) -> None:
-        options = {"retry": retry} if retry else {}
+        options: dict[str, Any] = {"retry": retry} if retry else {}
         run_verb(verb.load, run_file, overrides, local, address, as_json, **options)
 
 
