@@ -170,3 +170,18 @@ def test_public_docstrings_are_complete(path: Path) -> None:
 
 
 INTERNAL = {"AttributeError", "IndexError"}
+
+
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT / "tests")))
+def test_tests_mirror_the_folders_and_import_no_test(path: Path) -> None:
+    folder = path.relative_to(ROOT / "tests").parent
+    others = {"real", "cluster"}  # real photos; the files for clusters
+    assert str(folder) in (".", *others) or (PACKAGE / folder).is_dir()
+    for node in ast.walk(parse(path)):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [f"{name}.{alias.name}" for name in names for alias in node.names]
+        tests = [name for name in names if re.match(r"tests(\..*)?\.test_", name)]
+        assert not tests, f"it imports {tests}; put what is shared into tests/*.py or conftest.py"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
 
 from namedmask.config import Config
+from namedmask.config.run_file import to_toml
 from namedmask.errors import ConfigError
 
 RUNS = Path(__file__).parents[2] / "namedmask" / "data" / "runs"
@@ -135,6 +137,42 @@ def test_template_holds_every_key_at_its_default() -> None:
     }
     changed = {(s, k) for s in written for k in written[s] if written[s][k] != defaults[s][k]}
     assert changed == CHOSEN
+
+
+def test_template_says_of_each_key_what_its_description_says() -> None:
+    lines = (RUNS / "template.toml").read_text(encoding="utf-8").splitlines()
+    comments = " ".join(" ".join(line.partition("#")[2].split()) for line in lines)
+    for section, field in Config.model_fields.items():
+        for key, inner in field.annotation.model_fields.items():
+            assert inner.description, f"{section}.{key} has no description"
+            if (section, key) not in {*CHOSEN, ("categories", "each")}:
+                assert inner.description in " ".join(comments.split()), f"{section}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("fetch.workers", "fetch.processes"),
+        ("train.num_workers", "train.processes"),
+        ("train.workers", "train.sample_processes"),
+        ("experts.workers", "experts.sample_processes"),
+    ],
+)
+def test_key_under_its_old_name_still_loads_and_a_line_says_so(
+    old: str, new: str, run_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for config in (Config.load(run_file, [f"{old}=3"]), Config.of(tree_with(old, 3))):
+        section, _, key = new.partition(".")
+        assert getattr(getattr(config, section), key) == 3
+        assert f"{old} is now called {new}" in caplog.text
+        assert old not in to_toml(config)
+    both = Config.load(run_file, [f"{old}=3", f"{new}=5"])
+    assert getattr(getattr(both, section), key) == 5, "the new name counts"
+
+
+def tree_with(key: str, value: object) -> dict[str, Any]:
+    section, _, name = key.partition(".")
+    return {"run": {"out": "x"}, section: {name: value}}
 
 
 def test_seed_run_file_holds_the_numbers_of_the_paper() -> None:

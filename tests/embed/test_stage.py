@@ -21,6 +21,7 @@ from namedmask.embed.stage import Embed
 from namedmask.embed.text import text_features
 from namedmask.errors import CheckpointError, ConfigError, InputError, SchemaError
 from namedmask.images.codec import decode, decode_coarse, encode_jpeg, encode_png, resize
+from tests import rounding
 
 pytestmark = pytest.mark.numerical
 
@@ -87,7 +88,9 @@ def test_embed_of_a_row_is_the_same_bits_in_any_company(
     for row, item in enumerate(encoded):
         np.testing.assert_array_equal(vectors_of(stage(table_of([item])))[0], together[row])
     assert len(np.unique(together, axis=0)) == len(photos)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(together, axis=1), 1, atol=rounding.of_dot_product(together.shape[1])
+    )
 
 
 def test_embed_prepares_images_as_the_model_was_trained(
@@ -181,7 +184,9 @@ def test_embed_in_bf16_stays_close_to_float32(clip_folder: Path, photos: list[np
     ):
         cosines = (one * other).sum(axis=1)
         assert (cosines > 0.9999).all() and (cosines < 0.9999999).any()
-        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(
+            np.linalg.norm(other, axis=1), 1, atol=rounding.of_dot_product(other.shape[1])
+        )
 
 
 def test_in_bf16_on_a_cpu_the_blocks_of_a_vision_transformer_add_in_float32(

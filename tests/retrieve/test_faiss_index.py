@@ -14,7 +14,7 @@ from namedmask.retrieve.faiss_index import index_top_k, read_index, scan_of
 from namedmask.retrieve.top_k import exact_top_k, merge_top_k
 from namedmask.run.ledger import Ledger
 from namedmask.run.stores import EmbeddingStore
-from tests import toys
+from tests import rounding, toys
 from tests.waves import add_wave
 
 pytestmark = pytest.mark.numerical
@@ -64,7 +64,7 @@ def test_flat_index_gives_the_answer_of_the_exact_backend(
     exact_scores, exact_rows = scanned(out, config_of("", backend="exact", candidates=k))
     assert (scores.dtype, rows.dtype) == (np.float32, np.int64)
     np.testing.assert_array_equal(rows, exact_rows)
-    np.testing.assert_allclose(scores, exact_scores, atol=1e-6)
+    np.testing.assert_allclose(scores, exact_scores, atol=rounding.of_dot_product(DIM))
 
 
 @pytest.mark.parametrize("recipe", ["HNSW16", "IVF4,Flat", "IVF4,SQ4", "PCA32,IVF4,Flat"])
@@ -76,7 +76,7 @@ def test_approximate_index_answers_with_exact_scores_in_order(
     nprobe = 4 if "IVF" in recipe else 0
     scores, rows = scanned(out, config_of(path, nprobe=nprobe))
     expected = np.take_along_axis(QUERIES @ vectors.T, rows, axis=1)
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scores, expected, atol=rounding.of_dot_product(DIM))
     assert (np.diff(scores, axis=1) <= 0).all()
     _, exact = exact_top_k([vectors], QUERIES, 40)
     shared = np.mean([len(set(a) & set(b)) / 40 for a, b in zip(rows, exact, strict=True)])

@@ -31,7 +31,7 @@ from namedmask.verbs import train
 from namedmask.verbs.inspect import inspect_path
 from namedmask.verbs.plan import plan_of
 from namedmask.verbs.search import search
-from tests import toys
+from tests import rounding, toys
 from tests.road import StopAfter, read_json, tree_of
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
 
@@ -92,7 +92,9 @@ def test_published_folder_of_clip_retrieval_itself_is_read_as_it_is() -> None:
     assert urls == [f"http://images.example/{n}.jpg" for n in (1, 3, 4, 5, 9)]
     assert ids == [sample_id(url) for url in urls]
     assert store.row_statuses == {3: "unsafe"}
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(vectors, axis=1), 1, atol=rounding.of_dot_product(vectors.shape[1])
+    )
     np.testing.assert_allclose(vectors, known[[1, 3, 4, 5, 9]].astype(np.float32), atol=1e-3)
 
 
@@ -112,7 +114,11 @@ def test_published_parts_scanned_in_ranges_give_the_answer_of_all_at_once(
     for scores, rows in found:
         for query in range(3):
             places = [expected[1][query].tolist().index(row) for row in rows[query]]
-            np.testing.assert_allclose(scores[query], expected[0][query][places], atol=1e-6)
+            np.testing.assert_allclose(
+                scores[query],
+                expected[0][query][places],
+                atol=rounding.of_dot_product(vectors.shape[1]),
+            )
     rows = np.array([0, 30, 31, 59, 60, 89])
     np.testing.assert_allclose(store.take(rows)[2], unit(vectors[rows].astype(np.float32)),
                                atol=1e-6)  # fmt: skip

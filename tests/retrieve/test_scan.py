@@ -16,6 +16,7 @@ from namedmask.errors import InputError
 from namedmask.retrieve import scan as top_k
 from namedmask.retrieve.scan import CpuScan, TorchScan, blocks, dot_products, pack, unpack
 from namedmask.retrieve.top_k import exact_top_k, merge_top_k
+from tests import rounding
 
 pytestmark = pytest.mark.numerical
 
@@ -187,8 +188,12 @@ def test_scan_whose_rows_change_character_stays_exact_and_fits_its_bounds_again(
         scores, rows = exact_top_k([vectors], queries, 20)
     assert reset.called
     exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
-    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :20], atol=1e-6)
-    np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-6)
+    np.testing.assert_allclose(
+        scores, -np.sort(-exact, axis=1)[:, :20], atol=rounding.of_dot_product(64)
+    )
+    np.testing.assert_allclose(
+        np.take_along_axis(exact, rows, axis=1), scores, atol=rounding.of_dot_product(64)
+    )
 
 
 def test_scan_for_5000_queries_equals_a_sort() -> None:
@@ -196,8 +201,12 @@ def test_scan_for_5000_queries_equals_a_sort() -> None:
     vectors, queries = noise(rng, 1500, 24), noise(rng, 5000, 24)
     scores, rows = exact_top_k([vectors.astype(np.float16)], queries, 7)
     exact = queries.astype(np.float64) @ vectors.astype(np.float16).astype(np.float64).T
-    np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :7], atol=1e-6)
-    np.testing.assert_allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-6)
+    np.testing.assert_allclose(
+        scores, -np.sort(-exact, axis=1)[:, :7], atol=rounding.of_dot_product(24)
+    )
+    np.testing.assert_allclose(
+        np.take_along_axis(exact, rows, axis=1), scores, atol=rounding.of_dot_product(24)
+    )
 
 
 def test_scan_by_torch_gives_the_same_rows() -> None:

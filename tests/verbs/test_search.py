@@ -23,6 +23,7 @@ from namedmask.search import make
 from namedmask.search.index import KINDS, kind_for
 from namedmask.storage.files import read_json
 from namedmask.verbs.search import search
+from tests import rounding
 from tests.html_page import Page
 from tests.waves import EMBEDDER, add_wave, search_config
 
@@ -51,7 +52,9 @@ def test_search_finds_what_a_full_scan_finds_with_urls_and_captions(out: Path) -
     found = search(search_config(out), "something green", 7, QUIET)
     scores, rows = full_scan(out, EMBEDDER.embed_texts(["green"])[0], 7)
     assert [hit["rank"] for hit in found["hits"]] == list(range(7))
-    np.testing.assert_allclose([hit["score"] for hit in found["hits"]], scores, atol=2e-6)
+    np.testing.assert_allclose(
+        [hit["score"] for hit in found["hits"]], scores, atol=2 * rounding.of_dot_product(108)
+    )
     units, numbers = np.divmod(rows, 120)
     names = [f"{unit:05d}/{number}" for unit, number in zip(units, numbers, strict=True)]
     assert [hit["url"] for hit in found["hits"]] == [f"http://example.org/{n}.jpg" for n in names]
