@@ -1,1 +1,1 @@
-"""Clusters for runs: a local one that grows like a cluster in a cloud, and files for clouds."""
+"""Ray clusters: a local cluster that grows like one in a cloud, and files for clouds."""

@@ -1,12 +1,12 @@
-"""A measurement of how a run's pools and its cluster grow and shrink, as a plot and JSON.
+"""A measurement of how a cluster and a pool of a run grow and shrink, as a plot and JSON.
 
     python -m cluster.autoscale [--out autoscale.png] [--images 1600] [--max-workers 4]
 
-The program starts the local cluster with a small head, and runs `ray_jobs.embed` on a folder of
-generated images, with `embed.actors` from 1 to the largest number of workers. The embedder takes a
-second per ten images and sleeps most of it, so that more actors are faster even on one core, as
-they are on many machines. The nodes and the actors of the embed pool are counted every half second,
-until only the head of the cluster is left.
+The program starts the local cluster with a head of one CPU, and runs `ray_jobs.embed` on a folder
+of generated images, with 1 to `--max-workers` actors of the embed pool. The embedder sleeps for one
+second per ten images, so that more actors are faster even on one core, as they are on many
+machines. The nodes and the actors of the embed pool are counted every half second, until only the
+head of the cluster is left.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ BATCH = 10
 """Number of images per batch, and per wave."""
 
 SECONDS_PER_BATCH = 1.0
-"""Seconds that the embedder sleeps per batch."""
+"""Seconds for which the embedder sleeps per batch."""
 
 GIVE_UP_S = 600.0
-"""Seconds after which the measurement ends, whatever is still running."""
+"""Seconds after which the measurement ends, even if nodes are still running."""
 
 
 class SlowEmbedder:
-    """An embedder of mean colors that is as slow as a large network, but leaves the core idle."""
+    """An embedder of mean colors that is as slow as a large network, but does not use the core."""
 
     dim = 3
 
     def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
-        """Return the vectors of B images, (B, 3) float32, unit L2 norm, after a second."""
+        """Return the vectors of B images, (B, 3) float32, unit L2 norm, after one second."""
         time.sleep(SECONDS_PER_BATCH)
         means = np.array([image.mean((0, 1)) for image in images], np.float32) + 1
         result: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
@@ -60,12 +60,12 @@ class SlowEmbedder:
 
 
 def slow_embedder(config: Any) -> SlowEmbedder:
-    """Return the embedder; the run file names this function."""
+    """Return the embedder; `embed.model` in the run file names this function."""
     return SlowEmbedder()
 
 
 def write_run(folder: Path, images: int, actors: int) -> Path:
-    """Write images and a run file below `folder`; return the run file."""
+    """Write `images` images and a run file into `folder`; return the path of the run file."""
     pictures = folder / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -84,7 +84,7 @@ def write_run(folder: Path, images: int, actors: int) -> Path:
 
 
 def measure(images: int, max_workers: int) -> dict[str, Any]:
-    """Run the measurement; return its samples, `[seconds, nodes, embed actors]`, and a summary."""
+    """Run the measurement; return a summary and the samples `[seconds, nodes, embed actors]`."""
     shape = Shape(
         head_cpus=1, max_workers=max_workers, worker_cpus=1, idle_s=10.0, port=6399,
         dashboard_port=8299, client_port=9399, object_store_mb=100,
@@ -96,7 +96,7 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
         import ray
 
         ray.init(head.address, log_to_driver=False, logging_level=logging.WARNING)
-        leave_when_terminated()  # `ray.init` has set a handler that does not leave the blocks
+        leave_when_terminated()  # again, because `ray.init` has replaced the handler of SIGTERM
         try:
             command = [sys.executable, "-m", "ray_jobs.embed", "--config", str(run_file)]
             job = subprocess.Popen(
@@ -120,7 +120,7 @@ def measure(images: int, max_workers: int) -> dict[str, Any]:
 
 
 def _watch(job: subprocess.Popen[str]) -> tuple[list[list[float]], float]:
-    """Return the samples until only the head is left, and the time at which the job ended."""
+    """Return the samples until only the head is left, and the seconds until the job ended."""
     began, samples, ended = time.monotonic(), [], 0.0
     while (now := round(time.monotonic() - began, 1)) < GIVE_UP_S:
         samples.append([now, *_count()])
@@ -145,7 +145,7 @@ def _count() -> tuple[int, int]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw nodes and actors over time as step lines, and a line at the end of the run."""
+    """Draw the numbers of nodes and actors over time, and a line at the end of the run."""
     width, height, left, top, right, bottom = 900, 360, 50, 40, 20, 40
     picture = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(picture)

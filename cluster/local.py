@@ -1,15 +1,15 @@
-"""A cluster on this machine that grows and shrinks like a cluster in a cloud.
+"""A cluster on one machine that grows and shrinks like a cluster in a cloud.
 
     python -m cluster.local --max-workers 3
 
-The command runs until Ctrl-C, and writes to stdout the commands that make another terminal use the
-cluster. The nodes are processes of this machine, which Ray's own autoscaler starts and ends through
-its test provider. So nodes join when a run asks for more than the cluster has, and leave when they
-are idle. The cluster is for trials and tests; all nodes share the cores of this machine, so more
-nodes do not make a run faster.
+The command runs until Ctrl-C. It writes shell commands to stdout, with which another terminal uses
+the cluster. The nodes are processes of this machine, which Ray's own autoscaler starts and ends
+through its test provider. Nodes join when a run needs more than the cluster has, and leave when
+they are idle. The cluster is meant for trials and tests. All nodes share the cores of this machine,
+so more nodes do not make a run faster.
 
-`ray.cluster_utils.AutoscalingCluster` would do the same, but it needs a file that Ray's wheel does
-not contain, and it ends every other Ray on this machine when it starts.
+`ray.cluster_utils.AutoscalingCluster` does the same, but it needs a file that Ray's wheel does not
+contain, and it ends every other Ray on this machine when it starts.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 """Node id of the head in the test provider."""
 
 START_S = 120.0
-"""Seconds that a head may take to start."""
+"""Timeout of the start of a head, in seconds."""
 
 STOP_S = 20.0
-"""Seconds that a head may take to end by itself."""
+"""Seconds after which a head that does not end by itself is killed."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """The size and the ports of a local cluster.
 
-    A head with 0 CPUs runs only the drivers and the coordinating actors of a run.
+    A head with 0 CPUs runs only drivers and actors that need no CPU. Nodes that are idle for
+    `idle_s` seconds leave.
     """
 
     head_cpus: int = 0
@@ -64,7 +65,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a running cluster: its addresses and its token."""
+    """The head of a running cluster: the address of Ray, the url of its dashboard, its token."""
 
     address: str
     dashboard: str
@@ -72,19 +73,20 @@ class Head:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Return the environment variables of a program that uses the cluster."""
+        """Return the environment variables that a program needs to use the cluster."""
         return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
 
 @contextmanager
 def cluster(shape: Shape, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
-    """Start a cluster of a shape, yield its head, and end the cluster with the block.
+    """Start a cluster, yield its head, and end the cluster when the block ends.
 
-    `environment` is added to the environment of all its processes. No process of another cluster
-    is ended.
+    `environment` is added to the environment of all processes of the cluster. Processes of other
+    clusters are not affected.
 
     Raises:
-        RuntimeError: the cluster does not start; the message contains Ray's log.
+        RuntimeError: the cluster does not start (the message contains Ray's log), or another
+            program uses the port of its dashboard.
     """
     head = Head(_address(shape), f"http://127.0.0.1:{shape.dashboard_port}", secrets.token_hex(32))
     variables = _environment(shape, head.token) | dict(environment or {})
@@ -131,8 +133,8 @@ def _command(shape: Shape, folder: Path) -> list[str]:
 def _address(shape: Shape) -> str:
     """Return the address at which the head listens, as Ray itself would choose it.
 
-    Ray's own function is of no use here: ray reads the token when it is imported, so that it must
-    not be imported yet.
+    Ray's own function cannot be used, because it imports ray, and ray reads the token when it is
+    imported.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("8.8.8.8", 80))  # sends nothing
@@ -147,7 +149,7 @@ def _autoscaling(shape: Shape) -> dict[str, Any]:
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": shape.idle_s / 60,
         "provider": {
-            # given by its module, since the name `fake_multinode` needs the missing file as well
+            # named by its module, because the name `fake_multinode` would need the missing file
             "type": "external", "module": PROVIDER, "launch_multiple": True,
             "head_node_id": HEAD_ID, "gcs_address": _address(shape),
             "disable_node_updaters": True, "disable_launch_config_check": True,
@@ -173,14 +175,14 @@ def _environment(shape: Shape, token: str) -> dict[str, str]:
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
-        # jobs are started as `python -m ...`, which must be this Python
+        # jobs are started with `python -m ...`, which must be this Python
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
     }
     environment.pop("RAY_ADDRESS", None)
     if shape.max_workers:
         environment |= {
             "RAY_FAKE_CLUSTER": "1",
-            "RAY_enable_autoscaler_v2": "1",  # what `ray up` and KubeRay use
+            "RAY_enable_autoscaler_v2": "1",  # as with `ray up` and KubeRay
             "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -189,7 +191,7 @@ def _environment(shape: Shape, token: str) -> dict[str, str]:
 
 
 def _answers(head: Head, process: subprocess.Popen[bytes]) -> bool:
-    """Wait for the head; return False if its process ends or takes longer than `START_S`."""
+    """Wait until the head answers; return False if it ends or takes longer than `START_S`."""
     request = urllib.request.Request(
         f"{head.dashboard}/api/version", headers={"Authorization": f"Bearer {head.token}"}
     )
@@ -206,7 +208,7 @@ def _answers(head: Head, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the head, which ends its own processes, and then any process left in its session."""
+    """End the head, which ends its processes, and then kill any process left in its session."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_S)
@@ -217,7 +219,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _session(leader: int) -> list[int]:
-    """Return the ids of a session's processes; Ray's workers have process groups of their own."""
+    """Return the ids of the processes in a session; a process group would lack Ray's workers."""
     pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -228,12 +230,12 @@ def _session(leader: int) -> list[int]:
 
 
 def leave_when_terminated() -> None:
-    """Make SIGTERM end this process by an exception, so that `cluster` ends its processes."""
+    """Let SIGTERM raise SystemExit, so that `cluster` can end its processes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a cluster until Ctrl-C."""
+    """Run a cluster until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m cluster.local")
     for name, default in vars(Shape()).items():
         flag = f"--{name.replace('_', '-')}"

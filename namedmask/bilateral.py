@@ -1,14 +1,13 @@
 """The fast bilateral solver snaps a pseudo-mask to the edges of its image.
 
 The solver groups pixels of similar color and position into the vertices of a *bilateral grid*,
-smooths the mask over neighboring vertices and reads the values of the pixels back. Only three
-passes run over the pixels: to find their vertices, to add up the mask, and to read back. All other
-work runs over the vertices, about 20,000 per photo.
+smooths the mask over neighboring vertices, and copies the values of the vertices back to their
+pixels. Only three passes run over the pixels: to find their vertices, to add up the mask, and to
+copy the values back. All other work runs over the vertices, about 20,000 per photo.
 
 Method: the post-processing of SelfMask, constants included (method section 2).
-Differs: a gray pixel lies exactly between two chroma cells. In the original, rounding decides which
-of them it falls into; here it is always the upper one. Early stopping uses the preconditioned
-residual.
+Differs: a gray pixel lies exactly between two chroma cells. In the original, its cell depends on
+rounding errors; here it is always the upper cell. Early stopping uses the preconditioned residual.
 """
 
 from __future__ import annotations
@@ -33,30 +32,32 @@ YUV_OFFSET = np.array([0.0, 128.0, 128.0])
 """Offset of luma and chromas. Method: +128 for the chromas."""
 
 ROUNDING_MARGIN = 1e-4
-"""Offset of luma and chromas before they are divided into cells. It is larger than the float32
-errors at this point, which are below 5e-5."""
+"""Offset that is added to luma and chromas before they are divided into cells.
+
+It is larger than their float32 errors, which are below 5e-5."""
 
 BISTOCHASTIC_ITERATIONS = 10
 """Number of iterations of `bistochastize`. Method: 10."""
 
 TOLERANCE = 1e-5
-"""Ratio of the residual's norm to the right-hand side's at which the solver stops early.
+"""Ratio of the norms of the residual and the right-hand side at which the solver stops early.
 Method: 1e-5."""
 
 SELF_WEIGHT = 10.0
 """Weight of a vertex in its own blur. Method: the blur is [1 2 1] along each of the five axes."""
 
 LONGER_SIDE = 2048
-"""Upper limit of the longer side in pixels. Differs: the original has no limit."""
+"""Upper limit of the longer side in the solver, in pixels. Differs: the original has no limit."""
 
 MAX_COLOR_CELLS = 1 << 24
-"""Upper limit of the number of color cells: float32 is exact only for integers up to it. Sigmas of
-one gray level reach it."""
+"""Upper limit of the number of color cells, because float32 is exact for integers up to it only.
+
+Sigmas of one gray level exceed it."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A bilateral grid: the V occupied cells (vertices) along luma, two chromas, x and y."""
+    """A bilateral grid over luma, two chromas, x and y; its V vertices are the occupied cells."""
 
     cells: np.ndarray  # (H, W) int64: cell of each pixel
     order: np.ndarray  # (V,) int64: vertex i is cell order[i]
@@ -104,7 +105,7 @@ def build_grid(image: np.ndarray, config: BilateralConfig) -> Grid:
     """Return the grid of an (H, W, 3) uint8 RGB image.
 
     The key of a cell is the rank of its color times the number of positions, plus its position.
-    Each axis has one free cell at its end, so that no neighbor wraps around into the next row.
+    Each axis has an empty cell at its end, so that no neighbor wraps around to the next row.
 
     Raises:
         ConfigError: the sigmas of `config` are too small.
@@ -141,7 +142,7 @@ def build_grid(image: np.ndarray, config: BilateralConfig) -> Grid:
 def _strips(height: int, width: int, pixels: int = 1 << 14) -> list[slice]:
     """Return slices of rows that cover the height, each with about `pixels` pixels.
 
-    Temporary arrays of a strip stay in the processor's cache; those of a whole photo would not.
+    The temporary arrays of a strip fit into the processor's cache; those of a photo would not.
     """
     rows = max(1, pixels // width)
     return [slice(top, top + rows) for top in range(0, height, rows)]
@@ -221,7 +222,7 @@ def _neighbors(successors: np.ndarray) -> tuple[np.ndarray, sparse.csr_matrix]:
 
 
 def bistochastize(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """Return scales n and masses m, each (V,) float32, with n·blur(n) = m, close to the counts."""
+    """Return scales n and masses m = n·blur(n), each (V,) float32; m is close to the counts."""
     scales = np.ones_like(grid.counts)
     for _ in range(BISTOCHASTIC_ITERATIONS):
         blurred = grid.neighbors @ scales + SELF_WEIGHT * scales
@@ -234,8 +235,8 @@ def solve(grid: Grid, sums: np.ndarray, config: BilateralConfig) -> np.ndarray:
 
     `sums` (V,) is the sum of the mask over the pixels of each vertex. The solver is a conjugate
     gradient on λ(m − n·blur·n) + confidence. The matrix is scaled on both sides to a unit diagonal,
-    which equals preconditioning with its diagonal. Method: the diagonal has a floor of 1e-5. No
-    floor is needed here, because the diagonal is never below the confidence.
+    which equals preconditioning with its diagonal. Method: the diagonal has a floor of 1e-5. Here
+    it needs no floor, because it is never below the confidence.
     """
     scales, masses = bistochastize(grid)
     weights = config.confidence * grid.counts
@@ -269,8 +270,9 @@ def solve(grid: Grid, sums: np.ndarray, config: BilateralConfig) -> np.ndarray:
 def snap(image: np.ndarray, mask: np.ndarray, config: BilateralConfig) -> np.ndarray:
     """Return the mask snapped to the image's edges, (H, W) bool.
 
-    `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool. Every image is shrunk or enlarged to
-    `config.shorter_side` for the solver. If the snapped mask is empty, the given mask is returned.
+    `image` is (H, W, 3) uint8 RGB, `mask` (H, W) bool. For the solver, every image is resized to
+    `config.shorter_side`, or smaller to keep its longer side within `LONGER_SIDE`. If the snapped
+    mask is empty, the given mask is returned.
 
     Method: the soft mask is thresholded at 0.5 and resized to the image with nearest pixels.
 
@@ -292,11 +294,11 @@ class Bilateral:
 
     Columns in: `image` (encoded bytes), `mask` (COCO RLE) and `status`.
 
-    Columns out: `mask` (COCO RLE) and `status`. The status of a row that fails is `bad_mask` if the
-    mask has another size than the image or is null, or that of an image that cannot be decoded; its
-    `image`, `saliency` and `mask` become null. If the snapped mask is empty, the row keeps its old
-    mask, so that no row loses its object here. If `bilateral.enabled` is false, the table does not
-    change.
+    Columns out: `mask` (COCO RLE) and `status`. The status is `bad_mask` if the mask is null or has
+    another size than the image, or `not_an_image`, `truncated`, `too_many_pixels` or
+    `too_many_scans` if the image cannot be decoded. `image`, `saliency` and `mask` of such a row
+    become null. If the snapped mask is empty, the row keeps its old mask, so that no row loses its
+    object here. If `bilateral.enabled` is false, the table does not change.
 
     Cost per 1,000 photos with a shorter side of 512 pixels on one core of a Xeon at 2.8 GHz: 15 s
     without decoding.
@@ -313,7 +315,11 @@ class Bilateral:
         self.config = config
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with snapped masks and the status of each row."""
+        """Return `table` with snapped masks and the status of each row.
+
+        Raises:
+            SchemaError: `table` lacks `image`, `mask` or `status`.
+        """
         schema.require_columns(table, (*self.reads, "status"), self.name)
         if not self.config.enabled:
             return table

@@ -50,7 +50,7 @@ PEOPLE = frozenset(
     ("person", "people", "man", "men", "woman", "women", "child", "children", "boy", "girl",
      "human", "rider", "pedestrian", "groom", "diver", "ballplayer")
 )  # fmt: skip
-"""Words that mark a category as one of people when its name contains them."""
+"""Words that mark a category as people if its name contains them."""
 
 _FOLDER = resources.files("namedmask").joinpath("data", "category_sets")
 

@@ -8,11 +8,11 @@
     │   ├── MissingExtraError    an optional package that the run needs is not installed
     │   └── ClusterTooSmallError a Ray cluster lacks CPUs or GPUs, so the run would wait forever
     ├── TooManyFailuresError     more rows failed than `run.max_failure_share` allows
-    └── RayJobError              a Ray job did not finish well; the exit code is that of the job
+    └── RayJobError              a Ray job failed, was stopped, or is no longer followed
 
 A failed *row* never raises an exception. Its `status` column says what went wrong (see
-schema/status.py). Every message names the place, what was expected, what was found, and what the
-user can do.
+schema/status.py). Every message names the place, says what was expected and what was found, and
+ends with what the user can do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 
 class NamedMaskError(Exception):
-    """A run failed; the message says where, and what the user can do."""
+    """A run failed; the message says where it failed and what the user can do."""
 
     exit_code = 1
 
@@ -34,7 +34,7 @@ class InputError(NamedMaskError):
 
 
 class ConfigError(InputError):
-    """A run file, an override or a name in either of them is wrong."""
+    """A run file or an override has a wrong key, value or name."""
 
 
 class SchemaError(InputError):
@@ -58,7 +58,11 @@ class TooManyFailuresError(NamedMaskError):
 
 
 class RayJobError(NamedMaskError):
-    """A Ray job failed, was stopped, or is no longer followed by this process."""
+    """A Ray job failed, was stopped, or is no longer followed by this process.
+
+    `exit_code` is the exit code of the job, 130 if it was stopped or is no longer followed, or 1 if
+    it failed before its command ran.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -66,7 +70,10 @@ class RayJobError(NamedMaskError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return a ConfigError for a name that is not in a registry; it proposes the closest name."""
+    """Return a ConfigError for a name that is not among the `known` names.
+
+    Its message lists the known names, and proposes the closest one if there is a similar name.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""

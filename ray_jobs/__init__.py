@@ -1,14 +1,15 @@
-"""Entry points for `ray job submit`, one per verb; `namedmask submit` runs several in one job.
+"""Entry points for `ray job submit`, one per verb; `namedmask submit` puts several into one job.
 
     ray job submit --address http://head:8265 --working-dir . -- \\
         python -m ray_jobs VERB --config RUN.toml [--set section.key=value ...]
 
-A verb connects to the cluster that its job runs on. Its result is one line of JSON on stdout,
-`{"verb": ..., ...}`; progress and errors go to stderr, which Ray writes to the same log. Exit codes
-are those of the command `namedmask`: 0 finished, 1 the run failed, 2 invalid input. A verb that was
-killed resumes when it is submitted again.
+A verb connects to the cluster on which its job runs. Its result is one line of JSON on stdout,
+`{"verb": ..., ...}`. Progress and errors go to stderr, which Ray writes to the same log. The exit
+codes are those of the command `namedmask`: 0 finished, 1 the run failed, 2 invalid input. A verb
+that was killed resumes when it is submitted again.
 
-`python -m ray_jobs.embed`, `.build_archive`, `.refine`, … run the same verbs as single modules.
+The modules of this package, such as `python -m ray_jobs.embed`, run one verb each. The verb `build`
+is in `build_archive`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from namedmask.run.verb_table import VERBS
 
 
 def main(name: str, arguments: Sequence[str] | None = None) -> int:
-    """Run the verb `name` on Ray and return the exit code."""
+    """Run the verb `name` on Ray; return the exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see cli/app.py
     verb = VERBS[name]
     parser = argparse.ArgumentParser(prog=f"python -m ray_jobs {name}", description=verb.help)

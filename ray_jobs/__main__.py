@@ -1,4 +1,4 @@
-"""Run a verb by its name: `python -m ray_jobs VERB --config RUN.toml`; see ray_jobs."""
+"""Run a verb by its name: `python -m ray_jobs VERB --config RUN.toml`; see `ray_jobs`."""
 
 import argparse
 import sys

@@ -3,8 +3,8 @@
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.curate --config RUN.toml [--set section.key=value ...]
 
-Needs: the metadata of `metadata.source`, the web, the weights that the run file names.
-Writes to `run.out`: all files of these two.
+Needs: the metadata of `metadata.source`, the web, and the weights of all models before training.
+Writes to `run.out`: all files of ray_jobs.embed and ray_jobs.build_archive.
 A killed job resumes when it is submitted again.
 """
 

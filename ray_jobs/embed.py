@@ -3,7 +3,7 @@
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.embed --config RUN.toml [--set section.key=value ...]
 
-Needs: the metadata of `metadata.source`, the web, the weights of `embed.weights`.
+Needs: the metadata of `metadata.source`, the web, and the weights of `embed.weights`.
 Writes to `run.out`: `embeddings` and `funnels.json`.
 A killed job resumes when it is submitted again. `--retry transient` also retries the rows that
 ended with a transient failure.

@@ -3,7 +3,7 @@
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.fetch --config RUN.toml [--set section.key=value ...]
 
-Needs: the metadata of `metadata.source`, the web.
+Needs: the metadata of `metadata.source`, and the web.
 Writes to `run.out`: `fetched`.
 A killed job resumes when it is submitted again. `--retry transient` also retries the rows that
 ended with a transient failure.

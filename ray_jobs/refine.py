@@ -1,10 +1,10 @@
-"""Train one expert per category or per cluster, and redraw the masks of the archives with it.
+"""Train one expert per category or per cluster, and redraw the archives' masks with the experts.
 
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.refine --config RUN.toml [--set section.key=value ...]
 
-Needs: `archive` of ray_jobs.build_archive, in storage that all machines reach.
-Writes to `run.out`: `refined` and `experts`.
+Needs: `archive` of ray_jobs.build_archive, on storage that all machines can access.
+Writes to `run.out`: `refined` and `experts`, and with `experts.clusters` `clusters.json`.
 A killed job resumes when it is submitted again.
 """
 

@@ -3,7 +3,8 @@
     ray job submit --address http://head:8265 --working-dir . -- \
         python -m ray_jobs.train --config RUN.toml [--set section.key=value ...]
 
-Needs: `archive`, and `refined` unless experts.enabled is false, in storage that all machines reach.
+Needs: `archive`, and `refined` unless experts.enabled is false, on storage that all machines can
+access.
 Writes to `run.out`: `segmenter/checkpoint.pt`.
 A killed job resumes when it is submitted again.
 """

@@ -26,7 +26,10 @@ from namedmask.storage.files import digest, row_hashes
 class ImageChecks:
     """A callable that fetches and checks images, each image once per run folder.
 
-    It is the `CheckImages` that `fill_archives` needs.
+    `fill_archives` takes an instance as its `check`.
+
+    Raises:
+        ConfigError: the run folder holds images that were checked with other settings.
     """
 
     def __init__(self, executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
@@ -39,7 +42,7 @@ class ImageChecks:
         self._stages = checking_stages(run.config)
         self._failures = Failures(run.config.run.max_failure_share)
         if run.ledger.commits(IMAGES):
-            run.finished(CHECKED_IMAGES.name)  # refuses other settings
+            run.finished(CHECKED_IMAGES.name)  # raises if the settings have changed
         run.ledger.sweep(IMAGES)
         self.store = ImageStore(run.ledger)
 

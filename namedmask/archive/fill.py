@@ -33,7 +33,7 @@ def fill_archives(
 ) -> dict[str, str]:
     """Return the status of each image tried, by sample id.
 
-    The rounds end when no archive needs more images, and at the latest after
+    The rounds end when no further check can change an archive, at the latest after
     1 + `retrieve.top_up_rounds` rounds.
 
     Args:
@@ -127,7 +127,7 @@ def _settled(
 ) -> list[tuple[str, str | None]]:
     """Return the result of `CandidateList.pick` with every pending candidate marked `untried`.
 
-    An untried candidate makes room for the next one, which may be pending in turn.
+    When a candidate becomes `untried`, its near duplicates may become pending in turn.
     """
     final = dict(checked)
     while True:
@@ -147,7 +147,7 @@ def _pass_rate(
 ) -> float:
     """Return the share of tried candidates that were accepted; 1 before the first try.
 
-    Candidates excluded without fetching, by their vectors or by the config, do not count.
+    Near duplicates, and candidates that vectors or the config exclude, do not count.
     """
     tried = [
         status

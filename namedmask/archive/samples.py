@@ -18,7 +18,7 @@ from namedmask.storage import Place
 from namedmask.storage.place import kept_copy
 
 ROWS_PER_GROUP = 8
-"""Rows per Parquet row group; small, because training reads single images at random."""
+"""Number of rows per Parquet row group; small, because training reads single images at random."""
 
 CACHE_MB = 1024
 """Default size, in MiB, of the cache of decoded samples."""
@@ -38,9 +38,10 @@ class Shard:
 class ArchiveSamples:
     """Archive entries as training samples (`train.augment.Samples`), decoded on access.
 
-    A sample is an image (H, W, 3) uint8 RGB and its labels (H, W) uint16: the shard's label on the
-    mask, 0 elsewhere. Decoded samples stay in memory until `cache_mb` MiB are used, so callers must
-    not write into them. The object can be pickled and used from forked processes.
+    A sample is an image (H, W, 3) uint8 RGB and its labels (H, W) uint16, which are the shard's
+    label id on the mask and 0 elsewhere. Decoded samples are cached until the cache has `cache_mb`
+    MiB, so callers must not write into them. The object can be pickled and used from forked
+    processes.
     """
 
     def __init__(self, shards: Sequence[Shard], cache_mb: int = CACHE_MB) -> None:
@@ -87,7 +88,10 @@ class ArchiveSamples:
 
 
 def _image_bytes(path: Path, row: int) -> bytes:
-    """Return the encoded image of one row. An open file would break in forked processes."""
+    """Return the encoded image of one row.
+
+    The file is opened for each row, because an open file would break in forked processes.
+    """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         group, offset = divmod(row, ROWS_PER_GROUP)
         column = file.read_row_group(group, columns=["image"], use_threads=False)["image"]

@@ -48,7 +48,7 @@ class ArchivedCategory:
     count: int
     wanted: int
     sha256: str
-    digest: str  # of all that the file depends on: equal digests, equal files
+    digest: str  # of everything the file depends on; files with equal digests are equal
 
 
 def stem(label_id: int, name: str) -> str:
@@ -61,7 +61,7 @@ class Accepted:
     """The archive of one category before it is written; `entries` is called only if needed."""
 
     label: Label
-    digest: str  # of all that the entries depend on
+    digest: str  # of everything the entries depend on
     entries: Callable[[], pa.Table]  # schema.ARCHIVE, ascending rank
 
 
@@ -128,7 +128,7 @@ class Archive:
         """Return the archive in a folder. With `verify`, check the sha256 of every file first.
 
         Raises:
-            InputError: the manifest is missing or has a newer format, or a file is missing or, with
+            InputError: the manifest is missing or has another format, or a file is missing or, with
                 `verify`, changed.
         """
         manifest = folder / MANIFEST
@@ -165,7 +165,7 @@ class Archive:
 
     @property
     def num_labels(self) -> int:
-        """Return a segmenter's number of logits for this archive: the highest label id plus 1."""
+        """Return the number of logits that a segmenter needs, which is the highest label id + 1."""
         return max(category.label_id for category in self.categories) + 1
 
     def category(self, name: str) -> ArchivedCategory:

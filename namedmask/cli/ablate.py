@@ -1,4 +1,4 @@
-"""The command `ablate`: it trains again on a run's archives with one setting changed."""
+"""The command `ablate`, which compares trainings on a run's archives that differ in one setting."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ def ablate(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="run file or run folder", parser=place_of)
     ],
-    study: Annotated[str, typer.Argument(metavar="STUDY", help="copy-paste or experts")],
-    seeds: Annotated[str, typer.Option(help="seeds of the trainings, with commas")] = "0,1,2",
-    only: Annotated[str, typer.Option(help="variants, with commas; default: all")] = "",
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="name of the study: copy-paste or experts")
+    ],
+    seeds: Annotated[
+        str, typer.Option(help="seeds of the trainings, separated by commas")
+    ] = "0,1,2",
+    only: Annotated[
+        str, typer.Option(help="variants to train, separated by commas; default: all")
+    ] = "",
     choose_on: Annotated[
         str,
         typer.Option(
             help="split on which the best variant is chosen; default: `select` on the mini world, "
-            "else --split"
+            "else evaluate.split"
         ),
     ] = "",
     benchmark: Annotated[str, typer.Option(help="short for --set evaluate.benchmark=")] = "",
@@ -37,13 +43,13 @@ def ablate(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="override a key; repeatable"),
     ] = None,
     local: Annotated[
-        bool, typer.Option("--local", help="run in this process, without Ray")
+        bool, typer.Option("--local", help="run on this machine, without Ray")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="write the result as JSON, without progress")
     ] = False,
 ) -> None:
-    """Train again on a run's archives, with one setting changed and several seeds, and compare."""
+    """Compare trainings on a run's archives that differ in one setting, each with several seeds."""
     from namedmask.engine import executor_of
     from namedmask.run.job import config_of_run
     from namedmask.verbs.ablate import ablate as work  # these load torch, which takes seconds
@@ -70,5 +76,5 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in _words(text)]
     except ValueError:
         raise ConfigError(
-            f"--seeds is '{text}'; expected whole numbers with commas, such as 0,1,2."
+            f"--seeds is '{text}'; expected whole numbers separated by commas, such as 0,1,2."
         ) from None

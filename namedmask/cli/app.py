@@ -1,7 +1,8 @@
 """The `namedmask` command with its subcommands; a verb's module is imported when the verb runs.
 
-Exit codes: 0 finished, 1 the run failed, 2 invalid input, 130 interrupted. Results go to stdout
-(with `--json` as one JSON document), progress and errors to stderr.
+Exit codes: 0 finished, 1 the run failed, 2 invalid input, 130 interrupted; `submit` ends with the
+exit code of the job. Results go to stdout (with `--json` as one JSON document), progress and errors
+to stderr.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def demo(
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run all verbs on the mini world, and compare the scores with their bars."""
+    """Run the whole pipeline on a drawn mini world with known truth, and check the scores."""
     ensure_writable(out, "--out")
     from namedmask.miniworld.demo import run_demo
 
@@ -142,11 +143,11 @@ def submit(
     overrides: Overrides = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="folder to send: modules and small files that the run file names"),
+        typer.Option(help="folder to send, with modules and small files that the run file names"),
     ] = None,
     ship_package: Annotated[
         bool,
-        typer.Option("--ship-package", help="send this namedmask package, not the cluster's"),
+        typer.Option("--ship-package", help="send this namedmask, in place of the cluster's own"),
     ] = False,
     submission_id: Annotated[str, typer.Option(help="id of the job; default: Ray chooses")] = "",
     wait: Annotated[bool, typer.Option(help="follow the job until it ends")] = True,
@@ -175,18 +176,18 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
     out: Annotated[Path, typer.Option(help="folder for the results")] = Path("predictions"),
-    device: Annotated[str, typer.Option(help="cpu or cuda, never a fallback")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda; a missing GPU is an error")] = "cpu",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="SET|SECTION.KEY=VALUE",
-            help="category set, or key, for weights without label names; repeatable",
+            help="for weights without label names: a category set, or a key; repeatable",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Segment images, and write a label map and an overlay with label names for each."""
+    """Segment images; write a label map and an overlay with label names per image."""
     from namedmask.verbs.predict import predict_files
 
     config = config_of_checkpoint(overrides or ())
@@ -207,7 +208,7 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder", parser=place_of)],
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's report.html again, from the files in its folder."""
+    """Write a run's report.html from the files in its folder."""
     from namedmask.report.run_report import write_report
 
     if not run.is_dir():
@@ -224,14 +225,16 @@ def search(
     ],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="description of the images")],
     k: Annotated[int, typer.Option("--k", min=1, help="number of images to find")] = 50,
-    html: Annotated[Path | None, typer.Option(help="also write a page of links")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="also write a page of links to this file")
+    ] = None,
     templates: Annotated[
         bool, typer.Option("--templates", help="put TEXT into the run's prompt templates")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find a run's images closest to a text; the index is built if it is missing or outdated."""
+    """Find the images of a run that are closest to a text; build the index first if necessary."""
     from namedmask.report.search_page import search_page
     from namedmask.run.job import config_of_run
     from namedmask.verbs.search import search as find
@@ -247,7 +250,7 @@ def search(
 
 @app.command()
 def plan(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Show the stages of a run and how many images it needs; nothing is started."""
+    """Show the stages of a run and how many images it needs, without starting it."""
     from namedmask.verbs.plan import plan_of
 
     planned = plan_of(Config.load(run_file, overrides or ()))
@@ -260,7 +263,8 @@ def inspect(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="folder of a run, an archive or vectors; .parquet, .pt or .toml",
+            help="folder of a run, an archive or published vectors; or a parquet, checkpoint or "
+            "run file",
             parser=place_of,
         ),
     ],

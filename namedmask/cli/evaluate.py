@@ -1,4 +1,4 @@
-"""The command `evaluate`: it scores a run's segmenter, a checkpoint alone, or a baseline."""
+"""The command `evaluate`, which scores a run's segmenter, a checkpoint alone, or a baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from namedmask.run.verb_table import VERBS
 from namedmask.storage import place_of
 
 CHECKPOINTS = (".pt", ".pth", ".safetensors")
-"""Suffixes by which a path is taken for a checkpoint and not for a run file."""
+"""Suffixes of checkpoints; a path with any other suffix is that of a run file."""
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="RUN.toml",
-            help="run file, or a checkpoint: a file or a name of `namedmask weights`",
+            help="run file, checkpoint file, or name of `namedmask weights`",
             parser=checkpoint_of,
         ),
     ],
@@ -47,11 +47,13 @@ def evaluate(
     ] = False,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="probability below which a baseline sees background"),
+        typer.Option(min=0, max=1, help="probability below which a pixel is background"),
     ] = None,
     threshold_from: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="use the best threshold of a --sweep", parser=place_of),
+        typer.Option(
+            metavar="FILE", help="use the best threshold in the file of a --sweep", parser=place_of
+        ),
     ] = None,
     overrides: Overrides = None,
     local: Local = False,
@@ -60,10 +62,12 @@ def evaluate(
 ) -> None:
     """Score the segmenter of a run, or a CHECKPOINT.pt alone, on a benchmark.
 
-    Weights without label names take the names of the benchmark, or of a category
-    set, as with --set voc2012. With --baseline, MaskCLIP or ReCo is scored instead
-    of the segmenter; it sees background where its best probability is below a
-    threshold.
+    Weights without label names get the names of the benchmark, or those of a
+    category set that is given with --set, such as --set voc2012.
+
+    --baseline scores MaskCLIP or ReCo in place of the segmenter. Neither
+    predicts background, so a pixel is background if its best probability is
+    below a threshold.
     """
     short = {"benchmark": benchmark, "root": root, "split": split}
     settings = [f"evaluate.{key}={json.dumps(value)}" for key, value in short.items() if value]
@@ -76,7 +80,7 @@ def evaluate(
     chosen = [key for key, value in options.items() if value is not None and value is not False]
     if len(chosen) > bool(baseline):
         names = ", ".join(f"--{key.replace('_', '-')}" for key in chosen)
-        raise InputError(f"{names}: give at most one of them, and --baseline with it.")
+        raise InputError(f"{names}: give at most one of these options, and only with --baseline.")
     if baseline:
         from namedmask.verbs.baselines import evaluate_baseline
 
@@ -94,7 +98,7 @@ def evaluate(
 def config_of_checkpoint(overrides: Sequence[str]) -> Config:
     """Return the config for a checkpoint without a run.
 
-    An override without `=` is the name of a category set: `voc2012` is `categories.set=voc2012`.
+    An override without `=` names a category set: `voc2012` means `categories.set=voc2012`.
     """
     settings = [text if "=" in text else f"categories.set={json.dumps(text)}" for text in overrides]
     return Config.of({"run": {"out": ""}}, settings)

@@ -29,9 +29,9 @@ Retry = Annotated[
         "--retry", metavar="CLASS", help="retry rows of a failure class (transient, …); repeatable"
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="run in this process, without Ray")]
+Local = Annotated[bool, typer.Option("--local", help="run on this machine, without Ray")]
 Address = Annotated[
-    str, typer.Option(help="address of a running Ray (auto, host:port); default: start one")
+    str, typer.Option(help="address of a running Ray (auto, host:port); default: ray.address")
 ]
 
 
@@ -48,14 +48,14 @@ def run_verb(
     """Run a verb on a run file and write its result.
 
     Args:
-        load: returns the verb's function; called only when the run file is read.
+        load: returns the verb's function; called after the run file was read.
         run_file: the run file.
-        overrides: `section.key=value`, over the run file.
+        overrides: `section.key=value` each; they take precedence over the run file.
         local: whether the plain loop does the work, in place of Ray.
-        address: a running Ray; empty: as the run file says.
+        address: address of a running Ray; empty: `ray.address` of the run file.
         as_json: whether the result goes to stdout as JSON.
-        show_result: writes the result otherwise.
-        options: of the verb.
+        show_result: writes the result to stdout without `as_json`.
+        options: further keyword arguments of the verb's function.
     """
     config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")

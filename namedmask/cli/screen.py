@@ -1,4 +1,4 @@
-"""The output of commands: results as tables or JSON on stdout, errors on stderr."""
+"""The output of commands: results on stdout, as tables or JSON, and errors on stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from namedmask.config import Config
 from namedmask.errors import NamedMaskError
 from namedmask.storage import Place
 
-# error numbers of the operating system, by their cause
+# error numbers of the operating system, by cause
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -48,7 +48,7 @@ def show_job_line(line: str) -> None:
 
 
 def say_already_done(out: Place) -> None:
-    """Write that a run folder already has the results of the verb."""
+    """Write that a verb has nothing to do, because the run folder has its results."""
     write(f"already done: {out}; nothing to do")
 
 
@@ -72,7 +72,7 @@ def show_plan(planned: Mapping[str, Any]) -> None:
 
 
 def show_baseline(result: Mapping[str, Any]) -> None:
-    """Write a baseline's scores, its sweep if any, and all scores on the same split."""
+    """Write a baseline's threshold sweep, if any, and all scores on the same split."""
     from rich.console import Console
     from rich.table import Table
 
@@ -96,7 +96,7 @@ def show_baseline(result: Mapping[str, Any]) -> None:
     Console().print(table)
     if result["chosen_here"]:
         write(
-            f"note: threshold {result['threshold']:.2f} was chosen on this very split, so its "
+            f"note: threshold {result['threshold']:.2f} was chosen on this same split, so its "
             "score is optimistic; use it on another split with --threshold-from"
         )
     write(f"written: {result['file']}")
@@ -129,13 +129,13 @@ def show_hits(result: Mapping[str, Any]) -> None:
 
 
 def show_weights(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write one line per row with its values in these columns, empty values left out."""
+    """Write one line per row with the row's values in these columns, without empty values."""
     for row in rows:
         write("  ".join(_text(row[column]) for column in columns if row.get(column)))
 
 
 def _printable(text: str) -> str:
-    """Return a text from the web with a space for each character that could control a terminal."""
+    """Return a text from the web in which spaces replace characters that control a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
@@ -190,7 +190,7 @@ def write_json(value: Any) -> None:
 
 
 def explain(error: NamedMaskError | OSError) -> int:
-    """Write to stderr why a verb ended; return the exit code."""
+    """Write to stderr the error that ended a command; return the exit code."""
     if isinstance(error, NamedMaskError):
         complain(str(error))
         return error.exit_code

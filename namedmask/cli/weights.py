@@ -17,20 +17,22 @@ from namedmask.storage import Place
 def weights(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN.toml | fetch NAME... | verify]", help="default: list all"),
+        typer.Argument(
+            metavar="[RUN.toml | fetch NAME... | verify]", help="default: list all weights"
+        ),
     ] = None,
     accept: Annotated[
         list[str] | None,
         typer.Option(
             "--accept-license",
             metavar="LICENSE",
-            help="accept a license that is not free; repeatable",
+            help="accept this license, which is not free; repeatable",
         ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="FOLDER", help="copy files from a folder")
+        Path | None, typer.Option("--from", metavar="FOLDER", help="copy files from this folder")
     ] = None,
-    mirror: Annotated[str, typer.Option(metavar="URL", help="fetch files from below a url")] = "",
+    mirror: Annotated[str, typer.Option(metavar="URL", help="fetch files below this url")] = "",
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,7 +58,7 @@ def weights(
         return
     if names:
         raise InputError(
-            f"'namedmask weights {action}' takes no further words; got {' '.join(names)}."
+            f"'namedmask weights {action}' takes no further arguments; got {' '.join(names)}."
         )
     if action == "verify":
         rows = download.verify_weights()
@@ -78,7 +80,11 @@ def weights(
 
 
 def checkpoint_of(text: str) -> Place:
-    """Return the file that a path, an s3:// url, or a name of `namedmask weights` stands for."""
+    """Return the file named by a path, an s3:// url, or a name of `namedmask weights`.
+
+    Raises:
+        CheckpointError: the file of a known name is not in the cache, or has changed in size.
+    """
     from namedmask.weights.catalog import place_named
 
     return place_named(text)
@@ -94,10 +100,10 @@ def export_faces(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="file to write")],
-    side: Annotated[int, typer.Option(min=32, help="side of its square input in pixels")] = 640,
+    side: Annotated[int, typer.Option(min=32, help="side of the square input in pixels")] = 640,
     as_json: Annotated[bool, typer.Option("--json", help="write the result as JSON")] = False,
 ) -> None:
-    """Export a RetinaFace checkpoint as ONNX for the face filter, and compare their outputs."""
+    """Export a RetinaFace checkpoint as ONNX for the face filter, and compare both outputs."""
     from namedmask.faces.retinaface import export_onnx
 
     result = export_onnx(checkpoint, out, side)

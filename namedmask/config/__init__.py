@@ -1,4 +1,4 @@
-"""Run files and their sections, presets, and the registries that names in them point to."""
+"""Run files with their sections and presets, and the resolution of names in them."""
 
 from namedmask.config.run_file import SPEED_ONLY, Config, settings_of
 from namedmask.config.sections import (

@@ -1,8 +1,9 @@
 """Presets: named recipes whose values replace the defaults of a run file.
 
-A preset is a TOML file in `data/presets` with the sections of a run file; it may build on another
-preset. Values in the run file and overrides take precedence over the preset. The config that is
-saved with a run holds every value, so a later change of a preset does not affect existing runs.
+A preset is a TOML file in `data/presets` with the sections of a run file. It may build on another
+preset, which its own `run.preset` names. Values in the run file and overrides take precedence over
+the preset. The config that is saved with a run holds every value, so a later change of a preset
+does not affect existing runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ PRESETS = tuple(sorted(Path(file.name).stem for file in _FOLDER.iterdir()))
 
 
 def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config's tree of plain values, completed by the values of its `run.preset`.
+    """Return a config's tree of plain values, with the preset's value for each absent key.
+
+    The key `run.preset` names the preset. Without it, the tree is returned unchanged.
 
     Raises:
         ConfigError: there is no such preset.
@@ -35,7 +38,7 @@ def with_preset(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preset_values(name: str) -> dict[str, dict[str, Any]]:
-    """Return the values of a preset by section and key, with those of the preset it builds on.
+    """Return the values of a preset by section and key, including those of its parent preset.
 
     Raises:
         ConfigError: there is no such preset.
@@ -48,7 +51,10 @@ def preset_values(name: str) -> dict[str, dict[str, Any]]:
 
 
 def departures(tree: Mapping[str, Any]) -> list[str]:
-    """Return one line per value in which a config's tree departs from its preset, if any."""
+    """Return one line per value in a config's tree that differs from the value in its preset.
+
+    The list is empty if the config has no preset.
+    """
     name = tree["run"]["preset"]
     return [
         f"{section}.{key}: {value!r}, here {tree[section][key]!r}"
@@ -59,7 +65,7 @@ def departures(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _merged(defaults: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both trees merged; where both have a key, the value of `tree` counts."""
+    """Return both trees merged; for a key in both, the value of `tree` counts."""
     merged = dict(tree)
     for section, keys in defaults.items():
         own = tree.get(section, {})

@@ -1,4 +1,4 @@
-"""Resolve names in a run file: factories, by registry entry or dotted path, and torch devices."""
+"""Resolution of names in a run file: of factories by registry or dotted path, and of devices."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
 
     Args:
         kind: what the name stands for, for error messages.
-        name: as the run file gives it.
+        name: the name in the run file.
         registry: factories by name.
 
     Raises:
-        ConfigError: there is no such entry, or the module cannot be imported or lacks the name.
+        ConfigError: the name is neither in the registry nor a dotted path, or the module cannot be
+            imported or lacks the object.
     """
     head, colon, attribute = name.partition(":")
     for key in (name, head + colon):
@@ -50,7 +51,11 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
 
 
 def torch_device(name: str, place: str) -> torch.device:
-    """Return the torch device `name`, which the config section `place` asks for; never another.
+    """Return the torch device `name`, without a fallback to another device.
+
+    Args:
+        name: `cpu` or `cuda`.
+        place: the config section of the key `device`, for error messages.
 
     Raises:
         InputError: `name` is "cuda" and torch sees no CUDA device.
@@ -66,6 +71,6 @@ def torch_device(name: str, place: str) -> torch.device:
 
 
 def _public(module: object) -> list[str]:
-    """Return the names of a module's public callables, including those that it loads lazily."""
+    """Return the names of a module's public callables, including lazily loaded ones."""
     names = (name for name in dir(module) if name[0] != "_")
     return [name for name in names if callable(getattr(module, name, None))]

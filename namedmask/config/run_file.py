@@ -1,7 +1,8 @@
 """A run file: all settings of a run in one TOML file, with one section per stage (sections.py).
 
-`Config.load(path, overrides=["retrieve.archive_size=200"])` reads, checks and freezes it. A key
-that is in neither has the value from `run.preset` (presets.py), or else its default.
+`Config.load(path, overrides=["retrieve.archive_size=200"])` reads and checks the file, and returns
+a frozen config. A key that is neither in the file nor in the overrides has the value from
+`run.preset` (presets.py), or else its default.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SPEED_ONLY = (
 """Keys, in any section, that change the speed of a verb but not its result, except for rounding.
 
 With several `train.processes`, each process computes batch norm and dropout on its own share of the
-batch. The result then differs by more than rounding, but by less than another training's.
+batch. The result then differs by more than rounding, but by less than that of another seed.
 """
 
 RENAMED = {
@@ -38,24 +39,24 @@ RENAMED = {
     "train.workers": "train.sample_processes",
     "experts.workers": "experts.sample_processes",
 }
-"""New names of keys by their old names up to version 0.1, which still load with a warning."""
+"""Current names of keys, by their names up to version 0.1, which still load with a warning."""
 
 _log = logging.getLogger(__name__)
 
 
 class Config(Sections):
-    """The config of a whole run: every section, validated and frozen."""
+    """The config of a whole run, which holds every section, validated and frozen."""
 
     @classmethod
     def load(cls, path: Place | str, overrides: Sequence[str] = ()) -> Config:
         """Return the config of a run file with dotted overrides applied.
 
-        Each override is `section.key=value` with a TOML value (`a.b="text"`, `a.b=3`); a bare word
-        is text.
+        Each override is `section.key=value` with a TOML value (`a.b="text"`, `a.b=3`). A value that
+        is not TOML, such as a bare word, is text.
 
         Raises:
-            ConfigError: there is no such file, it is not TOML, a key is unknown, or a value is out
-                of range.
+            ConfigError: the file does not exist or is not TOML, an override is malformed, a key or
+                the preset is unknown, or a value has the wrong type or is out of range.
         """
         path = place_of(path)
         try:
@@ -90,7 +91,7 @@ class Config(Sections):
 
 
 def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
-    """Return the settings that a verb's output depends on as a flat dict of `section.key`: value.
+    """Return the settings in some sections and keys as a flat dict, `section.key` → value.
 
     `names` are whole sections (`fetch`) or single keys (`run.seed`). Keys that only change the
     speed (`SPEED_ONLY`) are left out.
@@ -110,7 +111,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return a tree of plain values with renamed keys under their current names; warn of each."""
+    """Return a tree of plain values with the current names of renamed keys, and log a warning."""
     for old, new in RENAMED.items():
         section, _, key = old.partition(".")
         keys, new_key = tree.get(section), new.partition(".")[2]
@@ -122,7 +123,7 @@ def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def known_keys(section: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the section at a path, or the names of all sections for the empty path."""
+    """Return the keys of the section at a path; for the empty path, the names of all sections."""
     if not section:
         return list(Config.model_fields)
     field = Config.model_fields.get(str(section[0]))
@@ -133,10 +134,13 @@ def known_keys(section: tuple[int | str, ...]) -> list[str]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in a tree of plain values; the value is TOML, a bare word is text.
+    """Set the value of an override `section.key=value` in a tree of plain values, in place.
+
+    The value is parsed as TOML; if it is not TOML, it is text.
 
     Raises:
-        ConfigError: the override is not of that form.
+        ConfigError: the override does not have this form, or the tree has a plain value in place of
+            the section.
     """
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
@@ -159,7 +163,13 @@ def explain(
     place: str,
     known_keys: Callable[[tuple[int | str, ...]], list[str]],
 ) -> str:
-    """Return one line per invalid value; `place` names the file or config that holds them."""
+    """Return one line per unknown key or invalid value in a config.
+
+    Args:
+        error: the validation error.
+        place: the file or config with these values, as the beginning of each line.
+        known_keys: returns the known keys of the section at a path.
+    """
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
@@ -179,7 +189,10 @@ def _shown(value: object) -> str:
 
 
 def to_toml(config: Config) -> str:
-    """Return the text of a run file; strings, numbers, booleans and lists are written as JSON."""
+    """Return the text of a run file with every key of a config.
+
+    Strings, numbers, booleans and lists are written as JSON, which is valid TOML.
+    """
     lines = []
     for section, keys in config.tree().items():
         lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items()), ""]

@@ -1,6 +1,6 @@
 """The sections of a run file, one frozen model per stage; run_file.py reads the file.
 
-A field's description names the unit, what special values mean, and the paper's choice (`Method:`).
+A field's description gives the unit, special values, and the paper's choice (`Method:`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from namedmask.config.types import (
 
 
 class RunConfig(Section):
-    """Where the run lives, and what holds for all of its stages."""
+    """The run folder, and the settings that all stages share."""
 
     preset: str = Field(
         "", description="Recipe that sets the defaults: `paper` or `voc_released`; empty: none."
     )
     out: Folder = Field(description="Run folder, or s3://bucket/prefix; created when missing.")
     seed: int = Field(0, ge=0, description="Seed of every random choice. Method: 0")
-    threads: int = Field(0, ge=0, description="Torch threads per process; 0: one per core.")
+    threads: int = Field(0, ge=0, description="Torch threads per process; 0: one per CPU core.")
     wave_rows: Count = Field(
         2000, description="Metadata rows per wave, the unit of work that is committed and resumed."
     )
@@ -51,46 +51,41 @@ class RunConfig(Section):
 
 
 class RayConfig(Section):
-    """The Ray cluster. These keys change how a run is executed, never what it computes."""
+    """The Ray cluster. These keys change how a run is executed, but not its results."""
 
     address: str = Field(
-        "", description="Address of a running Ray (`auto` or host:port); empty: start one here."
+        "", description="Running Ray to use (`auto`, host:port); empty: $RAY_ADDRESS or a new Ray."
     )
     num_cpus: int = Field(
-        0,
-        ge=0,
-        description="CPUs of a Ray started here; 0: all cores, or more if the run needs more.",
+        0, ge=0, description="CPUs of a Ray that the run starts; 0: all cores, or more if needed."
     )
     object_store_mb: int = Field(
-        0, ge=0, description="MiB for the object store of a Ray started here; 0: Ray's default."
+        0, ge=0, description="MiB of object store of a Ray that the run starts; 0: Ray's default."
     )
     memory_limit_gb: float = Field(
         0.0,
         ge=0,
-        description="GiB that a stage's process may allocate before it fails; 0: 60 % of the "
-        "machine's memory.",
+        description="Memory limit of a stage's process, in GiB; 0: 60 % of the machine's memory.",
     )
     heartbeat_s: float = Field(
-        30.0, gt=0, description="Seconds without progress after which a warning says what waits."
+        30.0, gt=0, description="Seconds without progress until a warning names the waiting stages."
     )
     stall_timeout_s: float = Field(
-        900.0,
-        gt=0,
-        description="Seconds without progress after which the run ends, with a diagnosis.",
+        900.0, gt=0, description="Seconds without progress until the run ends with an error."
     )
 
 
 class CategoryConfig(Section):
-    """Rules for one category: what else to search for, and which images to exclude."""
+    """Rules for one category: further queries, and images to exclude."""
 
     queries: tuple[str, ...] = Field(
-        (), description="More texts to search for; the query vector is the mean of all texts."
+        (), description="Further texts to search for; the query vector is the mean of all texts."
     )
     examples: tuple[str, ...] = Field(
-        (), description="Image files, also on s3://; each counts as one more text."
+        (), description="Image files, also on s3://; each counts as a further text."
     )
     negatives: tuple[str, ...] = Field(
-        (), description="Texts; an image closer to one of them than to the query is dropped."
+        (), description="Texts; an image that is closer to a negative than to the query is dropped."
     )
     vetoed: tuple[str, ...] = Field(
         (), description="Sample ids of excluded images; the next best candidates replace them."
@@ -107,7 +102,7 @@ class CategoryConfig(Section):
 
 
 class CategoriesConfig(Section):
-    """What to segment: a category set by name or path, or label names listed here."""
+    """The categories to segment: a category set by name or path, or a list of label names."""
 
     set: str = Field("", description="Name of a shipped category set, or path of a TOML file.")
     names: tuple[str, ...] = Field((), description="Label names, if no category set is named.")
@@ -120,7 +115,7 @@ class CategoriesConfig(Section):
 
 
 class MetadataConfig(PoolSection):
-    """Which images there are, and which of them the metadata alone rules out."""
+    """The sources of images, and the filters on their metadata."""
 
     source: tuple[Source, ...] = Field(
         (), description="Parquet or CSV files (globs, s3://, http(s)://), or one folder of images."
@@ -130,7 +125,7 @@ class MetadataConfig(PoolSection):
     )
     unknown_punsafe: Literal["keep", "drop"] = Field(
         "keep",
-        description="`keep` or `drop` rows with neither a safety value nor an NSFW tag.",
+        description="`keep` or `drop` rows with no probability and no tag NSFW or UNLIKELY.",
     )
     min_similarity: Cosine = Field(
         -1.0,
@@ -155,28 +150,28 @@ class MetadataConfig(PoolSection):
 
 
 class VectorsConfig(Section):
-    """Published vectors, used in place of the run's own."""
+    """Published vectors, which replace the run's own vectors."""
 
     source: Source = Field(
         "", description="Folder of vectors in clip-retrieval's layout, also on s3://; empty: none."
     )
     proof_images: Count = Field(
         100,
-        description="Number of images embedded first, to check that embed.model made the published "
-        "vectors.",
+        description="Number of images that are embedded first, to check that embed.model made the "
+        "published vectors.",
     )
     proof_cosine: Cosine = Field(
-        0.9, description="The run ends if the median cosine of new and published vectors is lower."
+        0.9, description="Lowest median cosine of new and published vectors, else the run ends."
     )
     unchanged_cosine: Cosine = Field(
         0.8,
-        description="Images whose new vector has a lower cosine to the published one are "
+        description="Lowest cosine of an image's new and published vectors; below it, the image is "
         "`content_changed`.",
     )
 
 
 class FetchConfig(PoolSection):
-    """How urls become the bytes of images."""
+    """The download of images: its limits, and the rules of image owners."""
 
     timeout_s: float = Field(
         20.0, gt=0, description="Seconds that one attempt at a url may take, redirects included."
@@ -185,37 +180,37 @@ class FetchConfig(PoolSection):
     max_pixels: Count = Field(50_000_000, description="Maximum size of a decoded image, in pixels.")
     max_redirects: int = Field(5, ge=0, description="Maximum number of redirects per url.")
     retries: int = Field(1, ge=0, description="Further attempts after a transient failure.")
-    in_flight: Count = Field(128, description="Maximum requests at once, per process.")
-    per_host: Count = Field(16, description="Maximum requests at once to one host, per process.")
+    in_flight: Count = Field(128, description="Maximum number of concurrent requests per process.")
+    per_host: Count = Field(16, description="Maximum concurrent requests per host and process.")
     processes: int = Field(
-        1, ge=0, description="Processes that fetch with --local, about a core each; 0: all cores."
+        1, ge=0, description="Processes that fetch with --local, on one core each; 0: one per core."
     )
     max_pause_s: float = Field(
         30.0,
         ge=0,
-        description="Total seconds of pauses that a host may request (Retry-After) per batch of "
-        "urls; beyond it, the host's other urls fail.",
+        description="Total seconds that a host may pause a batch of urls (Retry-After); beyond "
+        "them, the host's other urls fail.",
     )
     longest_side: int = Field(
         0,
         ge=0,
-        description="Longest side in pixels to which larger images are shrunk; 0: the bytes are "
-        "kept as they came.",
+        description="Longest side in pixels to which larger images are shrunk; 0: images are "
+        "stored as downloaded.",
     )
     honor_opt_out: bool = Field(
         True, description="Skip images with X-Robots-Tag noai, noimageai or noml. Method: no"
     )
-    robots_txt: bool = Field(False, description="Request each site's robots.txt, and obey it.")
+    robots_txt: bool = Field(False, description="Fetch the robots.txt of each site, and obey it.")
     user_agent: str = Field(
         "NamedMask/0.1 (+https://github.com/namedmask/namedmask)",
         description="User agent of all requests; add an address at which you can be reached.",
     )
-    allow_loopback: bool = Field(False, description="Allow urls of this machine (tests, the demo).")
-    file_root: str = Field("", description="Folder below which file:// urls are read; empty: none.")
+    allow_loopback: bool = Field(False, description="Allow urls on this machine (tests, demo).")
+    file_root: str = Field("", description="Folder to read file:// urls from; empty: refuse them.")
 
     @property
     def summary(self) -> str:
-        """Return the number of requests at once, for the plan."""
+        """Return the number of concurrent requests, for the plan."""
         return f"{self.in_flight} requests at once"
 
 
@@ -232,7 +227,7 @@ class EmbedConfig(ModelSection):
         description="open_clip tag, file, or name of `namedmask weights`; empty: miniworld's own.",
     )
     batch_size: Count = Field(
-        64, description="Images per forward; a smaller batch is padded, so results do not vary."
+        64, description="Images per forward pass; smaller batches are padded, for equal results."
     )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto",
@@ -247,11 +242,13 @@ class EmbedConfig(ModelSection):
 
 
 class RetrieveConfig(PoolSection):
-    """Which candidates each category has, and how its archive is filled from them."""
+    """The search for each category's candidates, and the choice of its images among them."""
 
     archive_size: Count = Field(500, description="Images wanted per category. Method: 500")
     overfetch: float = Field(
-        1.5, ge=1.0, description="Candidates tried first, as a multiple of the images wanted."
+        1.5,
+        ge=1.0,
+        description="Candidates tried per round, as a multiple of the number expected to suffice.",
     )
     candidates: Count = Field(
         3000, description="Best-ranked images kept per category. Method: the search page's 3,000"
@@ -260,23 +257,23 @@ class RetrieveConfig(PoolSection):
         "exact",
         description="`exact` scans all vectors; `faiss` queries the file in retrieve.index.",
     )
-    index: Source = Field("", description="Index file for `faiss`, of the stored vectors in order.")
+    index: Source = Field("", description="FAISS index file of all stored vectors, in order.")
     nprobe: int = Field(
-        0, ge=0, description="Lists that an IVF index searches per query; 0: as in its file."
+        0, ge=0, description="Number of IVF lists to search per query; 0: as in the index file."
     )
-    top_up_rounds: int = Field(2, ge=0, description="Further rounds while an archive is not full.")
+    top_up_rounds: int = Field(2, ge=0, description="Further rounds of fetching to fill archives.")
     near_duplicate_cosine: Cosine = Field(
         0.94,
         description="Lowest cosine at which a candidate is a near duplicate of a better-ranked "
-        "one; 1: off.",
+        "candidate; 1: off.",
     )
     near_duplicates: Literal["greedy", "components"] = Field(
         "greedy",
-        description="`greedy` drops a candidate close to an accepted one; `components` drops all "
-        "but the best of a chain of close candidates. Method: components",
+        description="`greedy` drops near duplicates of accepted candidates; `components` keeps the "
+        "best candidate of each chain of near duplicates. Method: components",
     )
     replenish_faces: bool = Field(
-        True, description="Replace an image with a face by the next best candidate. Method: no"
+        True, description="Replace each image with a face by the next candidate. Method: no"
     )
     violence_text: str = Field("", description="Description of violence in words; empty: off.")
     violence_cosine: Cosine = Field(
@@ -291,19 +288,19 @@ class RetrieveConfig(PoolSection):
         "empty: off.",
     )
     safety_score: float = Field(
-        0.5, description="Candidates above this safety score are `unsafe`. Method: safe mode, 0.5"
+        0.5, description="Highest accepted safety score of a candidate. Method: safe mode, 0.5"
     )
     hash_distance: int = Field(
         0,
         ge=0,
         le=64,
-        description="Bits of 64 in which the perceptual hashes (images.hash_of) of near duplicates "
-        "may differ; 0: off; 6 suits photos.",
+        description="Most bits, of 64, in which the perceptual hashes (images.hash_of) of near "
+        "duplicates differ; 0: off; 6 suits photos.",
     )
 
     @property
     def summary(self) -> str:
-        """Return archive size, backend and near duplicates, for the plan."""
+        """Return archive size, index and treatment of near duplicates, for the plan."""
         index = f" by index {self.index}" if self.backend == "faiss" else ""
         cosine = self.near_duplicate_cosine
         duplicates = f"from cosine {cosine} on dropped" if cosine < 1 else "kept"
@@ -319,10 +316,13 @@ class SearchConfig(Section):
         "ivfsq up to 4 million, ivfpq above.",
     )
     recall: float = Field(
-        0.95, gt=0, le=1, description="Share of the exact best 50 vectors that a search must find."
+        0.95,
+        gt=0,
+        le=1,
+        description="Mean share of the 50 nearest vectors that a search must find.",
     )
     device: Literal["cpu", "cuda"] = Field(
-        "cpu", description="`cpu`, or `cuda` with the extra gpu; a missing GPU is an error."
+        "cpu", description="`cpu`, or `cuda` with the extra `gpu`; a missing GPU is an error."
     )
 
 

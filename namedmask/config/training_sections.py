@@ -1,4 +1,4 @@
-"""The sections of image checks, training and evaluation; sections.py has all others."""
+"""The sections for image checks, training and evaluation; sections.py has all other sections."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class FacesConfig(ModelSection):
         "", description="ONNX file, or name of `namedmask weights`; empty: miniworld's own."
     )
     min_score: Share = Field(
-        0.5, description="Lowest score of a face, as in InsightFace. Method: not known"
+        0.5, description="Lowest score of a face, InsightFace's value. Method: not known"
     )
     nms_iou: Share = Field(
-        0.4, description="IoU above which the weaker of two boxes is dropped, as in InsightFace."
+        0.4, description="IoU above which the weaker of two boxes is dropped, InsightFace's value."
     )
     scales: tuple[float, ...] = Field(
         (1.0, 0.5),
-        description="Sizes at which faces are searched, each the image's longest side over the "
-        "side of the detector's input; 0.5 finds close-ups.",
+        description="Ratios of the image's longest side to the side of the detector's input, one "
+        "detection each; 0.5 finds faces that fill the image.",
     )
 
     @property
@@ -51,12 +51,13 @@ class SaliencyConfig(ModelSection):
     weights: str = Field(
         "", description="File, or name of `namedmask weights`; empty: miniworld's own."
     )
-    batch_size: Count = Field(16, description="Maximum number of images per forward.")
+    batch_size: Count = Field(16, description="Maximum number of images per forward pass.")
     min_share: Share = Field(
-        0.005, description="Masks below this share of the image are `no_mask`. Method: 0"
+        0.005,
+        description="Smallest share of an image that a mask covers, else `no_mask`. Method: 0",
     )
     max_share: Share = Field(
-        0.98, description="Masks above this share of the image are `no_mask`. Method: 1"
+        0.98, description="Largest share of an image that a mask covers, else `no_mask`. Method: 1"
     )
 
     @property
@@ -79,20 +80,20 @@ class BilateralConfig(PoolSection):
     sigma_chroma: float = Field(
         8.0, gt=0, description="Extent of a grid cell in chroma (0 to 255)."
     )
-    smoothness: float = Field(256.0, gt=0, description="Weight λ of smoothness.")
+    smoothness: float = Field(256.0, gt=0, description="Weight λ of the smoothness term.")
     confidence: float = Field(
-        0.999, gt=0, le=1, description="Weight of agreement with the pseudo-mask, in (0, 1]."
+        0.999, gt=0, le=1, description="Weight of the agreement with the pseudo-mask, in (0, 1]."
     )
     cg_iterations: Count = Field(25, description="Maximum number of conjugate gradient steps.")
 
     @property
     def summary(self) -> str:
-        """Return the steps of the solver, for the plan."""
+        """Return the maximum number of solver steps, for the plan."""
         return f"{self.cg_iterations} steps"
 
 
 class AugmentConfig(Section):
-    """How training samples are made. Method: all defaults."""
+    """The random augmentation of training samples. Method: all defaults."""
 
     crop: Count = Field(384, description="Side of the square crop, in pixels.")
     scale: tuple[float, float] = Field(
@@ -104,10 +105,10 @@ class AugmentConfig(Section):
     blur: Share = Field(0.5, description="Probability of Gaussian blur.")
     n_max: Count = Field(
         2,
-        description="Maximum number of images that copy-paste joins in a sample; 1: no copy-paste.",
+        description="Maximum number of images that copy-paste combines per sample; 1: off.",
     )
     on_device: bool = Field(
-        False, description="Change colors and paste in whole batches, on the device that trains."
+        False, description="Compute colors and copy-paste per batch, on the training device."
     )
 
 
@@ -142,8 +143,8 @@ class OptimConfig(Section):
     sample_processes: int = Field(
         0,
         ge=0,
-        description="Processes that make samples, per training process; 0: a thread makes them. On "
-        "Ray there is at least 1 process.",
+        description="Processes that make samples, per training process; 0: a thread makes them, or "
+        "1 process if `train` runs on Ray.",
     )
 
     @property
@@ -153,7 +154,7 @@ class OptimConfig(Section):
 
     @property
     def summary(self) -> str:
-        """Return steps, batch size and device, for the plan."""
+        """Return number of steps, batch size and device, for the plan."""
         return f"{self.iterations:,} × {self.batch_size} on {self.device}"
 
 
@@ -173,11 +174,11 @@ class ExpertsConfig(OptimConfig):
     shared_iterations: int = Field(
         0,
         ge=0,
-        description="Steps of one training on all categories, from which each expert starts; 0: "
-        "none. Method: 0",
+        description="Steps of a shared expert on all categories, from which each expert starts; 0: "
+        "no shared expert. Method: 0",
     )
     threshold: float = Field(
-        0.5, gt=0, lt=1, description="Lowest probability of the object's pixels. Method: 0.5"
+        0.5, gt=0, lt=1, description="Probability above which a pixel is in the mask. Method: 0.5"
     )
     mirror: bool = Field(
         False, description="Average the predictions for an image and its mirror image. Method: no"
@@ -208,19 +209,21 @@ class TrainConfig(OptimConfig):
 
     start: str = Field(
         "",
-        description="Checkpoint whose weights the training starts from, of these or other "
-        "categories; empty: none.",
+        description="Checkpoint whose weights the training starts from; its categories may differ; "
+        "empty: none.",
     )
     checkpoint_every: Count = Field(
-        1000, description="Steps between two checkpoints; a crash loses at most that many."
+        1000, description="Steps between two checkpoints; a crash loses at most this many steps."
     )
-    processes: Count = Field(1, description="Training processes that share each step, on Ray.")
+    processes: Count = Field(1, description="Training processes on Ray; they share each batch.")
     sync_batch_norm: bool = Field(
         False,
-        description="Batch norm over the whole batch, not over each process's share; GPUs only.",
+        description="Batch norm over the whole batch, not per process; GPUs only.",
     )
     max_failures: int = Field(
-        3, ge=0, description="Lost training processes that Ray replaces before the run fails."
+        3,
+        ge=0,
+        description="Number of dead training processes that Ray replaces before the run fails.",
     )
 
 
@@ -237,12 +240,12 @@ class EvaluateConfig(ModelSection):
     max_side: int = Field(
         0,
         ge=0,
-        description="Longest side in pixels for prediction; larger images are shrunk; 0: original "
-        "size. Method: original size",
+        description="Longest side in pixels of images to predict on; larger images are shrunk; 0: "
+        "original size. Method: original size",
     )
     export: Source = Field(
         "",
-        description="Folder for all predictions in ImageNet-S's form (PNG, label id = R + 256 G); "
+        description="Folder for all predictions in ImageNet-S's format (PNG, label id R + 256 G); "
         "empty: none.",
     )
 
@@ -253,7 +256,7 @@ class EvaluateConfig(ModelSection):
 
 
 class BaselinesConfig(Section):
-    """MaskCLIP and ReCo, with which the segmenter is compared; they run on evaluate.device."""
+    """The baselines MaskCLIP and ReCo, which run on evaluate.device."""
 
     model: str = Field(
         "miniworld",
@@ -268,47 +271,47 @@ class BaselinesConfig(Section):
     shorter_side: int = Field(
         512,
         ge=0,
-        description="Pixels to which each image's shorter side is resized, the longer one to at "
+        description="Shorter side in pixels to which images are resized, with a longer side of at "
         "most 2048; 0: original size. Method: 512 (MaskCLIP)",
     )
     normalization: Literal["imagenet", "clip"] = Field(
         "imagenet",
-        description="Mean and deviation that normalize CLIP's input: `imagenet` or `clip`. Method: "
-        "imagenet, though CLIP was trained with its own",
+        description="Mean and deviation that normalize CLIP's input: `imagenet`, or `clip` as in "
+        "CLIP's training. Method: imagenet",
     )
     temperature: float = Field(
         100.0,
         gt=0,
-        description="MaskCLIP: factor of the cosines before the softmax. Method: not known",
+        description="MaskCLIP: factor on the cosines before the softmax. Method: not known",
     )
     denoise: Share = Field(
         0.0,
-        description="MaskCLIP: categories whose probability is lower everywhere in an image are "
-        "dropped; 0: none. Method: 0, off",
+        description="MaskCLIP: drop a category from an image in which its probability is below "
+        "this everywhere; 0: off. Method: 0",
     )
     smooth: Share = Field(
         0.0,
-        description="MaskCLIP: places whose best probability is lower take the mean of similar "
-        "places; 0: none. Method: 0, off",
+        description="MaskCLIP: average a position with similar positions if its best probability "
+        "is below this; 0: off. Method: 0",
     )
     encoder: str = Field(
         "miniworld",
-        description="ReCo: image encoder: `miniworld`, a model of timm such as "
+        description="ReCo: image encoder, `miniworld`, a model of timm such as "
         "`timm:vit_small_patch16_224`, or a dotted path `pkg.mod:name`.",
     )
     encoder_weights: str = Field(
         "",
-        description="ReCo: weights of the encoder, a file or a name of `namedmask weights`. "
-        "Method: DeiT-S/16, trained on stylized ImageNet",
+        description="ReCo: weights of the encoder, a file or a name of `namedmask weights`; empty: "
+        "miniworld's own. Method: DeiT-S/16, trained on stylized ImageNet",
     )
-    images: Count = Field(50, description="ReCo: best-ranked images used per archive. Method: 50")
+    images: Count = Field(50, description="ReCo: best-ranked images per archive to use. Method: 50")
     crop: Count = Field(
-        224, description="ReCo: side of these images' center crop, in pixels. Method: 224"
+        224, description="ReCo: side of the center crop of archive images, in pixels. Method: 224"
     )
     context: Source = Field(
         "",
-        description="ReCo: archive folder of context categories (sky, road, …), whose places count "
-        "less in the images of each category; empty: none.",
+        description="ReCo: archive folder of context categories (sky, road, …). Positions similar "
+        "to them count less; empty: none.",
     )
     post: Literal["none", "softmax", "crf"] = Field(
         "crf",
@@ -318,5 +321,5 @@ class BaselinesConfig(Section):
     scale: float = Field(
         100.0,
         gt=0,
-        description="ReCo: factor of the products before the softmax. Method: not known",
+        description="ReCo: factor on the products before the softmax. Method: not known",
     )

@@ -24,7 +24,7 @@ def _place(value: object) -> Place:
 
 
 def _source(text: str) -> str:
-    place_of(text)  # refuses an s3:// url that has no bucket, or has credentials in it
+    place_of(text)  # raises for an s3:// url that has no bucket, or has credentials in it
     return text
 
 
@@ -33,13 +33,13 @@ Source = Annotated[str, AfterValidator(_source)]
 
 
 class Section(pydantic.BaseModel):
-    """A section of a run file; it is frozen and refuses unknown keys."""
+    """A section of a run file, which is frozen and refuses unknown keys."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     @property
     def summary(self) -> str:
-        """Return what the section chooses, in a few words, for the plan."""
+        """Return the choices of the section in a few words, for the plan."""
         return ""
 
 

@@ -1,4 +1,4 @@
-"""Images and category names are embedded in one vector space."""
+"""Embed images and category names in one vector space."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,9 @@
 """Load an open_clip model with the weights that a run file names.
 
 open_clip accepts some wrong weights without an error. This module refuses two kinds of them:
-position embeddings for another image size, which open_clip interpolates, and weights of a known
-name whose activation function is not the model's.
+weights with position embeddings for another image size, which open_clip interpolates, and weights
+listed by `namedmask weights` that belong to another model, for example one with another activation
+function.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def create_open_clip(config: EmbedConfig) -> Any:
     """Return the model that `embed.model` (`open_clip:NAME`) names, with its weights, on the CPU.
 
     Raises:
-        ConfigError: open_clip has no such model, or `embed.weights` is neither one of its
-            pretrained tags nor a file.
+        ConfigError: open_clip has no such model, `embed.weights` is neither a pretrained tag of
+            the model nor a file, or the weights are known to belong to another model.
         CheckpointError: the weights cannot be read or belong to another model.
     """
     import open_clip
@@ -41,7 +42,7 @@ def create_open_clip(config: EmbedConfig) -> Any:
             f"embed.weights '{config.weights}' is neither a file nor a pretrained tag of {name}; "
             f"tags: {', '.join(tags) or 'none'}. Set it to one of them or to a checkpoint file."
         )
-    if quick_gelu is None:  # open_clip only warns if the activation is not the weights'
+    if quick_gelu is None:  # open_clip only warns if the weights need another activation
         trained = open_clip.pretrained.get_pretrained_cfg(name, config.weights)
         quick_gelu = bool(trained.get("quick_gelu", False))
     with loading(config.weights):
@@ -55,8 +56,8 @@ def add_in_float32(visual: Any) -> None:
     """Keep the residual sums of a vision transformer in float32 while its products are in bf16.
 
     Other image towers are not changed. Without this function the residual sums have the type of
-    the first convolution's output. In bf16, a forward of ViT-B/32 on two cores then took 55 ms per
-    image instead of 32, and the error of the vectors was five times as large.
+    the first convolution's output. If that type is bf16, a forward pass of ViT-B/32 on two cores
+    takes 55 ms per image instead of 32, and the error of the vectors is five times as large.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -68,7 +69,7 @@ def _named_quick_gelu(config: EmbedConfig) -> bool | None:
     """Return whether weights listed by `namedmask weights` need QuickGELU; None for other weights.
 
     Raises:
-        ConfigError: the weights are for another model and would give wrong vectors silently.
+        ConfigError: the weights belong to another model and would silently give wrong vectors.
     """
     if config.weights not in known_weights():
         return None
@@ -77,14 +78,15 @@ def _named_quick_gelu(config: EmbedConfig) -> bool | None:
     if config.model not in models:
         raise ConfigError(
             f"embed.weights '{config.weights}' are not those of embed.model '{config.model}'; they "
-            f"fit {' or '.join(models) or 'no embedder'}. Change one of the two settings."
+            f"belong to {' or '.join(models) or 'no embedder'}. Change one of the two settings."
         )
     return f"{config.model.removesuffix('-quickgelu')}-quickgelu" in models
 
 
 POSITIONS = ("visual.positional_embedding", "positional_embedding")
-"""Keys of the position embeddings, which open_clip interpolates without a warning if their number
-in a file differs from the model's."""
+"""Keys of the position embeddings of images and of texts.
+
+If a file has another number of them than the model, open_clip interpolates without a warning."""
 
 
 def _refuse_interpolation(model: Any, path: Path, name: str) -> None:
@@ -114,7 +116,7 @@ def loading(weights: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, StopIteration,
             EOFError, pickle.UnpicklingError, SafetensorError) as error:  # fmt: skip
-        # torch's message advises the user to load the file with its code, so it is not shown
+        # torch's message is not shown, because it advises the user to run the code in the file
         reason = "it holds code, which is never run" if "weights_only" in str(error) else error
         raise CheckpointError(
             f"embed: weights '{weights}' cannot be loaded: {reason}. Expected a checkpoint of the "

@@ -1,7 +1,7 @@
 """The embedders (open_clip's models and the mini world's tiny CLIP) and their registry.
 
-Every forward pass has the same padded batch shape, so that the vector of an item does not depend on
-the other items in its batch.
+Every forward pass has the same padded batch shape, so that the vector of an image or text does not
+depend on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ DECODE_OVERSAMPLING = 2
 """When libjpeg shrinks an image while decoding, keep at least twice the model's input side."""
 
 MAX_ASPECT = 16
-"""Largest ratio of the longer to the shorter side of an image that is resized for a model that sees
-only its middle. The ends of a longer image are cropped first: resizing a one-pixel-wide image of
-100 kB would take gigabytes."""
+"""Largest ratio of the longer to the shorter side of an image, for models that use only its middle.
+
+The ends of a longer image are cropped before it is resized, because resizing a one-pixel-wide image
+of 100 kB would take gigabytes."""
 
 T = TypeVar("T")
 
 
 class Embedder(Protocol):
-    """An embedder turns images and texts into vectors that can be compared.
+    """An embedder turns images and texts into vectors of one space.
 
     An embedder may also have a thread-safe `decode(data: bytes) -> np.ndarray` that is faster than
     `images.decode`. It returns the part of an image file that the embedder needs, as an image that
@@ -58,7 +59,10 @@ class Embedder(Protocol):
 
 
 def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:
-    """Return the embedder's own `decode` or else `images.decode`: bytes → (H, W, 3) uint8 RGB."""
+    """Return the embedder's `decode`, or `images.decode` if it has none.
+
+    The function maps the bytes of an image file to (H, W, 3) uint8 RGB.
+    """
     decoder: Callable[[bytes], np.ndarray] = getattr(embedder, "decode", decode)
     return decoder
 
@@ -66,9 +70,10 @@ def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:
 def in_padded_batches(
     items: Sequence[T], size: int, forward: Callable[[list[T]], np.ndarray], dim: int
 ) -> np.ndarray:
-    """Return the rows of `forward`, (len(items), dim) float32, for batches of exactly `size` items.
+    """Return the vectors of all items, (len(items), dim) float32.
 
-    A shorter last batch is padded with copies of its last item.
+    `forward` gets batches of exactly `size` items. A shorter last batch is padded with copies of
+    its last item.
     """
     rows = [np.empty((0, dim), np.float32)]
     for start in range(0, len(items), size):
@@ -89,13 +94,13 @@ class OpenClip:
     """An embedder around an open_clip model, with the model's own preprocessing and tokenizer.
 
     `precision` is the precision of the networks; auto is bf16 on a GPU and float32 on a CPU. Norms,
-    softmax and the vectors stay in float32. On a CPU, so do the residual sums between the blocks of
-    a vision transformer.
+    softmax and the vectors stay in float32. On a CPU, the residual sums between the blocks of a
+    vision transformer stay in float32 as well.
 
     Differs: open_clip decodes a JPEG at full size. Here libjpeg shrinks a large JPEG while decoding
-    it, but never below twice the model's input side. The resizing that follows is open_clip's, with
-    torch's kernel instead of Pillow's if the model's preprocessing starts with a plain resize. This
-    takes a fifth of the time; 3 in 1,000 values of a photo differ, by at most 2 of 256 levels.
+    it, but never below twice the model's input side. The image is then resized as in open_clip. If
+    the model's preprocessing starts with a plain resize, torch's kernel replaces Pillow's. It takes
+    a fifth of the time, and 3 in 1,000 values of a photo differ, by at most 2 of 256 levels.
     """
 
     def __init__(
@@ -132,7 +137,7 @@ class OpenClip:
         self.dim: int = self.embed_texts([""]).shape[1]
 
     def decode(self, data: bytes) -> np.ndarray:
-        """Return the image at the model's input size S, (S, S, 3) uint8 RGB.
+        """Return the image at the model's input size (S, S), as (S, S, 3) uint8 RGB.
 
         Raises:
             BadImage: the file cannot be decoded; see `images.decode`.
@@ -173,7 +178,7 @@ class OpenClip:
             yield
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        """Return (B, D) float32, unit L2 norm, of B texts, each cut to the context length."""
+        """Return (B, D) float32, unit L2 norm, of B texts, truncated to the context length."""
         with self._inference():
             vectors = self.model.encode_text(self._tokenizer(texts).to(self._device))
         return unit(vectors.float().cpu().numpy())
@@ -187,7 +192,7 @@ def _tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
-    """Return the image with its longer side cropped to `MAX_ASPECT` times its shorter side."""
+    """Return the image with its longer side cropped to at most `MAX_ASPECT` times the shorter."""
     height, width = image.shape[:2]
     longest = MAX_ASPECT * min(height, width)
     top, left = (max(0, (side - longest) // 2) for side in (height, width))
@@ -250,4 +255,4 @@ EMBEDDERS: dict[str, Callable[[EmbedConfig], Embedder]] = {
     "miniworld": _miniworld,
     "open_clip:": _open_clip,  # the model's name follows: open_clip:ViT-L-14
 }
-"""Factory of each embedder, by the name that `embed.model` gives."""
+"""Factory of each embedder, by its name or by the prefix of its name in `embed.model`."""

@@ -1,4 +1,4 @@
-"""The embed stage turns image bytes into vectors. Its text side is in text.py."""
+"""The embed stage turns image bytes into vectors; text.py embeds texts."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Embed:
     Cost per 1,000 images of 256 × 340 pixels on one CPU core, without decoding: 6 s with the mini
     world's model at 96 pixels, 105 s with ViT-B/32.
 
-    Method: CLIP vectors of unit norm (method section 1). The one departure, JPEGs that are shrunk
-    while decoding, is described in `OpenClip`. Every forward pass has the same padded batch shape,
-    so that a vector does not depend on the other images in its batch.
+    Method: CLIP vectors of unit norm (method section 1). The only departure is that JPEGs are
+    shrunk while they are decoded; see `OpenClip`. Every forward pass has the same padded batch
+    shape, so that a vector does not depend on the other images in its batch.
     """
 
     name = "embed"
@@ -47,7 +47,11 @@ class Embed:
         self._prefetches = config.device != "cpu"
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with `embedding`, (D,) float32 of unit L2 norm, in every row still ok."""
+        """Return `table` with `embedding` and `status`; `image` is null in each row that is not ok.
+
+        Raises:
+            SchemaError: `table` lacks `image` or `status`.
+        """
         schema.require_columns(table, self.reads, self.name)
         rows = schema.alive(table)
         data = table["image"].take(rows).to_pylist()
@@ -63,10 +67,10 @@ class Embed:
         return schema.bury(table, ("image",))
 
     def _decoded(self, data: list[bytes]) -> Iterator[list[np.ndarray | str]]:
-        """Yield the decoded batches. For a GPU, the next batch is decoded while one is embedded.
+        """Yield the batches of images or statuses; with a GPU, prefetch the next batch.
 
-        On a CPU there is no such prefetch: the forward pass uses all cores, and a decoding thread
-        on one of them would make the others wait.
+        Without a GPU there is no prefetch, because the forward pass uses all cores, and the other
+        cores would wait for the core on which a thread decodes.
         """
         import torch
 
@@ -97,7 +101,7 @@ class Embed:
 def _drop_changed(
     embeddings: list[np.ndarray | None], statuses: list[str], table: pa.Table
 ) -> None:
-    """Replace, in place, each embedding that is too far from its `expected` vector by None."""
+    """Set, in place, each embedding that is too far from its `expected` vector to None."""
     expected, least = table["expected"].to_pylist(), table["expected_cosine"].to_pylist()
     for row, vector in enumerate(embeddings):
         if vector is not None and vector @ np.asarray(expected[row]) < least[row]:

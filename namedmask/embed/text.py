@@ -1,4 +1,4 @@
-"""Category names are embedded as prompts: templates are filled in and their vectors averaged.
+"""Embed category names: fill the names into prompt templates, and average the prompts' vectors.
 
 Method: 85 templates per name; each prompt's vector is normalized before the mean, and the mean is
 normalized again (method section 1).
@@ -18,7 +18,7 @@ from namedmask.config.registry import resolve
 from namedmask.embed.open_clip import EMBEDDERS, Embedder, decoder_of, in_padded_batches, unit
 
 TEXT_BATCH = 256
-"""Number of prompts in one forward pass; a shorter batch is padded to it."""
+"""Number of prompts per forward pass; a shorter batch is padded."""
 
 
 def text_features(
@@ -26,7 +26,7 @@ def text_features(
 ) -> np.ndarray:
     """Return one vector per query, (C, D) float32, unit L2 norm, averaged over the templates.
 
-    Each forward pass has `batch` prompts. For a few queries, a smaller batch is faster.
+    Each forward pass has `batch` prompts. With few queries, a smaller `batch` is faster.
 
     Method: each prompt's vector is normalized before the mean, and the mean is normalized again.
     """
@@ -37,7 +37,7 @@ def text_features(
 
 @dataclass(frozen=True)
 class Prompts:
-    """Texts with their prompt templates, and encoded image files, all of them to be embedded."""
+    """Inputs to embed: texts, the prompt templates for these texts, and encoded image files."""
 
     texts: Sequence[str]
     templates: tuple[str, ...]
@@ -52,7 +52,9 @@ class QueryEncoder:
         self._batch_size = config.batch_size
 
     def __call__(self, prompts: Mapping[str, Prompts]) -> dict[str, np.ndarray]:
-        """Return one (N, D) float32 array per name, unit L2 norm: first its texts, then its images.
+        """Return the vectors of each name's prompts, (N, D) float32, unit L2 norm, by name.
+
+        The vectors of the texts come first, then those of the images.
 
         Raises:
             BadImage: an image cannot be decoded.

@@ -1,4 +1,4 @@
-"""The executors, which do the work of a verb: the plain loop, or graphs on a Ray cluster."""
+"""The executors, which do the work of the verbs: the plain loop, and graphs on a Ray cluster."""
 
 from typing import TYPE_CHECKING
 

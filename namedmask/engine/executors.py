@@ -1,4 +1,4 @@
-"""The choice of an executor: the plain loop in this process, or graphs on a Ray cluster.
+"""The choice of an executor: the plain loop on this machine, or graphs on a Ray cluster.
 
 with executor_of(config, local=True) as executor:
     collect.embed(config, progress, executor)
@@ -14,12 +14,12 @@ from namedmask.engine.local import PlainLoop
 from namedmask.run.executor import Executor
 
 PLAIN_LOOP = PlainLoop()
-"""The executor without Ray; all runs share it, since it has no state."""
+"""The executor without Ray, which all runs share because it has no state."""
 
 
 @contextmanager
 def executor_of(config: Config, local: bool = False) -> Iterator[Executor]:
-    """Yield the plain loop if `local`, else an executor on the Ray that the config names."""
+    """Yield the plain loop if `local`, else an executor on Ray; see engine.on_ray.connect."""
     if local:
         yield PLAIN_LOOP
         return

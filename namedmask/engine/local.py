@@ -1,12 +1,12 @@
-"""The plain loop: every wave, category and scene one after the other, in this process.
+"""The plain loop, which processes waves, categories and scenes one after the other, without Ray.
 
 The plain loop serves single machines, notebooks, and GPU machines that have torch and no Ray. It is
 also the reference for the graphs on a cluster, which must give the same bytes. The next wave is
-fetched while the current one passes the other stages. If `fetch.processes` says so, several
-processes fetch, one wave each. Modules that a verb does not need are not imported, since torch
+fetched while the current wave passes the other stages. If `fetch.processes` is not 1, several
+processes fetch, one wave each. Modules that a verb does not need are not imported, because torch
 alone takes seconds.
 
-Memory: two waves of encoded images; with several processes, one wave more than processes.
+Memory: the encoded images of two waves or, with N fetching processes, of N + 1 waves.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PlainLoop:
     parts = 1
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
-        """Yield the waves of the metadata; each is read when its turn comes."""
+        """Yield the waves of the metadata; the rows of each wave are read when it is requested."""
         tables = metadata.read_metadata(run.config.metadata)
         for number, table in enumerate(metadata.waves(tables, run.config.run.wave_rows)):
             yield Wave(f"{number:05d}", partial(_identity, table))
@@ -53,7 +53,7 @@ class PlainLoop:
         store_name: str,
         step: Step,
     ) -> Iterator[Written]:
-        """Yield the result of each wave once the wave has passed the stages and is committed."""
+        """Pass each wave through the stages and commit it; yield its result."""
         first, *others = stages
         if not others and process_count(run.config.fetch) > 1:
             yield from _collected_by_many(run, waves, store_name, step)
@@ -76,13 +76,13 @@ class PlainLoop:
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
-        """Return an iterator over the results of the function that `make` returns, in order."""
+        """Return an iterator over the results of `make()` for each item, in order."""
         function = make()
         use_threads(run.config)
         return map(function, items)
 
     def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        """Return the result of the function that `make` returns, for one item."""
+        """Return the result of `make()` for one item."""
         return next(iter(self.map(run, section, make, [item])))
 
     def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _identity(item: T) -> T:
 
 
 def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
-    """Yield each wave once it is fetched; the next one is fetched at the same time."""
+    """Yield each wave once it is fetched; fetch the next wave in the background."""
     config = run.config.fetch
     if process_count(config) > 1:
         return fetched_by_many(waves, config, _identity)
@@ -134,7 +134,7 @@ def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[Fetc
 def _collected_by_many(
     run: VerbRun, waves: Iterable[Wave], store_name: str, step: Step
 ) -> Iterator[Written]:
-    """Yield the result of each wave that the processes have fetched and committed."""
+    """Yield the result of each wave that the worker processes have fetched and committed."""
     commit = partial(_commit, run.ledger.folder.absolute(), store_name)
     for written, seconds in fetched_by_many(waves, run.config.fetch, commit):
         run.seconds["fetch"] += seconds

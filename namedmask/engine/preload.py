@@ -1,7 +1,7 @@
-"""The modules that a fetching process needs; the fork server imports them once for all processes.
+"""The modules that a fetching process needs. The fork server imports them once for all processes.
 
-pyarrow searches for pandas when it makes its first array, which takes a fifth of a second. Here
-that search finds nothing. pyarrow searches again when a data frame is asked for, and finds pandas.
+pyarrow imports pandas when it makes its first array, which takes a fifth of a second. Here that
+import fails at once. pyarrow imports pandas again when it needs a data frame, and then succeeds.
 """
 
 from __future__ import annotations

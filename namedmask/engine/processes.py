@@ -1,8 +1,8 @@
-"""Waves fetched by several worker processes, for the plain loop.
+"""Worker processes of the plain loop, which fetch several waves at once.
 
-A single process downloads and checks images on little more than one core, since Python runs one
+A single process downloads and checks images on little more than one core, because Python runs one
 thread at a time. The worker processes are forked by a server that has imported only the modules
-they need. They end with this process, however it ends.
+that they need. They end when this process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def process_count(config: FetchConfig) -> int:
 
 
 def begin_server(config: FetchConfig) -> bool:
-    """Start the fork server if there are several worker processes; return whether it runs."""
+    """Start the fork server if several processes are to fetch; return whether it was started."""
     if process_count(config) == 1:
         return False
     multiprocessing.set_forkserver_preload([__name__, "namedmask.engine.preload"])
@@ -60,8 +60,8 @@ def fetched_by_many(
 ) -> Iterator[T]:
     """Yield the result of `use` for each fetched wave, in any order.
 
-    `use` is called in the worker process that fetched the wave. Each worker process has one wave.
-    One further wave is queued, so that a worker process that is done need not wait for this one.
+    `use` is called in the worker process that fetched the wave. Each worker process has one wave,
+    and one further wave is queued, so that an idle worker process does not wait for this process.
 
     Raises:
         NamedMaskError: a worker process died.
@@ -82,15 +82,16 @@ def fetched_by_many(
                 yield done.result()
         except BrokenProcessPool:
             raise NamedMaskError(
-                "a process that fetches images died: it was killed, or an image crashed it. Run "
-                "the same command again; on Ray, such an image gets the status 'crashed'."
+                "a process that fetches images died, because it was killed or because an image "
+                "crashed it. Run the same command again; on Ray, such an image gets the status "
+                "'crashed'."
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal too, and then ends
     parent = multiprocessing.parent_process()
     assert parent
 

@@ -120,7 +120,7 @@ def coca(root: Path, split: str) -> Benchmark:
 def cityscapes_object(root: Path, split: str) -> Benchmark:
     """Return a split of the objects in Cityscapes, `val` or `train`; the rest is background.
 
-    `root` holds leftImg8bit and gtFine, of which only the files *_gtFine_labelIds.png are read.
+    `root` holds leftImg8bit and gtFine. In gtFine, only the files *_gtFine_labelIds.png are read.
 
     Raises:
         InputError: a folder or a label map is missing.
@@ -145,8 +145,8 @@ def cityscapes_object(root: Path, split: str) -> Benchmark:
 def imagenet_s_split(root: Path, split: str, count: int) -> Benchmark:
     """Return a split of ImageNet-S with 50, 300 or 919 categories: `val`, `train-semi` or `test`.
 
-    `root` holds ImageNetS50 (300, 919) or is that folder. It has validation/<wnid>/*.JPEG and
-    validation-segmentation/<wnid>/*.png. The truth of `test` is not published; if its folder is
+    `root` is the folder ImageNetS50 (300, 919) or holds it. The folder has validation/<wnid>/*.JPEG
+    and validation-segmentation/<wnid>/*.png. The truth of `test` is not published. If its folder is
     missing, all pixels are ignored, so that predictions can still be exported.
 
     Raises:
@@ -209,6 +209,7 @@ BENCHMARKS: dict[str, Callable[[Path, str], Benchmark]] = {
     "miniworld": folder,
     "voc2012": voc2012,
 }
+"""Functions from (root, split) to a benchmark, by the benchmark's name."""
 
 
 def open_benchmark(config: EvaluateConfig) -> Benchmark:
@@ -220,7 +221,7 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
     """
     if not config.benchmark or not config.root:
         raise ConfigError(
-            "evaluate: 'benchmark' and 'root' say what to score on; got "
+            "evaluate: expected 'benchmark' and 'root', a name and the benchmark's folder; got "
             f"benchmark '{config.benchmark}' and root '{config.root}'. Set both; known benchmarks: "
             f"{', '.join(sorted(BENCHMARKS))}."
         )
@@ -287,7 +288,7 @@ def _instance_drawer(path: Path, names: Sequence[str]) -> Callable[[str, Path], 
 
     def draw(name: str, _path: Path) -> np.ndarray:
         if name not in photos:
-            raise InputError(f"{path} lists no photo {name}. Use the annotations of its own split.")
+            raise InputError(f"{path} lists no photo {name}. Use the annotations of its split.")
         photo = photos[name]
         labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
         for _, label, regions in sorted(shapes.get(photo["id"], []), key=lambda shape: -shape[0]):

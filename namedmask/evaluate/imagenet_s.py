@@ -1,9 +1,9 @@
 """Label maps in the color PNGs of ImageNet-S, and the scores of its protocol besides mean IoU.
 
 Method: the definitions are those of the benchmark's published evaluation (LUSSeg/ImageNet-S,
-`evaluation/` and `data/data.py`). All scores except that of the boundaries follow from the counts
-of one image, (K, K) int64 as in `ConfusionMatrix.counts`: counts[t, p] is the number of pixels with
-the true label t and the predicted label p, without ignored pixels. An overlap is (3, K) int64. Its
+`evaluation/` and `data/data.py`). All scores except the boundary score are computed from counts per
+image, (K, K) int64 as in `ConfusionMatrix.counts`: counts[t, p] is the number of pixels with the
+true label t and the predicted label p, without ignored pixels. An overlap is (3, K) int64. Its
 rows are the numbers of pixels per label in both truth and prediction, in the truth, and in the
 prediction. Overlaps of several images are added up.
 Differs: the published evaluation also splits the boundary mean by size; this one does not.
@@ -26,16 +26,16 @@ PNG_IGNORE = 1000
 """Id of ignored pixels in the files. Method: 1000."""
 
 SIZES = {"s": 5, "ms": 25, "ml": 50, "l": 100}
-"""Sizes of categories in an image, by their largest percentage of the counted pixels.
+"""Size classes of a category in an image, each with its largest percentage of the counted pixels.
 
-Method: these four sizes.
+Method: these four classes.
 """
 
 BOUNDARY_SHARE = 0.03
 """Width of a boundary as a share of the image's diagonal. Method: 3 %."""
 
 BETA_SQUARED = 0.3
-"""Weight of recall relative to precision in the F-measure. Method: 0.3."""
+"""Weight of recall relative to precision, β², in the F-measure. Method: 0.3."""
 
 
 def encode_label_map(labels: np.ndarray) -> bytes:
@@ -123,8 +123,8 @@ def boundary_overlap(
 def f_measure(counts: np.ndarray) -> float:
     """Return the F-measure of one image for objects of any category against background, in [0, 1].
 
-    It is the weighted mean of precision and recall; 0 if no object pixel is right, nan without
-    pixels.
+    It is the weighted harmonic mean of precision and recall; 0 if no object pixel is predicted as
+    an object, nan without pixels.
     """
     if not counts.any():
         return float("nan")
@@ -136,7 +136,7 @@ def f_measure(counts: np.ndarray) -> float:
 
 
 def image_accuracy(counts: np.ndarray) -> float:
-    """Return 1 if the category predicted on most pixels of one image is in its truth, else 0.
+    """Return 1 if the most frequent predicted category of one image is in its truth, else 0.
 
     The result is nan without pixels.
     """

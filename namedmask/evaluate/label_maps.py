@@ -23,7 +23,7 @@ from namedmask.schema.columns import IGNORE, LABEL_DTYPE
 from namedmask.storage import Place
 
 LABEL_MODES = ("1", "L", "P", "I;16")
-"""Pillow's modes with one number per pixel; the number of a palette image is the index."""
+"""Pillow's modes with one number per pixel, which is the palette index in a palette image."""
 
 UNKNOWN = -1
 """Entry of an id table for an id that the files must not contain."""

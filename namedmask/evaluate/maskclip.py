@@ -7,10 +7,10 @@ size of the image.
 
 Method: `maskclip_head` and `vit` of MaskCLIP. The image has a shorter side of 512 pixels (a longer
 one of up to 2048) and is normalized with ImageNet's mean and deviation, although CLIP was trained
-with its own. Not known: the factor on the cosines before the softmax whose threshold is 0.25. The
-100 of CLIP is assumed, because without a factor the best of 20 categories stays at 0.07. Differs:
-sides are rounded to whole cells, whereas the original cuts off the rest; the weights of the
-smoothing are not negative and sum to 1, so that the results remain probabilities.
+with its own. Not known: the factor of the cosines before the softmax; the threshold of 0.25 applies
+after it. CLIP's factor of 100 is assumed, because without a factor the best of 20 categories stays
+at 0.07. Differs: sides are rounded to whole cells, whereas the original cuts off the rest; the
+weights of the smoothing are not negative and sum to 1, so that the results remain probabilities.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class DenseClip:
 
     Raises:
         ConfigError: the model is not of open_clip, or its image tower is not supported.
-        CheckpointError: as `embed.Embed`.
+        CheckpointError: the model's weights are missing or do not fit the model.
         InputError: the device is missing.
     """
 
@@ -151,7 +151,8 @@ def _positions(tower: Any, size: torch.Size) -> Tensor:
 def fit(image: np.ndarray, shorter_side: int, stride: int) -> np.ndarray:
     """Return the image resized to a shorter side, with sides rounded to multiples of `stride`.
 
-    Both images are (H, W, 3) uint8. If `shorter_side` is 0, the sides are only rounded.
+    Both images are (H, W, 3) uint8. The longer side is limited to about `LONGER_SIDE`. If
+    `shorter_side` is 0, the sides are only rounded.
     """
     height, width = image.shape[:2]
     wanted = shorter_side / min(height, width) if shorter_side else 1.0

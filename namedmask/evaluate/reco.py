@@ -1,9 +1,9 @@
 """ReCo, a baseline that finds positions similar to what the images of a category have in common.
 
 The best images of a category are compared position by position. The *seed* of an image is the
-position that is most similar to positions of all other images, and the mean of the seeds is the
-vector of the category. The product of a pixel is its similarity to that vector times its similarity
-to the category's name according to CLIP.
+position with the highest mean similarity to its best matches in all images. The mean of the seeds
+is the vector of the category. The product of a pixel is its similarity to that vector times its
+similarity to the category's name according to CLIP.
 
 Method: `networks/reco.py` and `utils/crf.py` of ReCo with their constants. Not known: how the paper
 turned the product, which is at most 0.73, into a probability with a threshold of 0.9. The released
@@ -96,7 +96,9 @@ class TinyEncoder(nn.Module):
 
 
 class TimmEncoder(nn.Module):
-    """A timm ViT or ResNet that returns its last feature map, of a ViT the normalized patches.
+    """A timm ResNet that returns its last feature map, or a timm ViT that returns its last patches.
+
+    The patches are normalized by the ViT's last layer norm.
 
     Raises:
         ConfigError: timm has no such model.
@@ -127,7 +129,7 @@ class TimmEncoder(nn.Module):
 
 
 def _load(model: nn.Module, config: BaselinesConfig) -> None:
-    """Load the file of an encoder's weights, which may also hold a classifier."""
+    """Load an encoder's weights; their file may also hold a classifier, which is left out."""
     path = config.encoder_weights
     try:
         if not path_of(path).is_file():
@@ -197,8 +199,8 @@ class Places:
         """Return the vector of a category, (E,) float32, unit L2 norm.
 
         Args:
-            encoded: image files of the category, the best first.
-            query: what CLIP looks for in them.
+            encoded: encoded images of the category, the best first.
+            query: text that CLIP compares with each position of the images.
             context: vectors (E,) of context words; positions similar to them count less.
         """
         texts, parts = self.texts([query]), []
@@ -220,14 +222,14 @@ def crop(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def cosegment(features: Tensor, weights: Tensor) -> Tensor:
-    """Return the vector of what the images have in common, (E,) float32, unit L2 norm.
+    """Return the mean of the images' seeds, (E,) float32, unit L2 norm.
 
     The score of a position is its best weighted cosine with the positions of an image, averaged
     over all images. The seed of an image is its position with the highest score.
 
     Args:
         features: (N, E, h, w) float32 of N images.
-        weights: (N, h, w) float32, factors on all cosines with a position of an image.
+        weights: (N, h, w) float32, per position of an image, the factor of all cosines with it.
     """
     count, _, height, width = features.shape
     vectors = features.flatten(2)  # (N, E, P)
@@ -241,7 +243,7 @@ def cosegment(features: Tensor, weights: Tensor) -> Tensor:
 
 
 class ClassVectors:
-    """A function from a category to its vector, computed from the archives of a run."""
+    """A callable that maps a category to its vector, computed from the archives of a run."""
 
     def __init__(
         self, archive: Archive, config: BaselinesConfig, device: str, templates: Sequence[str]

@@ -84,7 +84,7 @@ def score_benchmark(
 
 @dataclass(frozen=True)
 class Part:
-    """The results for some scenes: a confusion matrix, an entry per scene, and maps to show."""
+    """The results for some scenes: a confusion matrix, scores per scene, and label maps to show."""
 
     total: ConfusionMatrix
     overlaps: np.ndarray  # (5, 3, K) int64, see imagenet_s.sum_scores; zeros for other benchmarks
@@ -93,7 +93,7 @@ class Part:
 
 
 class Scorer:
-    """A function that predicts and scores the label maps of some scenes of a benchmark.
+    """A callable that predicts and scores the label maps of some scenes of a benchmark.
 
     `predict` maps an image (H, W, 3) uint8 RGB to label ids of `names`, (H, W) uint16.
 
@@ -235,7 +235,7 @@ def label_ids(from_names: Sequence[str], to_names: Sequence[str]) -> np.ndarray:
     Background and the ignore id do not change; ids without a name become the ignore id.
 
     Raises:
-        InputError: `to_names` lacks one of `from_names`.
+        InputError: `to_names` lacks a name of `from_names`.
     """
     position = {name: number for number, name in enumerate(to_names, start=1)}
     lacking = [name for name in from_names if name not in position]

@@ -81,7 +81,7 @@ def tally(
 
 
 def curve_of(pixels: Tally, absent: Absent) -> list[dict[str, float | None]]:
-    """Return {threshold, miou, pixel_accuracy} for each threshold; None without pixels."""
+    """Return {threshold, miou, pixel_accuracy} per threshold; without pixels, scores are None."""
     return [
         {
             "threshold": round(float(threshold), 2),
@@ -127,8 +127,9 @@ def read_sweep(path: Place, baseline: str, settings: Mapping[str, Any]) -> dict[
     if kind != baseline or changed:
         other = "; ".join(f"{key} {made_with.get(key)!r}, now {settings[key]!r}" for key in changed)
         raise InputError(
-            f"{path} holds a threshold of '{kind}' ({other or 'equal settings'}); expected one "
-            f"of '{baseline}' with the present settings. Run 'evaluate' with --sweep again."
+            f"{path} holds a threshold of '{kind}' ({other or 'equal settings'}); expected a "
+            f"threshold of '{baseline}' with the present settings. Run 'evaluate' with --sweep "
+            "again."
         )
     return sweep
 

@@ -1,4 +1,4 @@
-"""Category experts: each is trained on the pseudo-masks of one category, then predicts them again.
+"""Category experts: each is trained on the pseudo-masks of one category and then redraws them.
 
 An expert learns what hundreds of noisy masks of one category have in common, so its predictions are
 cleaner than the masks. The functions here handle one expert; refine.py loops over the categories
@@ -113,8 +113,9 @@ def refine_masks(
     threshold: float = 0.5,
     mirror: bool = False,
 ) -> list[np.ndarray]:
-    """Return the expert's mask of each image, (H, W) bool: object probability above `threshold`.
+    """Return the expert's mask of each image, (H, W) bool.
 
+    A mask is true where the probability of the object is above `threshold`.
     Each image is a batch of its own, so its mask does not depend on the other images. Method: the
     more likely label, which is a threshold of 0.5; no mirroring.
 
@@ -144,14 +145,14 @@ def redraw(
     config: ExpertsConfig,
     solver: BilateralConfig | None = None,
 ) -> tuple[list[np.ndarray], int]:
-    """Return the refined mask of each sample, (H, W) bool, and the number of masks kept.
+    """Return the refined mask of each sample, (H, W) bool, and the number of pseudo-masks kept.
 
     With a `solver`, the expert's masks are snapped to the image's edges, as the pseudo-masks were.
     If the expert predicts no object, the pseudo-mask is kept, unless `experts.keep_unseen` is
     false. Differs: the method trains on empty masks and does not snap the expert's masks.
     """
     masks, kept = [], 0
-    for index in range(len(samples)):  # one at a time: all decoded images may not fit into memory
+    for index in range(len(samples)):  # not all decoded images may fit into memory
         image, label = samples[index]
         mask = refine_masks(expert, [image], config.threshold, config.mirror)[0]
         if mask.any():

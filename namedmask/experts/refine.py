@@ -40,7 +40,7 @@ from namedmask.storage import Place
 from namedmask.storage.files import Content, digest, read_json, write_json
 
 SHARED_FILE = layout.expert_file(SHARED_EXPERT)
-"""Checkpoint of the expert from which all others start; its unit is `SHARED_EXPERT`."""
+"""Path, in the run folder, of the checkpoint of the shared expert (unit `SHARED_EXPERT`)."""
 
 OnStep = Callable[[int, float], None]
 """Called after each training step with the number of steps done and the loss."""
@@ -89,7 +89,7 @@ class Work:
     done: list[Commit]
     left: list[Cluster]
     needs_shared: bool  # whether the shared expert must be trained first
-    start: Place | None  # checkpoint of the shared expert, which may not exist yet; None: unused
+    start: Place | None  # checkpoint of the shared expert, perhaps not yet written; None: not used
 
 
 def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
@@ -176,7 +176,7 @@ def steps_done(work: Work, config: Config) -> int:
 
 
 def sum_up(commits: Iterable[Commit]) -> dict[str, Any]:
-    """Return the result of the verb: the number of categories, and of masks redrawn and kept."""
+    """Return the verb's result: the numbers of categories and of masks redrawn and kept."""
     counts: Counter[str] = Counter()
     categories = 0
     for commit in commits:
@@ -262,7 +262,7 @@ def cluster_expert(
 def redraw_cluster(
     config: Config, folder: Place, cluster: Cluster, expert: Module
 ) -> list[tuple[pa.Table, int]]:
-    """Return per category: its entries (schema.REFINED), and how many pseudo-masks were kept."""
+    """Return each category's refined masks (schema.REFINED) and its number of kept pseudo-masks."""
     archive = Archive.open(folder / layout.ARCHIVE)
     solver = config.bilateral if config.experts.snap else None
     redrawn = []

@@ -1,4 +1,4 @@
-"""Faces are detected, and images with a visible face are dropped."""
+"""Detect faces, and drop images with a visible face."""
 
 from typing import TYPE_CHECKING
 

@@ -35,10 +35,10 @@ class FaceDetector(Protocol):
 class InsightFaceDetector:
     """A detector file in the SCRFD form, decoded by InsightFace.
 
-    The outputs of this form are scores, boxes and, in some files, key points. Each of them has one
-    output per stride: 8, 16, 32 with two anchors per cell, or 8 to 128 with one anchor per cell.
-    InsightFace's own loader guesses the form from the number of outputs and would decode other
-    files with nine outputs to nonsense. Therefore this class checks the outputs itself and calls
+    The outputs of this form are scores, boxes and, in some files, key points, each with one output
+    per stride. The strides are 8, 16, 32 with two anchors per cell, or 8 to 128 with one anchor per
+    cell. InsightFace's own loader guesses the form from the number of outputs; it would decode nine
+    outputs of another form to nonsense. Therefore this class checks the outputs itself and calls
     InsightFace's SCRFD decoder directly.
 
     Raises:
@@ -84,14 +84,14 @@ SCRFD_WIDTHS = [
     for strides in (3, 5)
     for kinds in ((1, 4), (1, 4, 10))
 ]
-"""Allowed last dimensions of the outputs of an SCRFD file: scores, boxes, maybe key points."""
+"""Allowed last dimensions of the outputs of an SCRFD file (scores, boxes, key points if any)."""
 
 
 class RetinaFaceDetector:
     """A detector file in one of the forms of RetinaFace, decoded by forms.py.
 
-    No current library decodes these forms. The constructor runs the network on a blank canvas, so
-    that a file of another form is refused before the first image.
+    No current library decodes these forms. The constructor runs the network on a blank canvas. A
+    file of another form is therefore refused before the first image.
 
     Raises:
         CheckpointError: the file does not exist or is not in the given form.
@@ -138,7 +138,7 @@ def _require_form(outputs: Sequence[np.ndarray], form: Form, side: int, problem:
 
 
 def _open_session(path: Path, device: str) -> Any:
-    """Return the onnxruntime session of a file on `device`; there is no fallback to another."""
+    """Return the onnxruntime session of a file on `device`; there is no fallback to the CPU."""
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
@@ -184,7 +184,7 @@ def _open_session(path: Path, device: str) -> Any:
 
 
 def _side_of(session: Any, path: Path) -> int:
-    """Return the canvas side of a network for (1, 3, H, W); `DYNAMIC_SIDE` if it takes any."""
+    """Return the side of the input (1, 3, H, W) of a network; `DYNAMIC_SIDE` if it is not fixed."""
     inputs = [(value.type, value.shape) for value in session.get_inputs()]
     kind, shape = inputs[0]
     fixed = [size if isinstance(size, int) else None for size in shape]
@@ -229,4 +229,4 @@ FACE_DETECTORS: dict[str, Callable[[FacesConfig], FaceDetector]] = {
     "retinaface_priors": _retinaface_priors,
     "scrfd": _scrfd,
 }
-"""Factory of each face detector, by the name that `faces.detector` gives."""
+"""Factory of each face detector, by its name in `faces.detector`."""

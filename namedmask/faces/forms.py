@@ -1,14 +1,15 @@
-"""The two published output forms of RetinaFace, and how they are decoded to boxes.
+"""The two published output forms of RetinaFace, and their decoders to boxes.
 
 A file does not say which form it has, and the decoder of another form returns nonsense. Therefore
 the run file names the form: `faces.detector` is `retinaface_priors` or `retinaface_mxnet`.
 (InsightFace decodes the third form, `scrfd`.) In both forms the network predicts, for each square
-of a fixed set of anchors, the probability of a face and how to shift and scale the anchor to it.
+of a fixed set of anchors, the probability of a face, and the shift and scale from the anchor to the
+face.
 
 Method: anchors, scaling, order and pixels are those of the public networks (method section 8).
-Differs: all boxes above the score threshold enter the non-maximum suppression, and all that survive
-it are kept; the originals keep at most 5,000 before and 750 after it. The stage only asks whether
-there is any face.
+Differs: the number of boxes is not limited, neither before nor after the non-maximum suppression,
+because the stage only needs to know whether there is any face. The originals keep at most 5,000
+boxes before and 750 after it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PRIOR_VARIANCES = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 """Factors of the four box deltas: center x and y, width and height."""
 
 MXNET_SIZES = {32: (512, 256), 16: (128, 64), 8: (32, 16)}
-"""The same sides for the MXNet form, whose outputs run from the coarsest to the finest stride."""
+"""The same sides for the MXNet form, whose outputs are ordered from coarse to fine strides."""
 MXNET_CENTER = 8.0
 """Center, x and y in pixels, of the first anchor at every stride: the middle of pixels 0 to 15."""
 
@@ -87,13 +88,14 @@ def mxnet_shapes(side: int) -> list[tuple[int, ...]]:
 def decode_mxnet(outputs: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return boxes (N, 4) and probabilities (N, 2) of the nine-output form; see `Form.decode`.
 
-    This form is that of InsightFace's MXNet network `retinaface_r50_v1`. Its boxes end with their
-    last pixel. Here, as in all of namedmask, the right and lower edges lie behind the last pixel.
+    This form is that of InsightFace's MXNet network `retinaface_r50_v1`. The original decoder gives
+    the index of a box's last pixel. Here, as in all of namedmask, the right and lower edges are one
+    pixel further.
 
     Args:
-        outputs: three float32 arrays for each of the strides 32, 16, 8: probabilities (1, 4, h, w),
-            of no face for both anchors of a cell and then of a face for both; box deltas
-            (1, 8, h, w), four for each of the two anchors; landmarks (1, 20, h, w).
+        outputs: three float32 arrays for each of the strides 32, 16, 8. The probabilities
+            (1, 4, h, w) are of no face for both anchors of a cell, then of a face for both anchors.
+            The box deltas (1, 8, h, w) are four for each anchor. Landmarks are (1, 20, h, w).
         side: side of the square canvas in pixels.
     """
     boxes, probabilities = [], []
@@ -115,7 +117,7 @@ MXNET = Form(mxnet_batch, mxnet_shapes, decode_mxnet)
 def anchors_of(side: int, stride: int, sizes: Sequence[int], center: float) -> np.ndarray:
     """Return the anchors of one stride, (N, 4) float32: center x and y, width and height, pixels.
 
-    They are ordered by rows, then columns, then `sizes`. `center` is the x and y of the first one.
+    The order is by rows, then columns, then `sizes`. `center` is x and y of the first anchor.
     """
     centers = np.arange(_cells(side, stride), dtype=np.float32) * stride + np.float32(center)
     y, x, size = np.meshgrid(centers, centers, np.array(sizes, np.float32), indexing="ij")
@@ -123,7 +125,7 @@ def anchors_of(side: int, stride: int, sizes: Sequence[int], center: float) -> n
 
 
 def _boxes_of(anchors: np.ndarray, deltas: np.ndarray) -> np.ndarray:
-    """Return boxes (N, 4) XYXY; deltas shift by shares of the sides and scale exponentially."""
+    """Return boxes (N, 4) XYXY; deltas shift by shares of an anchor's sides, or are log scales."""
     centers = anchors[:, :2] + deltas[:, :2] * anchors[:, 2:]
     halves = anchors[:, 2:] * np.exp(deltas[:, 2:]) / 2
     return np.hstack([centers - halves, centers + halves])

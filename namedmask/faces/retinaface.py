@@ -1,9 +1,9 @@
 """RetinaFace on a ResNet-50, the method's face detector: its network, checkpoint and ONNX file.
 
 The layout is that of the public PyTorch checkpoint. The faces stage runs detectors in ONNX Runtime.
-Therefore `export_onnx` converts a checkpoint to an ONNX file once and checks that both give the
-same outputs. The command is `namedmask export-faces CHECKPOINT OUT.onnx`. The decoder of the
-outputs is in forms.py.
+Therefore `export_onnx` converts a checkpoint to an ONNX file once and checks that the file gives
+the same outputs as the network. The command is `namedmask export-faces CHECKPOINT OUT.onnx`. The
+decoder of the outputs is in forms.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WIDTH = 256
 ANCHORS = 2
 """Number of anchors per cell."""
 TOLERANCE = 1e-4
-"""Bound of the relative error between the outputs of an exported file and of the network."""
+"""Upper bound on the relative error of an exported file's outputs."""
 
 
 class RetinaFace(nn.Module):
@@ -139,8 +139,8 @@ def load_retinaface(path: Path) -> RetinaFace:
     `module.`, which a training on several GPUs adds. Half precision is converted to float32.
 
     Raises:
-        CheckpointError: the file is missing, truncated or holds code, or its entries are not
-            exactly this network's.
+        CheckpointError: the file is missing, truncated or contains code, or its entries are not
+            exactly those of this network.
     """
     tree = read_tensors(path)
     state = tree["state_dict"] if isinstance(tree.get("state_dict"), Mapping) else tree
@@ -157,12 +157,12 @@ def export_onnx(checkpoint: Path, out: Path, side: int = 640) -> dict[str, Any]:
 
     Args:
         checkpoint: a file that `load_retinaface` accepts.
-        out: the ONNX file. An existing file is replaced atomically, and stays if the export fails.
+        out: the ONNX file. An existing file is replaced atomically, and kept if the export fails.
         side: side, in pixels, of the square canvas that the network will take.
 
     Returns:
-        A dict with the path `file`, the `side`, and `relative_error`, the largest of the three
-        outputs.
+        A dict with the path `file`, the `side`, and `relative_error`, which is the largest relative
+        error of the three outputs.
 
     Raises:
         CheckpointError: the checkpoint is not valid; see `load_retinaface`.
@@ -195,7 +195,7 @@ def _write_onnx(model: RetinaFace, batch: np.ndarray, path: Path) -> None:
 
 
 def _relative_error(model: RetinaFace, batch: np.ndarray, path: Path) -> float:
-    """Return the largest ‖a−b‖/‖b‖ over the outputs a of the file and b of the network."""
+    """Return the largest ‖a − b‖ / ‖b‖ over the outputs a of the file and b of the network."""
     try:
         import onnxruntime
     except ImportError as error:

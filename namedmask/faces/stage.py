@@ -25,7 +25,7 @@ def find_faces(
         detector: the face detector, run once per scale.
         image: (H, W, 3) uint8 RGB.
         scales: ratios, in (0, 1], of the image's longest side to the side of the detector's canvas.
-        nms_iou: IoU above which the weaker of two boxes is suppressed.
+        nms_iou: IoU above which the box with the lower score is suppressed.
 
     Returns:
         (N, 5) float32: XYXY pixels of `image`, x in [0, W] and y in [0, H], and score in [0, 1].
@@ -58,9 +58,10 @@ def letterbox(image: np.ndarray, side: int, scale: float = 1.0) -> tuple[np.ndar
 
 
 def non_maximum_suppression(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Return the indices, (K,) int64, of the boxes that remain of (N, 5), best score first.
+    """Return the indices, (K,) int64, of the boxes that remain, best score first.
 
-    A box is suppressed if its IoU with a remaining box of a better score is above `iou`.
+    `boxes` are (N, 5), XYXY and score. A box is suppressed if its IoU with a remaining box of a
+    better score is above `iou`.
     """
     corners = boxes[:, :4].astype(np.float64)
     kept: list[int] = []
@@ -90,17 +91,17 @@ class Faces:
     `too_many_pixels` or `too_many_scans` if the image cannot be decoded. The pixels (`image`,
     `saliency`, `mask`) of a row whose status is not ok become null.
 
-    A detector takes a square canvas of one size. Each image is placed on it twice: at full size,
-    and at half size, where a face that fills the image still has the surroundings that detectors
-    need.
+    A detector takes a square canvas of one size. By default, each image is placed on it twice, at
+    full size and at half size. At half size, a face that fills the image still has the surroundings
+    that detectors need.
 
-    Cost per 1,000 images at both scales on one CPU core: 200 s with SCRFD 2.5G at 640 pixels, about
+    Cost per 1,000 images at both sizes on one CPU core: 200 s with SCRFD 2.5G at 640 pixels, about
     20 times as much with RetinaFace on a ResNet-50.
 
     Method: images with a face are dropped (method sections 1 and 8).
     Differs: the paper uses RetinaFace on a ResNet-50, with settings that it does not give. The
     LAION run files here use SCRFD, the detector that InsightFace ships today, with InsightFace's
-    thresholds and at both scales. To use RetinaFace, set `faces.detector`; see retinaface.py.
+    thresholds and at both sizes. To use RetinaFace, set `faces.detector`; see retinaface.py.
     """
 
     name = "faces"
@@ -118,7 +119,11 @@ class Faces:
         self._nms_iou = config.nms_iou
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with `num_faces`; where it is above 0, `has_face` and no pixels."""
+        """Return `table` with `num_faces` and `status`; rows that are not ok have no pixels.
+
+        Raises:
+            SchemaError: `table` lacks `image` or `status`.
+        """
         schema.require_columns(table, self.reads, self.name)
         rows = schema.alive(table)
         results = [self._check(data) for data in table["image"].take(rows).to_pylist()]

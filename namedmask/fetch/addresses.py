@@ -1,9 +1,9 @@
 """DNS lookups of image hosts, and the check that limits connections to public addresses.
 
 An address is checked when its socket is created. The checked address is therefore always the
-address of the connection, whatever host name, notation or redirect led to it. Each process caches
-the result of a lookup for a limited time, including the result that a name does not exist. If a
-host has several addresses, several are tried.
+address of the connection, for any host name, notation or redirect. Each process caches the result
+of a lookup for a limited time, including the result that a name does not exist. If a host has
+several addresses, up to `ADDRESSES_TRIED` per address family are tried.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ With fewer threads than urls in flight, a domain with many such hosts would bloc
 """
 
 NAME_S = 300.0
-"""Seconds that the result of a lookup is cached, including the result that a name does not exist.
+"""Number of seconds for which the result of a lookup is cached, even if the name does not exist.
 
 The operating system does not report how long an answer is valid."""
 
 FAILED_S = 0.4
-"""Seconds that a failure of the name server is cached.
+"""Number of seconds for which a failure of the name server is cached.
 
 The rows of one batch share the failure, and a retry asks the name server again."""
 
@@ -51,7 +51,7 @@ The warning is logged if more than half of the lookups found no address."""
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-# The networks are listed here because `ipaddress` knows different ones in each patch of Python.
+# The networks are listed here because the lists in `ipaddress` differ between Python releases.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -70,7 +70,7 @@ _log = logging.getLogger(__name__)
 
 @lru_cache(4096)
 def is_allowed(address: str, allow_loopback: bool) -> bool:
-    """Return whether a numeric address is public, or is loopback and loopback is allowed."""
+    """Return whether a numeric address is public or, if `allow_loopback` is true, loopback."""
     if "%" in address:  # a zone id has no use on the web, and asyncio would resolve it as a name
         return False
     ip = ipaddress.ip_address(address)
@@ -91,7 +91,7 @@ def _unwrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.I
 
 
 class BlockedAddressError(OSError):
-    """Connections to an address are forbidden; an OSError makes aiohttp try the next address."""
+    """Raised for a forbidden address; it is an OSError so that aiohttp tries the next address."""
 
 
 def open_socket(allow_loopback: bool, address: tuple[Any, ...]) -> socket.socket:
@@ -200,7 +200,7 @@ def addresses_of(host: str, family: int = socket.AF_UNSPEC) -> tuple[Address, ..
 
 
 def copy_of(error: OSError) -> OSError:
-    """Return a copy of an error without its traceback, which would keep its frames in memory."""
+    """Return a copy of an error without its traceback, which would keep stack frames in memory."""
     return type(error)(*error.args)
 
 

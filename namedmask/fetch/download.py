@@ -2,7 +2,7 @@
 
 The timeout of a url covers one attempt with all its redirects. It does not cover the time spent
 waiting for a free slot, for a pause that the host asked for, or for the host's robots.txt. This
-module follows redirects itself, so that every hop passes the same checks as the first.
+module follows redirects itself, so that every redirect passes the same checks as the first request.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PAUSES = frozenset((429, 503))
 """HTTP codes whose Retry-After header pauses the requests to a host."""
 
 KEEPALIVE_S = 2.0
-"""Seconds that an idle connection stays open.
+"""Number of seconds for which an idle connection stays open.
 
 Few hosts occur again within seconds, and idle connections would use up the file descriptors."""
 
@@ -62,7 +62,7 @@ OTHER_FILES = 256
 """Number of files that a process may have open in addition to its connections."""
 
 ROBOTS_S = 3600.0
-"""Seconds that a robots.txt is cached."""
+"""Number of seconds for which a robots.txt is cached."""
 
 T = TypeVar("T")
 Use = Callable[[bytes], Awaitable[T]]
@@ -81,7 +81,7 @@ class FailedError(Exception):
 
 
 class Downloader:
-    """The downloads of one batch: their session, their slots, and the limits of their hosts."""
+    """The downloader of one batch, with its HTTP session, its slots and the limits per host."""
 
     def __init__(self, session: aiohttp.ClientSession, config: FetchConfig) -> None:
         self.session = session
@@ -91,7 +91,7 @@ class Downloader:
         self.robots: dict[str, asyncio.Task[bytes]] = {}
 
     async def get(self, url: str, use: Use[T]) -> T:
-        """Return the result of `use` for the body at the end of the redirects from `url`.
+        """Follow the redirects from `url`, and return the result of `use` for the final body.
 
         The url keeps its slot while `use` runs, so that at most `in_flight` bodies are in memory.
 
@@ -108,7 +108,7 @@ class Downloader:
             if check_robots and not await self._may_fetch(target):
                 raise FailedError(ROBOTS_TXT)
             host = self._host(target.raw_host)
-            # The host's slot comes first, so that rows of a slow host block no slot of the batch.
+            # The host's slot is acquired first, so that a slow host blocks no slots of the batch.
             async with host.slots:
                 if given_up := await host.wait_for_pause():
                     raise FailedError(given_up)
@@ -242,7 +242,7 @@ def _status_of_connecting(error: OSError) -> str:
 
 
 def raise_open_file_limit(in_flight: int) -> None:
-    """Raise this process's limit on open files to what `in_flight` downloads need.
+    """Raise this process's limit on open files to the number that `in_flight` downloads need.
 
     Raises:
         ConfigError: the hard limit of the system is too low.

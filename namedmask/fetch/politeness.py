@@ -29,7 +29,7 @@ def agent_of(user_agent: str) -> str:
 
 
 def opted_out(tags: Iterable[str], user_agent: str) -> bool:
-    """Return whether X-Robots-Tag values forbid all agents, or this one, to use the image.
+    """Return whether X-Robots-Tag values forbid this program, or all agents, to use the image.
 
     A value looks like `noai, noindex` or `agent: noai`. An agent's name applies to all directives
     after it in the same value. A directive of `VALUED`, as in `max-image-preview: large, noai`, is
@@ -81,7 +81,7 @@ class Host:
 
     Args:
         max_requests: maximum number of concurrent requests.
-        patience_s: maximum total seconds of pauses before the host is given up.
+        patience_s: maximum total length of the pauses, in seconds; then the host is given up.
     """
 
     def __init__(self, max_requests: int, patience_s: float) -> None:
@@ -91,7 +91,10 @@ class Host:
         self.given_up = ""
 
     def record_pause(self, status: str, seconds: float) -> None:
-        """Pause for `seconds` from now, or give up the host if its pauses exceed `patience_s`."""
+        """Pause for `seconds` from now, or give up the host if its pauses exceed `patience_s`.
+
+        `status` is the status of all further rows of a host that is given up.
+        """
         until = time.monotonic() + seconds
         extension_s = until - max(self.paused_until, time.monotonic())
         if extension_s > self.patience_s:
@@ -101,7 +104,7 @@ class Host:
             self.paused_until = until
 
     async def wait_for_pause(self) -> str:
-        """Wait until the pause is over; return "", or the status of all rows if given up."""
+        """Wait until the pause is over; return "", or the rows' status if the host is given up."""
         while not self.given_up and (left := self.paused_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
         return self.given_up

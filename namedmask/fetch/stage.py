@@ -3,8 +3,8 @@
 The stage reads `url`. It adds `image` (the bytes as downloaded, or a smaller JPEG), `image_height`,
 `image_width` and `status`. If the metadata has `md5` or `sha256` (hex), the downloaded bytes must
 match, or the status is `content_changed`. schema/status.py has the failure class of every status;
-transient failures are retried. download.py enforces the limits on time and size, and addresses.py
-those on the network.
+transient failures are retried. download.py enforces the limits on time and size. addresses.py
+limits connections to public addresses.
 Cost per 1,000 JPEGs of 12 kB from loopback: 1.0 s of one cloud core, including decoding.
 Method: the original code downloaded the images on the retrieval page and skipped dead links.
 """
@@ -46,9 +46,9 @@ BACKOFF_S = 0.5
 JPEG_QUALITY = 95
 
 SMALL_BYTES, SMALL_PIXELS = 2**18, 2**21
-"""Maximum bytes and pixels of a JPEG that is decoded on the event loop.
+"""Maximum bytes and pixels of a JPEG that is decoded on the event loop if the stage has one core.
 
-All downloads of the process wait during such a decode, which takes milliseconds."""
+All downloads of the process wait during this decoding, which takes milliseconds."""
 
 HASHES = ("md5", "sha256")
 """Optional metadata columns with a hash of the expected bytes."""
@@ -63,11 +63,11 @@ _log = logging.getLogger(__name__)
 
 
 class Fetched(NamedTuple):
-    """The result for one url: its status and, if ok, the image bytes and the upright size."""
+    """The result for one url: its status and, if ok, the image bytes and the size of the image."""
 
     status: str
     image: bytes | None = None
-    height: int | None = None
+    height: int | None = None  # of the upright image
     width: int | None = None
 
 
@@ -106,7 +106,7 @@ class Fetch:
 
 
 def hashes_of(table: pa.Table) -> list[Hashes]:
-    """Return for each row the expected hashes by name; "" where the metadata has none."""
+    """Return the expected hashes of each row by name; "" is a hash that the metadata lacks."""
     names = [name for name in HASHES if name in table.column_names]
     columns = [[value or "" for value in table[name].to_pylist()] for name in names]
     if not names:
@@ -193,6 +193,8 @@ class _Fetcher:
 def verify(body: bytes, config: FetchConfig) -> Fetched:
     """Return the image in `body` after decoding all of it; shrink it to `fetch.longest_side`.
 
+    An empty body has the status `empty`.
+
     Raises:
         BadImage: the body cannot be decoded; see images.decode.
     """
@@ -202,8 +204,8 @@ def verify(body: bytes, config: FetchConfig) -> Fetched:
 
 
 def _verify_with_hashes(body: bytes, hashes: Hashes, config: FetchConfig) -> Fetched:
-    # The hashes come first, because the new owner of an expired domain may serve a web page as well
-    # as another image; both count as changed.
+    # The hashes are checked before the body is decoded, because the new owner of an expired domain
+    # may serve a web page or another image, and both count as changed.
     if body and not matches_hashes(body, hashes):
         return Fetched(CONTENT_CHANGED)
     return verify(body, config)

@@ -1,4 +1,4 @@
-"""A cache whose entries expire and whose total weight is limited, for all batches of a process."""
+"""A cache with expiring entries and a limited total weight, shared by all batches of a process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Entry(NamedTuple, Generic[V]):
 class TtlCache(Generic[V]):
     """Thread-safe cache of values by string key.
 
-    Every entry has its own time to live. When the total weight of the entries would exceed
+    Every entry has its own time to live. If a new entry would raise the total weight above
     `capacity`, the oldest entries are dropped.
     """
 

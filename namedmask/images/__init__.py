@@ -1,4 +1,4 @@
-"""Images and masks are decoded, encoded and resized here; no other code reads encoded images."""
+"""Decode, encode and resize images and masks; other modules only read and write PNG label maps."""
 
 from typing import TYPE_CHECKING
 

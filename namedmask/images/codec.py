@@ -1,9 +1,9 @@
-"""Image bytes are decoded to arrays and arrays encoded to bytes.
+"""Decode image bytes to arrays, and encode arrays to image bytes.
 
-Only this module and jpegs.py handle JPEG and PNG bytes; masks.py handles encoded masks. A decoded
-image is (H, W, 3) uint8 RGB and upright: the EXIF orientation is applied, an animation becomes its
-first frame, transparent pixels are blended with white, and 16 bit and CMYK become 8 bit RGB. Only
-the raster formats in `FORMATS` are read, and the size is checked before any pixel is decoded.
+See jpegs.py for a faster way to decode JPEGs, and masks.py for encoded masks. A decoded image is
+(H, W, 3) uint8 RGB and upright: the EXIF orientation is applied, an animation becomes its first
+frame, transparent pixels are blended with white, and 16 bit and CMYK become 8 bit RGB. Only the
+raster formats in `FORMATS` are read, and the size is checked before any pixel is decoded.
 
 Cost of `decode` per 1,000 images of 10 kB (256 × 256 pixels) on a busy cloud core: 0.7 s.
 """
@@ -25,19 +25,21 @@ if TYPE_CHECKING:
     import torch
 
 
-# several images are processed in parallel, so threads within one image would only compete
+# several images are processed in parallel, so threads within an image would only compete
 cv2.setNumThreads(1)
 
-# Pillow warns of broken EXIF blocks and large headers, which would be one line per file of the web
+# Pillow warns of broken EXIF blocks and large headers; a crawl would log a line per such file
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Formats that Pillow may recognize, without those for which it would start another program."""
+"""Formats that Pillow may decode; formats for which it starts another program are left out."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of RGB in [0, 1]."""
+"""ImageNet's mean of the RGB channels, for values in [0, 1]."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of RGB in [0, 1]. Method: all networks but CLIP and the face detectors."""
+"""ImageNet's standard deviation of the RGB channels, for values in [0, 1].
+
+Method: the input of all networks except CLIP and the face detectors is normalized with it."""
 
 WHITE = (255, 255, 255, 255)
 """RGBA of the background behind transparent pixels."""
@@ -87,13 +89,12 @@ def decode(
 
     Args:
         data: an encoded image.
-        max_pixels: a header with more pixels is `too_many_pixels`.
-        longest_side: limit of both sides in pixels; 0 is no limit.
-        upright: whether to apply the EXIF orientation. That of a TIFF is always applied.
+        max_pixels: maximum number of pixels of the encoded image, checked in its header.
+        longest_side: limit of both sides in pixels; 0 means no limit.
+        upright: whether to apply the EXIF orientation. The orientation of a TIFF is always applied.
 
     Raises:
-        BadImage: `not_an_image`, `truncated`, `too_many_pixels` (known from the header alone), or
-            `too_many_scans`.
+        BadImage: the status is `not_an_image`, `truncated`, `too_many_pixels` or `too_many_scans`.
     """
     image = opened(data, max_pixels)
     width, height = fitted(*image.size, longest_side)
@@ -106,9 +107,10 @@ def decode(
 def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) -> np.ndarray:
     """Return the image, (H, W, 3) uint8 RGB, upright; a JPEG is shrunk while it is decoded.
 
-    The sides of a JPEG are divided by 8, 4 or 2: the largest of these that divides both sides
-    without remainder and leaves no side below `least_side` pixels. Other images keep their size. A
-    remainder would add a partial pixel at the end and shift everything that is resized from it.
+    The sides of a JPEG are divided by 8, 4 or 2, whichever is the largest number that divides both
+    sides without remainder and leaves no side below `least_side` pixels. If none of them does, or
+    the image is not a JPEG, the size is kept. A remainder would add a partial pixel at the end,
+    which would shift the result of a later resize.
 
     Raises:
         BadImage: the image cannot be decoded; see `decode`.
@@ -120,7 +122,7 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
 
 
 def coarse_part(image: Image.Image, least_side: int) -> int:
-    """Return the number, 8, 4, 2 or 1, by which `decode_coarse` divides the sides."""
+    """Return the number, 8, 4, 2 or 1, by which `decode_coarse` divides the sides of a JPEG."""
     width, height = image.size
     for part in (8, 4, 2):
         if width % part == height % part == 0 and min(width, height) >= least_side * part:
@@ -129,7 +131,7 @@ def coarse_part(image: Image.Image, least_side: int) -> int:
 
 
 def _pixels(image: Image.Image, enough: tuple[int, int], upright: bool) -> tuple[np.ndarray, int]:
-    """Return the pixels, each side at least as in `enough`, and the EXIF orientation undone."""
+    """Return the pixels, with sides of at least `enough`, and the undone EXIF orientation."""
     try:
         # libjpeg leaves out high frequencies and computes up to 8 times fewer samples per side
         image.draft(None, enough)
@@ -152,7 +154,7 @@ def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
 
 
 def opened(data: bytes, max_pixels: int) -> Image.Image:
-    """Return the image with its header read and no pixel decoded.
+    """Return the Pillow image of `data`, with its header read and no pixel decoded.
 
     Raises:
         BadImage: the header is not valid or has too many pixels or scans; see `decode`.
@@ -177,17 +179,20 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _tile_pixels(image: Image.Image) -> int:
-    """Return the pixels of a TIFF's tile; libtiff decodes all of it even for a smaller image."""
+    """Return the number of pixels per tile of a TIFF; 0 for an image without tiles.
+
+    libtiff decodes whole tiles, even if a tile is larger than the image.
+    """
     tags = getattr(image, "tag_v2", {})
     try:
         return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
-    except Exception:  # noqa: BLE001  not a number, so there are no tiles, but maybe valid strips
+    except Exception:  # noqa: BLE001  no valid tile size, but the TIFF may have valid strips
         return 0
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 is upright."""
-    if image.format == "TIFF":  # Pillow turns a TIFF itself, and swaps its size
+    """Return the EXIF orientation; 1, and any number that is not in 2 to 8, means upright."""
+    if image.format == "TIFF":  # Pillow itself turns a TIFF upright
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -196,7 +201,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """Return the image, stored with an EXIF orientation, upright."""
+    """Return an image that is stored with an EXIF `orientation`, turned upright."""
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
@@ -212,7 +217,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(array: np.ndarray) -> np.ndarray:
-    # Pillow would clip; here the smallest white level that no value exceeds is scaled to 255
+    # Pillow would clip values above 255. Here white becomes 255, and white is the smallest of the
+    # usual levels (1, 255, 65535) that no value exceeds, or else the largest value.
     if array.dtype == np.uint16:
         result: np.ndarray = _OF_SIXTEEN_BIT[array]
         return result
@@ -222,7 +228,10 @@ def _eight_bit(array: np.ndarray) -> np.ndarray:
 
 
 def fitted(width: int, height: int, longest_side: int) -> tuple[int, int]:
-    """Return (width, height) shrunk to at most `longest_side`, aspect ratio kept; 0 is no limit."""
+    """Return (width, height), shrunk with its aspect ratio if a side is above `longest_side`.
+
+    If `longest_side` is 0, there is no limit.
+    """
     scale = min(1.0, longest_side / max(width, height)) if longest_side else 1.0
     return max(1, round(width * scale)), max(1, round(height * scale))
 
@@ -242,7 +251,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
-    """Return the only channel of an encoded map, (H, W) uint8: gray values or palette indices.
+    """Return an encoded map as (H, W) uint8: palette indices if it has a palette, else gray values.
 
     Raises:
         BadImage: the map cannot be decoded; see `decode`.
@@ -256,11 +265,11 @@ def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False) -> np.ndarray:
-    """Return `image`, (H, W) or (H, W, C), at (height, width), with the same dtype and channels.
+    """Return `image`, (H, W) or (H, W, C), resized to (height, width); dtype and channels are kept.
 
     Images (uint8 or float32) are averaged over areas along sides that shrink, and interpolated
-    linearly along sides that grow. `nearest` is for labels and masks of any dtype; it adds no new
-    values.
+    linearly along sides that grow. `nearest` is for labels and masks of any dtype, because it
+    creates no new values.
     """
     old_height, old_width = image.shape[:2]
     if (old_height, old_width) == (height, width):
@@ -280,7 +289,7 @@ def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False)
 
 
 def resize_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
-    """Return `image`, (H, W, 3) uint8, with its shorter side at `side`, aspect ratio kept."""
+    """Return `image`, (H, W, 3) uint8, resized to a shorter side of `side`; the ratio is kept."""
     height, width = image.shape[:2]
     scale = side / min(height, width)
     return resize(image, max(side, round(height * scale)), max(side, round(width * scale)))
@@ -300,12 +309,12 @@ def center_crop(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def hash_of(data: bytes, max_pixels: int = 50_000_000) -> int:
-    """Return a perceptual hash of 64 bits.
+    """Return the perceptual hash of an encoded image, an integer of 64 bits.
 
-    The hash hardly changes if an image is saved again, shrunk or toned. The gray image is resized
-    to 32 × 32 pixels. Each bit says whether one of the 8 × 8 lowest frequencies of its cosine
-    transform is above their median. Cost per 1,000 photos of 500 pixels on one busy core: 1.6 s, by
-    bench/hashes.py.
+    The hash hardly changes if an image is encoded again, shrunk or changed in tone. The gray image
+    is resized to 32 × 32 pixels. Each bit says whether one of the 8 × 8 lowest frequencies of its
+    cosine transform is above their median. Cost per 1,000 photos of 500 pixels on one busy core:
+    1.6 s, by bench/hashes.py.
 
     Raises:
         BadImage: the image cannot be decoded; see `decode`.

@@ -1,9 +1,9 @@
-"""JPEGs are decoded, checked and shrunk by libjpeg-turbo directly, mainly for the fetch stage.
+"""Decode, check and shrink JPEGs with libjpeg-turbo directly, mainly for the fetch stage.
 
-Decoding is most of the time of a crawl, and Pillow would take half as long again. libjpeg is also
-stricter than Pillow and reports any fault in the data. A file with a fault, and any file that is
-not a plain JPEG, is decoded by Pillow. Therefore every file gets the status that images.decode
-gives it.
+Decoding takes most of the CPU time of a crawl, and with Pillow it would take 1.5 times as long.
+libjpeg-turbo is also stricter than Pillow and reports any fault in the data. A file with a fault,
+and any file that is not a plain JPEG, is decoded by Pillow. Therefore every file gets the status
+that images.decode gives it.
 
 Cost per 1,000 JPEGs of 32 kB and 250 to 640 pixels on one cloud core: 0.3 s to check them, 1.3 s to
 shrink those above 384 pixels (two in three) to 384; see docs/results.md.
@@ -21,7 +21,7 @@ from PIL import Image
 from namedmask import images
 
 REDUCTIONS = (8, 4, 2, 1)
-"""Numbers by which libjpeg divides the sides while decoding. Other ratios are slower."""
+"""Numbers by which libjpeg divides the sides while decoding. It is slower with other ratios."""
 
 
 def to_store(
@@ -29,9 +29,9 @@ def to_store(
 ) -> tuple[bytes, int, int]:
     """Return (bytes, height, width) of an image to store, after all its bytes have been decoded.
 
-    The bytes are `data` itself unless a side is above `longest_side` pixels (0 is no limit). Then
-    the bytes are an upright JPEG that is shrunk to this limit. Height and width are those of the
-    upright image in pixels.
+    If a side is longer than `longest_side` pixels, the bytes are an upright JPEG that is shrunk to
+    this limit. Otherwise, or if `longest_side` is 0, they are `data` itself. Height and width are
+    those of the upright image to store, in pixels.
 
     Raises:
         BadImage: the image cannot be decoded; see images.decode.
@@ -72,7 +72,7 @@ def decode_coarse(data: bytes, least_side: int, max_pixels: int = 50_000_000) ->
 
 
 def pixels_of(data: bytes) -> float:
-    """Return the number of pixels in the header of a JPEG; infinity for other files."""
+    """Return the number of pixels that the header of a JPEG gives; infinity for other files."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -102,9 +102,9 @@ def _decoded(data: bytes, image: Image.Image, reduction: int) -> np.ndarray | No
 def _shrunk(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Return `pixels`, (H, W, 3) uint8, at a smaller size.
 
-    Ratios up to 2 use cubic interpolation after a slight blur against aliasing. It is closer to
-    Lanczos than averages over areas of odd sizes (39.3 against 38.8 dB on photos of 640 pixels) and
-    takes half their time.
+    Up to a ratio of 2, the method is cubic interpolation after a slight blur against aliasing. Its
+    result is closer to Lanczos than that of averaging over areas of odd sizes (39.3 against 38.8 dB
+    on photos of 640 pixels), and it takes half the time.
     """
     scale = max(pixels.shape[1] / width, pixels.shape[0] / height)
     if scale > 2:

@@ -1,4 +1,4 @@
-"""Masks are encoded as COCO run-length codes (RLE), decoded, and drawn from polygons."""
+"""Encode masks as COCO run-length codes (RLE), decode them, and draw masks from polygons."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def encode_mask(mask: np.ndarray) -> bytes:
 def draw_regions(regions: Any, height: int, width: int) -> np.ndarray:
     """Return the (height, width) bool mask of a COCO segmentation.
 
-    `regions` is a list of polygons [[x, y, …], …] in pixels, or RLE as a dict {size, counts} with
-    counts as a list or compressed.
+    `regions` is a list of polygons [[x, y, …], …] in pixels, or an RLE dict {size, counts}, in
+    which counts are a list of run lengths or compressed.
 
     Raises:
-        ValueError: `regions` has neither form, or has another size.
+        ValueError: `regions` has neither form, a polygon has fewer than three points, or the RLE
+            does not fit a mask of this size.
     """
     if isinstance(regions, list):
         if not regions or not all(isinstance(line, list) and len(line) >= 6 for line in regions):
-            raise ValueError("a polygon has fewer than three points.")
+            raise ValueError("there is no polygon, or a polygon has fewer than three points.")
         encoded = coco_mask.merge(coco_mask.frPyObjects(regions, height, width))
     elif isinstance(regions, dict) and regions.get("size") == [height, width]:
         listed = isinstance(regions.get("counts"), list)
@@ -43,8 +44,8 @@ def _bytes(counts: str | bytes) -> bytes:
 def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:
     """Return the (height, width) bool mask of COCO compressed RLE `counts`.
 
-    Differs: if the counts are too short for the size, pycocotools leaves the remaining pixels
-    unset; here such counts are refused.
+    Differs: if the counts are too short for the size, this function refuses them. pycocotools
+    leaves the remaining pixels unset.
 
     Raises:
         ValueError: `counts` are not compressed RLE of a mask of this size.
@@ -56,10 +57,10 @@ def decode_mask(counts: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _runs(counts: bytes) -> np.ndarray:
-    """Return the lengths of the runs, (N,) int64, that alternate between 0 and 1.
+    """Return the lengths, (N,) int64, of the runs, which alternate between 0 and 1.
 
-    A character minus 48 has five bits of a number, low bits first. Bit 32 says that another
-    character of the number follows; bit 16 of the last one is the sign.
+    Each character minus 48 has five bits of a number, low bits first. Bit 32 says that another
+    character of the same number follows; bit 16 of a number's last character is the sign.
 
     Raises:
         ValueError: `counts` are not compressed RLE.
@@ -73,7 +74,7 @@ def _runs(counts: bytes) -> np.ndarray:
     places = np.arange(len(digits)) - np.repeat(starts, sizes)
     runs = np.add.reduceat((digits & 31) << 5 * places, starts)
     runs -= np.where(digits[ends] & 16, 1 << 5 * sizes, 0)
-    # from the fourth run on, the number is the difference from the run two places earlier
+    # from the fourth run on, a number is the difference from the run two places earlier
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     return runs

@@ -1,4 +1,4 @@
-"""Label maps are drawn over their images, with regions tinted, outlined and named."""
+"""Draw label maps over their images, with regions tinted, outlined and named."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FILL = 0.45
 """Opacity, in [0, 1], of a label's color over the image."""
 
 NAMED_SHARE = 0.02
-"""Share of the image above which a region has a name even if its label has a larger region."""
+"""Share of the image from which on a region is named even if its label has a larger region."""
 
 SMALLEST_NAMED_SHARE = 0.001
-"""Share of the image below which even the largest region of a label has no name."""
+"""Share of the image below which even the largest region of a label is not named."""
 
 GOLDEN_TURN = 0.618034
-"""Step of the hue, in turns, between consecutive label ids, so that their colors differ much."""
+"""Step of the hue, in turns of the color wheel, between consecutive label ids."""
 
 Box: TypeAlias = tuple[float, float, float, float]
 """x, y, width, height in pixels."""
@@ -35,7 +35,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.n
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        labels: (H, W) label ids: 0 is background, which stays as it is; 65535 is ignored and white.
+        labels: (H, W) label ids. Background (0) is not tinted; ignored pixels (65535) become white.
         names: the name of label id i + 1 is `names[i]`.
 
     Raises:
@@ -65,7 +65,7 @@ def draw_outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int
 
 @cache
 def color_of(label_id: int) -> tuple[int, int, int]:
-    """Return the fixed color of a label id, RGB in [0, 255], unlike those of neighboring ids."""
+    """Return the fixed color of a label id, RGB in [0, 255]; neighboring ids differ clearly."""
     hue = (0.02 + label_id * GOLDEN_TURN) % 1.0
     lightness, saturation = ((0.55, 0.9), (0.42, 0.75), (0.68, 0.85))[label_id % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
@@ -124,7 +124,7 @@ def _draw_name(
     label_id: int,
     taken: list[Box],
 ) -> None:
-    """Write a name into a box around `center`, moved into the image and off the `taken` boxes."""
+    """Write a name into a box near `center` that is inside the image and off the `taken` boxes."""
     font: Any = ImageFont.load_default(size)
     size *= min(1.0, 0.96 * picture_size[0] / max(1.0, draw.textlength(name, font)))
     font = ImageFont.load_default(max(6, size))

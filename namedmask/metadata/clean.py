@@ -6,18 +6,18 @@ their values and checks their ranges:
 * A width or height that is not a number of at least 1 becomes 0, which means unknown. Unknown sizes
   pass the size filters.
 * The size filters compare the shorter and the longer side, because LAION-5B swaps HEIGHT and WIDTH.
-* A similarity outside [-1, 1] or a probability outside [0, 1] becomes null. A row with an unknown
-  similarity or pwatermark passes that filter. `metadata.unknown_punsafe` decides whether a row with
-  an unknown punsafe passes.
+* A similarity outside [-1, 1] or a probability outside [0, 1] becomes null, which means unknown. A
+  row passes the filters of similarity and pwatermark if these values are unknown.
+  `metadata.unknown_punsafe` decides whether a row with an unknown punsafe passes.
 * The tag NSFW counts as punsafe 1. The tag UNLIKELY means that an unknown punsafe is safe. UNSURE
   and all other tags have no effect.
-* md5 and sha256 are 32 and 64 lower-case hexadecimal digits, or null.
+* An md5 has 32 and a sha256 has 64 lower-case hexadecimal digits; any other value becomes null.
 * Only the first row of each url in the whole input is used. A later row becomes `duplicate_url`
   unless a filter rules it out. If the first row of a url is ruled out, later rows of the same url
   are not used either.
 
-The status of a row is the first of these that applies: bad_url, unsafe, too_small, bad_aspect,
-bad_similarity, watermark, duplicate_url, ok.
+The status of a row is the first of the following that applies: bad_url, unsafe, too_small,
+bad_aspect, bad_similarity, watermark, duplicate_url, ok.
 Method: safe mode and the removal of duplicate urls follow the original code's retrieval page. The
 page's safety network needs image vectors, so LAION's published punsafe replaces it here.
 Cost per million rows on one busy cloud core: 20 s. Memory: see seen_urls.py.
@@ -61,15 +61,18 @@ def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
     """Return an iterator over the rows of all sources, in order, as tables of `schema.METADATA`.
 
     Raises:
-        ConfigError: no source is given, or a source does not exist, is empty or of no known kind.
-        SchemaError: during iteration, a table has no column of urls.
-        InputError: during iteration, a table cannot be read.
+        ConfigError: no source is given, or a source does not exist or matches no file; during
+            iteration, a folder contains no image.
+        SchemaError: during iteration, a table has no column of urls, or a column of a wrong type.
+        InputError: during iteration, a table cannot be read, or the disk for `SeenUrls` is full.
     """
     return _limited(_clean_all(places_of(config.source), config), config.max_rows)
 
 
 def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
-    """Yield the rows of one table or image folder as `schema.METADATA`, repeats not yet marked.
+    """Yield the rows of one table or image folder as tables of `schema.METADATA`.
+
+    Repeated urls are not marked yet; see `mark_repeated`.
 
     Raises:
         ConfigError, SchemaError, InputError: during iteration, as `read_metadata`.
@@ -80,10 +83,9 @@ def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
 
 
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
-    """Return the rows with indices `rows`, (N,) int64 ascending, as `schema.METADATA`.
+    """Return some rows of the parquet table `place` as `schema.METADATA`.
 
-    Args:
-        place: a parquet table.
+    `rows` are the indices of the rows, (N,) int64 ascending.
 
     Raises:
         SchemaError, InputError: as `read_metadata` during iteration.
@@ -93,14 +95,14 @@ def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
 
 
 def url_digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of rows with a url, (N,) int64 ascending, and url digests, (N,) S10."""
+    """Return the indices, (N,) int64 ascending, and the digests, (N,) S10, of all valid urls."""
     rows = np.flatnonzero(pc.not_equal(table["status"], BAD_URL).to_numpy())
     digests = [bytes.fromhex(digest) for digest in table["sample_id"].take(rows).to_pylist()]
     return rows, np.array(digests, "S10")
 
 
 def mark_repeated(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """Return `table` with `duplicate_url` in those of `rows`, (N,) int64, whose status is ok."""
+    """Return `table` with status `duplicate_url` in each of `rows`, (N,) int64, that was ok."""
     status = np.array(table["status"].to_pylist(), object)
     rows = rows[status[rows] == OK]
     status[rows] = DUPLICATE_URL
@@ -109,7 +111,7 @@ def mark_repeated(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 
 def waves(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of exactly `rows` rows; the last table may be shorter."""
+    """Yield all rows of `tables`, in order, as tables of `rows` rows; the last may be shorter."""
     pending: list[pa.Table] = []
     count = 0
     for table in tables:

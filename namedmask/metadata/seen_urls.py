@@ -2,8 +2,8 @@
 
 The digests are stored in a temporary SQLite database that has no file name and disappears with the
 process. The database is a sorted tree on disk, in SQLITE_TMPDIR or TMPDIR, and at most `CACHE_MB`
-MiB of it are in memory. On a cluster, an exchange of digests between tasks finds the same repeats;
-see engine/on_ray/metadata_scan.py.
+MiB of it are in memory. On a cluster, tasks exchange digests instead and find the same repeats; see
+engine/on_ray/metadata_scan.py.
 
 Cost per million digests: 19 MB of disk, and 3 s of one cloud core (`python bench/metadata.py`).
 """

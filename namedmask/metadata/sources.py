@@ -1,13 +1,14 @@
 """Read the sources in `metadata.source` as tables with the package's own column names.
 
-Columns are found by their aliases, in any case and order; all other columns stay unread. A parquet
-file is read by row groups and batches; on S3, only the bytes of the needed columns are requested. A
-CSV file is read as text, because its malformed values fit no type. A folder of images gives one row
-per image, with the file name as the caption.
+Columns are found by their aliases, in any order and in upper or lower case; all other columns stay
+unread. A parquet file is read by row groups and batches; on S3, only the bytes of the needed
+columns are requested. The columns of a CSV file are read as text, so that malformed values raise no
+error. A folder of images gives one row per image; the caption is the file name, or the name of the
+folder if the file name has no letters.
 
 Every row is read, including the rows that a filter will rule out. Each row is counted with its
-status, gets a sample id from its url, and makes later rows of its url duplicates. Parquet's own
-filters could therefore skip columns, but no rows. Reading is one twentieth of the cost of a row
+status, gets a sample id from its url, and turns later rows with its url into duplicates. Parquet's
+row filters therefore cannot be used. Reading is one twentieth of the cost of a row
 (`python bench/metadata.py`).
 """
 
@@ -45,7 +46,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "md5": ("md5",),
     "sha256": ("sha256",),
 }
-"""Lower-case names of each column in the sources, the preferred name first.
+"""Names that a source may use for each column, in lower case, the preferred name first.
 
 Only `url` is required. The `status` column of img2dataset is ignored, because an image that it
 could not download may be available now.
@@ -59,7 +60,7 @@ DOWNLOAD_TIMEOUT_S = 60.0
 
 
 def places_of(sources: Sequence[str]) -> list[str]:
-    """Return the tables and image folders that the sources name, in order, wildcards expanded.
+    """Return the tables and image folders that the sources name, in order; expand wildcards.
 
     Raises:
         ConfigError: no source is given, or a source does not exist or matches no file.
@@ -74,7 +75,7 @@ def places_of(sources: Sequence[str]) -> list[str]:
 def read_place(place: str) -> Iterator[pa.Table]:
     """Yield the rows of one table or image folder, in order.
 
-    The yielded tables have those columns of `ALIASES` that the source has, under their keys.
+    The columns are named by the keys of `ALIASES`. Columns that the source lacks are left out.
 
     Raises:
         ConfigError: the folder contains no image.
@@ -100,8 +101,7 @@ def read_place(place: str) -> Iterator[pa.Table]:
 def read_rows(place: Place, rows: np.ndarray) -> Iterator[pa.Table]:
     """Yield the rows with indices `rows`, (N,) int64 ascending, of a parquet table.
 
-    The tables have the same columns as those of `read_place`. Only the row groups that contain the
-    given rows are read.
+    The columns are as in `read_place`. Only row groups that contain one of the rows are read.
 
     Raises:
         SchemaError, InputError: as `read_place`.
@@ -155,8 +155,8 @@ def _downloaded(place: str) -> Iterator[Path]:
             ):
                 shutil.copyfileobj(response, file)
                 expected = int(response.headers.get("Content-Length") or file.tell())
-                if file.tell() != expected:  # a truncated CSV file has no other sign of it
-                    raise ValueError(f"it ended after {file.tell():,} of {expected:,} bytes")
+                if file.tell() != expected:  # only the size reveals that a CSV file is truncated
+                    raise ValueError(f"the body ended after {file.tell():,} of {expected:,} bytes")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(f"metadata.source '{place}' cannot be downloaded: {error}") from error
         yield path
@@ -165,7 +165,7 @@ def _downloaded(place: str) -> Iterator[Path]:
 def _read_parquet(table: Place, place: str) -> Iterator[pa.Table]:
     with pq.ParquetFile(readable(table)) as file:
         names = _find(file.schema_arrow.names, place)
-        for group in range(file.num_row_groups):  # one call for all groups would keep all in memory
+        for group in range(file.num_row_groups):  # a call for all groups would keep them in memory
             for batch in file.iter_batches(BATCH_ROWS, [group], columns=list(names.values())):
                 yield _renamed(batch, names)
 
@@ -176,7 +176,7 @@ def _read_csv(path: Path, place: str) -> Iterator[pa.Table]:
     )
     with pacsv.open_csv(str(path), parse_options=parse) as head:
         names = _find(head.schema.names, place)
-    # Text, because a type inferred from the first block may not fit malformed values further down.
+    # All columns are text, because a type inferred from the first block may not fit later values.
     convert = pacsv.ConvertOptions(
         include_columns=list(names.values()),
         column_types={column: pa.string() for column in names.values()},
@@ -204,7 +204,7 @@ def _read_folder(folder: Path) -> Iterator[pa.Table]:
 
 
 def _caption(path: Path) -> str:
-    # A stem without letters is only a number, but the folder may name what the image shows.
+    # A file name without letters is only a number, but the folder's name may describe the image.
     name = path.stem if any(letter.isalpha() for letter in path.stem) else path.parent.name
     return re.sub(r"[_-]+", " ", name).strip()
 

@@ -16,8 +16,8 @@ _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 def normalize_url(url: str) -> str:
     """Return the normalized form of an http, https or file url, in ASCII; "" for other texts.
 
-    The scheme and the host become lower case, and the host takes its ASCII form. A default port and
-    the fragment are dropped. Escapes become upper case, and characters that need an escape get one.
+    The scheme and the host become lower case, and the host gets its ASCII form. A default port and
+    the fragment are dropped. Escapes become upper case, and special characters are escaped.
     The function is idempotent and never raises.
     """
     try:
@@ -28,7 +28,7 @@ def normalize_url(url: str) -> str:
         if parts.scheme not in DEFAULT_PORTS or not host:
             return ""
         port = "" if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
-    except ValueError:  # a port above 65535, a malformed IPv6 address, a name without ASCII form
+    except ValueError:  # port above 65535, malformed IPv6 address, host without an ASCII form
         return ""
     user, at, _ = parts.netloc.rpartition("@")
     query = f"?{_escaped(parts.query)}" if parts.query else ""
@@ -52,7 +52,7 @@ def _escaped(text: str) -> str:
 
 
 def sample_id(url: str) -> str:
-    """Return 20 hex digits that identify a url on every machine, however the url is spelled."""
+    """Return the sample id of a url: 20 hex digits, equal for all urls of one normalized form."""
     return url_digest(normalize_url(url) or url)
 
 

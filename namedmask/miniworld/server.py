@@ -1,4 +1,4 @@
-"""Serve the mini world's web: one process on loopback that misbehaves where its routes say so.
+"""Serve the mini world's web from a process on loopback, with the faults that its routes name.
 
 Usage:
 

@@ -126,9 +126,10 @@ def _retrieval(
 
 
 def _near_duplicates(truth: Truth, candidates: pa.Table) -> dict[str, float]:
-    """Return how many near duplicates were dropped, and how many other candidates were.
+    """Return the shares of copies and of other candidates dropped as near duplicates.
 
-    A near duplicate is a copy of an accepted candidate with a better rank.
+    A copy shows the same picture as an accepted candidate with a better rank. The result also has
+    the number of copies.
     """
     caught = copies = dropped = others = 0
     accepted: dict[str, set[int]] = {}

@@ -39,8 +39,8 @@ TROUBLE = {
 }  # fmt: skip
 """Share of the rows with each kind of trouble.
 
-Near duplicates and repeated urls are extra rows. Rows without trouble, and redirected rows, should
-get a vector.
+Near duplicates and repeated urls are extra rows. Rows should get a vector if they have no trouble,
+or are redirected, violent or near duplicates.
 """
 
 

@@ -48,8 +48,8 @@ SCENE_WIDTH = 380
 TINT = 0.35
 """Opacity of the mask's color over the image."""
 
-PSEUDO_COLOR = (245, 158, 11)
-REFINED_COLOR = (20, 184, 166)
+PSEUDO_COLOR, REFINED_COLOR = (245, 158, 11), (20, 184, 166)
+"""RGB colors of the pseudo-masks and of the experts' masks; report.css has the same colors."""
 
 
 def gallery(run: Run) -> Html:

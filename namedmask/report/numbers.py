@@ -34,7 +34,7 @@ UNRESOLVED = (DNS, DNS_FAILED)
 """Statuses of a url whose host name could not be resolved."""
 
 MANY_URLS = 20
-"""Smallest number of unresolved urls for which the report warns about the name server."""
+"""Smallest number of urls with unresolved hosts at which the report doubts the name server."""
 
 TILES = {
     "miou": "mean IoU",
@@ -52,7 +52,7 @@ TILES = {
 
 
 def header(run: Run) -> Html:
-    """Return the title, and which verbs of the run are finished."""
+    """Return the page's title and a list of the verbs, each finished or not finished."""
     verbs = [verb.name for verb in steps_of_road()]
     done = [verb for verb in verbs if run.verbs.get(verb, {}).get("finished")]
     items = (
@@ -182,7 +182,7 @@ def _name_server(counts: Mapping[str, int]) -> list[Html]:
 def in_order(counts: Mapping[str, int]) -> dict[str, int]:
     """Return the same counts with `ok` first and the others in descending order.
 
-    The file holds them in the order of their names.
+    funnels.json lists the statuses in alphabetical order.
     """
     order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return {status: counts[status] for status in order}

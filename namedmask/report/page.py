@@ -177,7 +177,7 @@ def folded(title: str, *children: str) -> Html:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number as text, and a dash for None.
 
-    Integers, and numbers from 1,000 on, have no decimals and commas between the thousands. Other
+    Integers, and numbers from 1,000 on, have commas between the thousands and no decimals. Other
     numbers have `digits` significant digits.
     """
     if value is None:

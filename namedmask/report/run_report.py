@@ -1,7 +1,7 @@
 """Write the report of a run folder: `report.html`, one page that loads nothing else.
 
 The report can be written at any time during a run. It shows every part that exists, and names the
-command that makes a missing one. Images come only from the archive and the benchmark, so an image
+command that makes a missing part. Images come only from the archive and the benchmark, so an image
 that a check rejected cannot appear.
 Cost: 0.6 s on one core and 0.4 MB for 9 gallery images and 9 scenes; both grow with their number.
 """

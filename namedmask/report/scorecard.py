@@ -55,7 +55,7 @@ BARS = (
     Bar("miou", "≥", 0.35, limit_full=0.5),
     Bar("miou", "≥", 2.0, times="miou_nearest_color"),
 )
-"""The bars of the demo; a score may have several."""
+"""The bars of the demo; a score may have several bars."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Retrieval: ranks the exact best images for each category and picks those for its archive."""
+"""Rank the exact best images for each category, and pick the images of its archive."""
 
 from typing import TYPE_CHECKING
 

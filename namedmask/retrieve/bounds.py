@@ -1,16 +1,17 @@
-"""Upper bounds on dot products: which (row, query) pairs may score above a floor.
+"""Upper bounds on dot products, which show which (row, query) pairs may score above a floor.
 
-The bounds are cheaper than the exact dot products. A pair is excluded when its bound is not above
-the floor of its query. Each bound is proven to hold, so a loose bound costs time but never changes
-an answer.
+The bounds are cheaper than the exact dot products. A pair is excluded if its bound is not above the
+floor of its query. Each bound is proven to be valid. A loose bound therefore costs time but never
+changes an answer.
 
 1. `Int8Bounds` uses an int8 matrix product, three to four times as fast as float32.
 2. `FloatBounds` uses a float32 matrix product.
 
 Rounding: let u = 2**-24. The float32 dot product of two vectors of D numbers, in any order of
 summation and with or without fused multiply-add, has an error of at most
-D·u/(1 − D·u) · |q|·|x|; underflow adds at most D·2**-149. `_rounding` returns four times the first
-term, which also covers a second such sum and the few operations that the bounds themselves need.
+D·u/(1 − D·u) · |q|·|x|; underflow adds at most D·2**-149. `_rounding` returns about four times the
+factor D·u of |q|·|x|. This margin also covers a second such sum and the few operations that compute
+the bounds themselves.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _TINY = 1e-16
 
 
 def int8_is_fast(width: int) -> bool:
-    """Return whether to use int8 products: exact and fast on this CPU, and not switched off."""
+    """Return whether int8 products are exact and fast on this CPU, and not switched off."""
     return os.environ.get(INT8_SWITCH, "auto") != "off" and _int_mm_is_exact(width)
 
 
@@ -89,12 +90,12 @@ class Int8Bounds:
 
         q·x = q·m + q'·y' + e·y' + q·r  ≤  q·m + q'·y' + |e|·|y'| + |q|·|r|     (Cauchy–Schwarz)
 
-    q'·y' is exact in int32, and the norms are measured. All rows of a block share the block's
-    largest |y'|. Rows whose |r| is at most 1.1 times the median share that limit; the other rows
-    share the block's largest |r|. The rounding of y, of r, of the norms and of the dot product
-    itself is below |q|·(|x| + |m|)·_rounding (see the module docstring). The bounds hold for any
-    center and any scales. Image embeddings share a large mean, so subtracting it leaves smaller
-    values to quantize and makes the bounds tight.
+    q'·y' is exact in int32, and the norms are measured. For |y'|, the bounds of all rows use the
+    block's maximum. For |r|, they use 1.1 times the block's median if |r| is at most that, and the
+    block's maximum otherwise. The rounding of y, of r, of the norms and of the dot product itself
+    is below |q|·(|x| + |m|)·_rounding (see the module docstring). The bounds are valid for any
+    center and any scales. Image embeddings share a large mean. Without it, the values to quantize
+    are smaller and the bounds are tighter.
     """
 
     def __init__(self, queries: np.ndarray, norms: np.ndarray, block_rows: int) -> None:
@@ -153,9 +154,9 @@ class Int8Bounds:
     def _limits(
         self, floors: np.ndarray, max_norm: float, max_quantized: float, max_residual: float
     ) -> np.ndarray:
-        """Return (C,) int32 limits: a pair is excluded if its int32 product is not above them.
+        """Return (C,) int32 limits; a pair is excluded if its product is not above the limit.
 
-        The maxima are of norms; those of the quantized rows and of residuals are in scale units.
+        The maxima are of L2 norms. `max_quantized` and `max_residual` are in units of the scale.
         """
         rounding = _rounding(self._queries.shape[1])
         errors = (1 + rounding) * self._scale * self._errors * max_quantized

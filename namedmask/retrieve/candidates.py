@@ -1,12 +1,12 @@
-"""Finds the ranked candidates of each category and commits them to the run folder.
+"""Find the ranked candidates of each category, and commit them to the run folder.
 
 A *candidate list* is a unit of the store `offers`. Its name is a digest of everything that the list
 depends on. A category is therefore searched for once, even if other categories are added or
 removed later, and a renamed category is not searched for again. Near duplicates among the
 candidates are found here as well, because later steps do not load the vectors.
 
-Memory: the candidates' vectors of `GROUP` categories, and a few numbers per candidate of the other
-categories.
+Memory: the vectors of all candidates of `GROUP` categories, and a few numbers per candidate of all
+other categories.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class CandidateList:
     urls: list[str]
     scores: np.ndarray  # (k,) float32, descending
     neighbors: list[list[int]]  # per candidate: better ranks that are near duplicates
-    own_statuses: dict[str, str] = field(default_factory=dict)  # by sample id, if excluded
+    own_statuses: dict[str, str] = field(default_factory=dict)  # of excluded images, by sample id
     blocked_hashes: tuple[int, ...] = ()  # perceptual hashes to exclude
-    unit: str = ""  # its name in the run folder
+    unit: str = ""  # the name of the list in the run folder
 
     def pick(
         self,
@@ -100,11 +100,11 @@ class CandidateList:
 def find_candidates(
     executor: Executor, run: VerbRun, store: VectorStore, queries: Sequence[CategoryQuery]
 ) -> list[CandidateList]:
-    """Return the candidate list of each category. Lists not yet in the run folder are made now.
+    """Return the candidate list of each category; search for the lists that do not exist yet.
 
     Raises:
         ConfigError: `retrieve.backend` is faiss and `retrieve.index` is empty.
-        InputError: a vector is zero, not finite or of the wrong width.
+        InputError: a vector is zero, not finite or of the wrong width, or a file cannot be read.
         CheckpointError: the file of a safety filter cannot be used.
     """
     folder, known = run.ledger.folder, run.ledger.commits(CANDIDATE_LISTS)
@@ -160,7 +160,7 @@ def write_candidate_lists(
             norm.
         best: scores (C, k) float32 and rows (C, k) int64, as `exact_top_k` returns them.
         config: the section `retrieve`.
-        filters: safety filters on the candidates' vectors, each with the status that it gives.
+        filters: pairs of a status and the safety filter on vectors that gives it.
 
     Raises:
         InputError: a vector cannot be read or is not of unit length.
@@ -209,7 +209,7 @@ def statuses_of(vectors: np.ndarray, filters: Sequence[tuple[str, Filter]]) -> l
 
     Args:
         vectors: (N, D) float32, unit L2 norm.
-        filters: each with the status that it gives, in order of precedence.
+        filters: pairs of a status and the filter that gives it, in order of precedence.
     """
     statuses = np.full(len(vectors), PENDING, object)
     for status, is_bad in reversed(filters) if len(vectors) else ():
@@ -218,7 +218,7 @@ def statuses_of(vectors: np.ndarray, filters: Sequence[tuple[str, Filter]]) -> l
 
 
 def is_nearer(query: np.ndarray, others: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which vectors are closer to any of `others` (M, D) than to `query` (D,)."""
+    """Return (N,) bool, true for vectors closer to any of `others` (M, D) than to `query` (D,)."""
     if not len(others):
         return np.zeros(len(vectors), bool)
     nearer: np.ndarray = (vectors @ others.T).max(axis=1) > vectors @ query
@@ -226,7 +226,7 @@ def is_nearer(query: np.ndarray, others: np.ndarray, vectors: np.ndarray) -> np.
 
 
 def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which vectors have a cosine ≥ `cosine` to any of `others` (M, D)."""
+    """Return (N,) bool, true for vectors with a cosine ≥ `cosine` to any of `others` (M, D)."""
     close: np.ndarray = (vectors @ others.T >= cosine).any(axis=1)
     return close
 
@@ -234,7 +234,7 @@ def is_close(others: np.ndarray, cosine: float, vectors: np.ndarray) -> np.ndarr
 def read_candidate_list(folder: Place, query: CategoryQuery) -> CandidateList:
     """Return the committed candidate list of a category.
 
-    The category's exclusion rules are applied here, so they may change without a new search.
+    The category's exclusion rules are applied here. They can therefore change without a new search.
     """
     names = [name for name in schema.CANDIDATE_LIST.names if name != "expected"]
     table = read_parquet(folder / layout.candidate_list_file(query.unit), names)
@@ -251,7 +251,7 @@ def read_candidate_list(folder: Place, query: CategoryQuery) -> CandidateList:
 def published_vectors_of(folder: Place, unit: str) -> dict[str, np.ndarray]:
     """Return the published vectors (D,) float16 of a committed candidate list, by sample id.
 
-    If a sample id occurs twice, its better-ranked row counts.
+    If a sample id occurs twice, the vector is that of its better-ranked row.
     """
     table = read_parquet(folder / layout.candidate_list_file(unit), ["sample_id", "expected"])
     pairs = zip(table["sample_id"].to_pylist(), table["expected"].to_numpy(), strict=True)
@@ -267,7 +267,7 @@ def _table_of(
     expected: np.ndarray | None,
     config: RetrieveConfig,
 ) -> pa.Table:
-    """Return a candidate list as schema.CANDIDATE_LIST."""
+    """Return a candidate list as a table of `schema.CANDIDATE_LIST`."""
     count, chained = len(sample_ids), config.near_duplicates == "components"
     neighbors = near_neighbors(vectors, config.near_duplicate_cosine, chained=chained)
     published = [None] * count if expected is None else list(expected.astype(np.float16))
@@ -293,7 +293,7 @@ def _excluded(
 
 
 def _is_below(url: str, hosts: Sequence[str]) -> bool:
-    """Return whether the host of a url is one of `hosts` or a subdomain of one."""
+    """Return whether the host of a url is in `hosts` or is a subdomain of one of them."""
     host = _host_of(url) if hosts else ""
     return any(host == blocked or host.endswith(f".{blocked}") for blocked in hosts)
 

@@ -1,7 +1,7 @@
 """Search with a user's FAISS index instead of the exact scan: `retrieve.backend = "faiss"`.
 
-The index finds the rows, and each row is scored again with its vector from the store. An answer
-therefore has exact scores, but rows that the index does not find are missing.
+The index finds the rows, and each row is scored again with its vector from the store. The scores
+are therefore exact, but rows that the index does not find are missing from the answer.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _scores_of(chunks: Iterable[np.ndarray], queries: np.ndarray, rows: np.ndarr
 
 
 class IndexTopK:
-    """Finds the best rows of the whole store for each query with `retrieve.index`.
+    """A search of the whole store with `retrieve.index`.
 
     `queries` are (C, D) float32; `count` is the number of vectors in the store.
     """
@@ -149,7 +149,7 @@ class IndexTopK:
         """Return scores (C, k) float32 and rows (C, k) int64; `part` must be the whole store.
 
         Raises:
-            InputError: the index was made of other vectors; see also `index_top_k`.
+            InputError: the index does not fit the store or the queries; see also `index_top_k`.
         """
         place = place_of(self._config.index)
         index = read_index(place)
@@ -159,7 +159,10 @@ class IndexTopK:
         return index_top_k(index, part.chunks(), self._queries, self._config.candidates)
 
     def _refuse_mismatch(self, index: Any, vectors: np.ndarray | None) -> None:
-        """Raise InputError if the index does not fit the store (first chunk) and the queries."""
+        """Raise InputError unless the index fits the store and the queries.
+
+        `vectors` is the first chunk of the store, or None if the store is empty.
+        """
         place = self._config.index
         if index.ntotal != self._count:
             raise InputError(
@@ -170,7 +173,7 @@ class IndexTopK:
         if widths != {index.d}:
             raise InputError(
                 f"{place} has vectors of {index.d} numbers; the store and the queries have "
-                f"{', '.join(map(str, sorted(widths)))}. Was it made with the model in embed.model?"
+                f"{', '.join(map(str, sorted(widths)))}. Make it with the model in embed.model."
             )
         faiss = load_faiss()
         if index.metric_type not in (faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2):

@@ -1,11 +1,12 @@
 """Check that `embed.model` is the model that made the published vectors.
 
-The layout of published vectors does not name their model, and vectors of the right width prove
-nothing: ViT-L/14 at 224 and at 336 pixels both make vectors of 768 numbers. A search with the wrong
-model would run without an error and return nonsense. Before a build fetches its images, this check
-fetches the images of the best-ranked candidates, embeds them with `embed.model`, and compares the
-results with the published vectors. It writes the outcome to `proof.json` in the run folder, so that
-a resumed build does not repeat the check. It stores no pixels.
+The layout of published vectors does not name their model, and the width of the vectors does not
+identify it. For example, ViT-L/14 at 224 and at 336 pixels both make vectors of 768 numbers. A
+search with the wrong model would run without an error and return nonsense. Before a build fetches
+the images of its archives, this check fetches the images of the best-ranked candidates, embeds them
+with `embed.model`, and compares the new vectors with the published vectors. It writes the outcome
+to `proof.json` in the run folder, so that a resumed build does not repeat the check. It stores no
+pixels.
 
 Cost: twice `vectors.proof_images` requests, because about half of the web's old links are dead.
 """
@@ -30,14 +31,14 @@ from namedmask.run.stages import load_stage
 from namedmask.storage.files import read_json, write_json
 
 URLS_PER_IMAGE = 2
-"""Number of candidate urls to fetch per image wanted."""
+"""Number of urls to fetch per image of `vectors.proof_images`."""
 
 MIN_IMAGES = 10
-"""Smallest number of images that the check needs, unless there are fewer candidates."""
+"""Smallest number of images that the check needs, or half of the candidates if that is less."""
 
 
 class Reembed:
-    """Fetches the images of urls and embeds them with the configured model."""
+    """A function that fetches images by url and embeds them with the configured model."""
 
     def __init__(self, config: Config) -> None:
         self._stages = [load_stage(name, config) for name in ("fetch", "embed")]
@@ -53,9 +54,9 @@ class Reembed:
 
 
 def check_model(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> None:
-    """Raise unless `embed.model` made the published vectors of these candidates.
+    """Raise InputError unless `embed.model` made the published vectors of these candidates.
 
-    Excluded candidates, those in `own_statuses`, are not fetched.
+    Excluded candidates (in `own_statuses` of a list) are not fetched.
 
     Raises:
         InputError: the median cosine is below `vectors.proof_cosine`, or too few images could be
@@ -81,7 +82,7 @@ def check_model(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]
 
 
 def _measure(executor: Executor, run: VerbRun, lists: Sequence[CandidateList]) -> dict[str, Any]:
-    """Return the numbers of images `tried`, `by_status` and `compared`, and `median_cosine`."""
+    """Return the number of images `tried`, `by_status` and `compared`, and the `median_cosine`."""
     rows = _best(lists, URLS_PER_IMAGE * run.config.vectors.proof_images)
     made = executor.call(run, "embed", partial(Reembed, run.config), rows)
     good = schema.alive(made)

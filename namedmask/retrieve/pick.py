@@ -1,6 +1,6 @@
-"""Choosing the images of an archive, and the candidates to try next: pure functions over statuses.
+"""Pick the images of an archive, and the candidates to try next, by pure functions over statuses.
 
-Differs: the method takes the first 500 candidates of one list and does not replace those that fail.
+Differs: the method takes the first 500 candidates of a list and does not replace rejected images.
 Its near duplicates are connected components over that list, which change when the list grows.
 """
 
@@ -27,8 +27,8 @@ def near_neighbors(vectors: np.ndarray, cosine: float, *, chained: bool = False)
 
     Args:
         vectors: (N, D) float32, unit L2 norm, in rank order.
-        cosine: two vectors are near duplicates from this cosine similarity on. 1 turns the search
-            off, even for equal vectors, because rounding would decide which of them match.
+        cosine: lowest cosine similarity of near duplicates. 1 turns the search off, even for equal
+            vectors, because rounding would decide which of them match.
         chained: near duplicates are the connected components of close vectors, and a candidate
             lists only the best rank of its component. Method: true. The components depend on the
             length of the list.
@@ -64,13 +64,13 @@ def pick_archive(
     Args:
         sample_ids: the candidates in rank order.
         neighbors: per candidate, its near duplicates, as `near_neighbors` returns them.
-        checked: status of each checked image, by sample id: `ok`, or why it failed. Images not
-            checked yet are absent.
+        checked: status of each checked image, by sample id; `ok` if it passed every check. Images
+            not checked yet are absent.
         size: number of images wanted.
         chained: a candidate with a neighbor is a near duplicate even if the neighbor was not
             accepted. Method: true.
-        replenish_faces: an image with a face is replaced by the next candidate. Method: false; the
-            image leaves a gap in the archive.
+        replenish_faces: an image with a face is replaced by the next candidate. Method: false; it
+            leaves a gap in the archive.
         hashes: 64-bit perceptual hash by sample id, see images.hash_of. Only hashes of images with
             status `ok` count, so that hashes left by an earlier run change nothing.
         hash_distance: candidates whose hashes differ in at most this many bits are near duplicates;
@@ -80,8 +80,8 @@ def pick_archive(
         (status, duplicate_of) per candidate, in rank order. The status is `ok` for the images of
         the archive, `surplus` for good images beyond `size`, `near_duplicate`, `duplicate_url`,
         the status from `checked` for a failed image, or `pending` for a candidate that would be
-        accepted but has not been checked. Statuses of ranks below a pending candidate may change
-        later.
+        accepted but has not been checked. The statuses of candidates ranked after a pending one may
+        still change.
     """
     is_accepted = np.zeros(len(sample_ids), bool)
     picked: list[tuple[str, str | None]] = []
@@ -111,7 +111,7 @@ def pick_archive(
 
 
 def _similar(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int) -> np.ndarray:
-    """Return (N, N) bool: which candidates have hashes that differ in at most `distance` bits."""
+    """Return (N, N) bool, true where two hashes are known and differ in ≤ `distance` bits."""
     bits = np.array([hashes.get(sample_id, 0) for sample_id in sample_ids], np.uint64)
     known = np.array([sample_id in hashes for sample_id in sample_ids], bool)
     near = np.bitwise_count(bits[:, None] ^ bits) <= distance
@@ -120,9 +120,9 @@ def _similar(sample_ids: Sequence[str], hashes: Mapping[str, int], distance: int
 
 
 def gaps(statuses: Sequence[str], size: int) -> int:
-    """Return how many of the first `size` places are lost to faces that are not replaced.
+    """Return how many of the first `size` places of an archive have an image with a face.
 
-    `statuses` are those of one category's candidates in rank order.
+    `statuses` are the statuses of one category's candidates in rank order.
     """
     places = [status for status in statuses if status in (schema.OK, PENDING, SURPLUS, HAS_FACE)]
     return places[:size].count(HAS_FACE)
@@ -136,11 +136,11 @@ def next_to_try(
     If enough good images are known to fill the archive, return every pending candidate that ranks
     above the last image that would be kept, since each of them may displace that image.
 
-    Otherwise return enough pending candidates, from the best rank on, to fill the archive at
-    `pass_rate`. That number is the larger of two: the expected number of tries times `overfetch`,
-    and the number of tries that falls short with a probability of at most `SHORT_BY_CHANCE`.
+    Otherwise return the best-ranked pending candidates, as many as are needed to fill the archive
+    at `pass_rate`. Their number is the larger of the expected number of tries times `overfetch` and
+    the number of tries that is too small with a probability of at most `SHORT_BY_CHANCE`.
 
-    The result is empty if no candidate is pending, or if none of them can change the archive.
+    The result is empty if no candidate is pending, or no pending candidate can change the archive.
 
     Args:
         statuses: statuses of one category's candidates in rank order, from `pick_archive`.

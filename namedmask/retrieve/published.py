@@ -10,8 +10,8 @@ A file of vectors and a table belong together if their names end in the same num
 continue from file to file, in the order of these numbers. All headers and footers are checked
 before any vector is read.
 
-Unit length: a scan uses the stored rows as they are, because rounding to float16 changes a norm by
-at most 1e-4. `take` and `tables` normalize the vectors that they return, in float32.
+A scan uses the stored vectors without normalizing them, because rounding to float16 changes a norm
+by at most 1e-4. `take` and `tables` return vectors that are normalized in float32.
 
 Cost: a few small requests per opened file, and one read of all its bytes per scan. For candidates,
 `take` reads single vectors, and the needed metadata columns of each row group that contains a
@@ -46,7 +46,7 @@ RANGE_BYTES = 32 << 20
 """Bytes of vectors per request in a scan."""
 
 GAP_BYTES = 64 << 10
-"""Largest gap in bytes between two wanted vectors that one request reads across."""
+"""Largest gap, in bytes, between two wanted vectors that are read by the same request."""
 
 NORM_TOLERANCE = 0.01
 """Tolerance for the L2 norm of a published vector, which should be 1."""
@@ -143,7 +143,7 @@ class PublishedStore:
         self.row_statuses: dict[int, str] = {}
 
     def digest(self) -> str:
-        """Return one sha256, hex, over the filters and each file's name, shape and dtype."""
+        """Return one sha256, hex, over the filters and each file's path, shape and dtype."""
         rules = self._config.model_dump_json(exclude=set(PoolSection.model_fields) | {"source"})
         files = [f"{file.path} {file.rows} {file.width} {file.dtype}" for file in self._opened]
         return digest([rules, *files])
@@ -158,15 +158,15 @@ class PublishedStore:
             )
 
     def files(self) -> list[tuple[VectorFile, int, int]]:
-        """Return per file: the file, the number of its first row, and its number of rows."""
+        """Return, per file, the file, the number of its first row, and its number of rows."""
         firsts = np.cumsum([0, *(file.rows for file in self._opened)]).tolist()
         return [(file, first, file.rows) for file, first in zip(self._opened, firsts, strict=False)]
 
     def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield tables (sample_id, url, caption) with their vectors, about 32 MB at a time.
+        """Yield tables (sample_id, url, caption) with their vectors, one per `RANGE_BYTES` read.
 
         The vectors are (N_i, D) float32, unit L2 norm. Rows that the filters of `metadata` exclude
-        are left out. Raises as `take`.
+        are left out. The errors are as in `take`.
         """
         for file in self._opened:
             described = metadata.rows_of(file.table, np.arange(file.rows), self._config)
@@ -182,8 +182,8 @@ class PublishedStore:
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
         """Return the sample ids, urls and vectors (U, D) float32, unit L2 norm, of some rows.
 
-        `rows` are (U,) int64, ascending. The statuses of rows that the filters of `metadata`
-        exclude are added to `row_statuses`.
+        `rows` are (U,) int64, ascending. Rows that the filters of `metadata` exclude are included,
+        and their statuses are added to `row_statuses`.
 
         Raises:
             InputError: a file cannot be read, or a stored vector is not about unit length.
@@ -210,7 +210,7 @@ def open_file(pair: tuple[Place, Place]) -> VectorFile:
     Only the header, the first vector and the table's footer are read.
 
     Raises:
-        InputError: the file and the table disagree, or one is unreadable or has another form.
+        InputError: the file and the table disagree, or one of them is unreadable or malformed.
     """
     path, table = pair
     with _input_errors(path), opened(path) as raw:
@@ -224,26 +224,26 @@ def open_file(pair: tuple[Place, Place]) -> VectorFile:
                 f"{path} holds {shape} {dtype}{', column by column' if fortran else ''}; expected "
                 "(N, D) float16 or float32, row by row (numpy.ascontiguousarray)."
             )
-        found = VectorFile(path, table, shape[0], shape[1], dtype.str, start)
-        if size != start + found.rows * found.row_bytes:
+        vectors = VectorFile(path, table, shape[0], shape[1], dtype.str, start)
+        if size != start + vectors.rows * vectors.row_bytes:
             raise InputError(
                 f"{path} has {size:,} bytes; its header asks for "
-                f"{start + found.rows * found.row_bytes:,}. Copy the file again."
+                f"{start + vectors.rows * vectors.row_bytes:,}. Copy the file again."
             )
-        if found.rows:
-            first = np.frombuffer(file.read(found.row_bytes), dtype).astype(np.float32)
+        if vectors.rows:
+            first = np.frombuffer(file.read(vectors.row_bytes), dtype).astype(np.float32)
             _unit(first[None], path, np.zeros(1, np.int64))
     try:
         with pq.ParquetFile(readable(table)) as described:
             count = described.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{table} cannot be read as a table: {error}") from error
-    if count != found.rows:
+    if count != vectors.rows:
         raise InputError(
-            f"{path} has {found.rows:,} vectors, {table} {count:,} rows; expected one row per "
+            f"{path} has {vectors.rows:,} vectors, {table} {count:,} rows; expected one row per "
             "vector, in the same order. Copy both files again from where they were published."
         )
-    return found
+    return vectors
 
 
 def is_published(folder: Place) -> bool:
@@ -254,7 +254,7 @@ def is_published(folder: Place) -> bool:
 def _header(file: BinaryIO, path: Place) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Return the shape, whether the array is in Fortran order, and the dtype.
 
-    Afterwards the file is at the first byte of the data.
+    The new position in the file is the first byte of the data.
     """
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -270,7 +270,7 @@ def _header(file: BinaryIO, path: Place) -> tuple[tuple[int, ...], bool, np.dtyp
 def _take(
     config: MetadataConfig, wanted: tuple[VectorFile, np.ndarray]
 ) -> tuple[pa.Table, np.ndarray]:
-    """Return some rows of a file: their schema.METADATA and their vectors (U, D) float32."""
+    """Return a table of `schema.METADATA` of some rows of a file, and vectors (U, D) float32."""
     file, rows = wanted
     return metadata.rows_of(file.table, rows, config), file.take(rows)
 
@@ -298,18 +298,18 @@ def _pairs(folder: Place) -> list[tuple[Place, Place]]:
 
 
 def _by_number(folder: Place, pattern: str) -> dict[int, Place]:
-    found: dict[int, Place] = {}
+    numbered: dict[int, Place] = {}
     paths: list[Place] = sorted(folder.glob(pattern), key=str)
     for path in paths:
         digits = re.search(r"\d+$", path.stem)
         number = int(digits[0]) if digits else -1
-        if number in found:
+        if number in numbered:
             raise InputError(
-                f"{found[number]} and {path} end in the same number, or in none; expected one file "
-                "per number. Move one of them away."
+                f"{numbered[number]} and {path} end in the same number, or in none; expected one "
+                "file per number. Move one of them away."
             )
-        found[number] = path
-    return found
+        numbered[number] = path
+    return numbered
 
 
 def _refuse_widths(files: Sequence[VectorFile]) -> None:
@@ -336,7 +336,7 @@ def _unit(vectors: np.ndarray, path: Place, rows: np.ndarray) -> np.ndarray:
 
 
 def _map_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Return `function(item)` of each item, with many threads because most time is I/O wait."""
+    """Return `function(item)` of each item, from many threads, because they mostly wait for I/O."""
     with ThreadPoolExecutor(READERS, "namedmask-published") as threads:
         return list(threads.map(function, items))
 

@@ -25,7 +25,7 @@ FOLLOWS_FROM = (
     "metadata.unknown_punsafe", "metadata.min_similarity", "metadata.max_similarity",
     "metadata.max_pwatermark", "metadata.min_side", "metadata.max_aspect",
 )  # fmt: skip
-"""Settings that a candidate list depends on, in addition to its query."""
+"""Settings that a candidate list depends on, in addition to its category query."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CategoryQuery:
 
 
 def queries_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> list[CategoryQuery]:
-    """Return the query of each category, for a search over vectors with `vectors_digest`.
+    """Return the query of each category, for a search over the vectors of this digest.
 
     Raises:
         InputError: an example file is missing or is not an image.

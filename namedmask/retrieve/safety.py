@@ -8,14 +8,14 @@ number is above a threshold. The head's file has one of two forms:
   its input, the mean, the variance and the count of the input come first. The kernel and the bias
   of each dense layer follow. There is a ReLU between layers and a sigmoid at the end.
 * `.pth` or `.pt`: the state dict of a torch `Sequential` (OpenCLIP ViT-H/14). There is a ReLU
-  between two layers, unless their numbers are consecutive. The last layer is linear.
+  between two layers, unless their numbers in the file are consecutive. The last layer is linear.
 
 Keras' own formats (SavedModel, HDF5) are not supported, because they need TensorFlow.
 
 The violence detector is a `.npy` file with two prompt vectors, (2, D) float32. An image whose
 vector is nearer to the second prompt is `violent`.
 
-Method: both filters as in the authors' retrieval page; every safety head has the threshold 0.5.
+Method: both filters are those of the authors' retrieval page; the threshold of all heads is 0.5.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from namedmask.storage.place import fetched
 from namedmask.weights.catalog import place_named
 
 Filter = Callable[[np.ndarray], np.ndarray]
-"""Maps vectors (N, D) float32, unit L2 norm, to (N,) bool: true for vectors to exclude."""
+"""A function of vectors (N, D) float32, unit L2 norm; it returns (N,) bool, true to exclude."""
 
 _BATCH_ROWS = 1024
 """Fixed number of vectors per forward pass, so that a score does not depend on its batch."""
@@ -89,7 +89,7 @@ class SafetyHead:
 
 
 def load_filters(config: RetrieveConfig, width: int) -> list[tuple[str, Filter]]:
-    """Return the filters that the config enables, each with the status that it gives.
+    """Return the enabled filters, as pairs of a status and the filter that gives it.
 
     `width` is the number of elements per vector.
 
@@ -112,7 +112,7 @@ def load_safety_head(file: str) -> SafetyHead:
     """Return the safety head in a file; see the module docstring for the forms of the file.
 
     Raises:
-        CheckpointError: the file is missing, has another form, or holds no such network.
+        CheckpointError: the file is missing, has another form, or contains no such network.
     """
     loaders = {".npz": _from_keras, ".pth": _from_torch, ".pt": _from_torch}
     place = place_named(file)
@@ -136,7 +136,7 @@ def load_prompts(file: str) -> np.ndarray:
     """Return the two prompt vectors in a file, (2, D) float32, unit L2 norm.
 
     Raises:
-        CheckpointError: the file is missing, or holds anything else.
+        CheckpointError: the file is missing, or contains anything else.
     """
     try:
         with fetched(place_of(file)) as path:
@@ -169,10 +169,10 @@ def _is_nearer_to_second(prompts: np.ndarray, vectors: np.ndarray) -> np.ndarray
     return is_violent
 
 
-def _require_width(place: str, found: int, width: int) -> None:
-    if found != width:
+def _require_width(place: str, own: int, width: int) -> None:
+    if own != width:
         raise CheckpointError(
-            f"{place} is made for vectors {found} wide; the vectors here are {width} wide. Name "
+            f"{place} is made for vectors {own} wide; the vectors here are {width} wide. Name "
             "the file made for the model in embed.model, or leave the key empty."
         )
 
@@ -205,8 +205,8 @@ def _from_torch(path: Path) -> SafetyHead:
     from namedmask.weights.tensors import read_tree
 
     state = read_tree(path)
-    found = (re.search(r"(\d+)\.weight$", key) for key in state)
-    numbers = sorted(int(match[1]) for match in found if match)
+    matches = (re.search(r"(\d+)\.weight$", key) for key in state)
+    numbers = sorted(int(match[1]) for match in matches if match)
     prefix = next(key for key in state if key.endswith(f"{numbers[0]}.weight"))
     prefix = prefix.removesuffix(f"{numbers[0]}.weight")
     layers = []

@@ -2,8 +2,8 @@
 
 A score is the float32 dot product of one row and one query, always summed in the same order. The
 scores therefore do not depend on how the rows are cut into blocks, and the answer equals a full
-sort of all scores, bit for bit. Exact scores for all pairs would cost too much: on the CPU,
-bounds.py first excludes the pairs that cannot be among the best.
+sort of all scores, bit for bit. On the CPU, bounds.py first excludes the pairs that cannot be among
+the best, because exact scores for all pairs would cost too much.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _BLOCK_ROWS = (512, 4096)
 _SCORED_PAIRS = 1 << 19
 """Number of pairs per exact scoring step.
 
-It limits memory where the bounds exclude nothing: in the first blocks, or among equal vectors.
+It limits memory where the bounds exclude nothing, as in the first blocks or among equal vectors.
 """
 
 _GPU_FACTOR = 8
 """Factor by which blocks on a GPU are larger than on the CPU."""
 
 _ENOUGH_QUERIES = 256
-"""Number of queries from which the int8 product saves more than quantizing the rows costs."""
+"""Smallest number of queries for which int8 products save more time than quantization takes."""
 
 _TOO_MANY = 0.15
 """If the int8 bounds leave more than this share of pairs, a float32 product is cheaper."""
@@ -65,7 +65,10 @@ class Scan(Protocol):
         """
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
+        """Return scores (C, k') float32, descending, and rows (C, k') int64.
+
+        k' is the smaller of k and the number of rows. At equal scores the lower row comes first.
+        """
 
 
 def new_scan(queries: np.ndarray, k: int, device: str) -> Scan:
@@ -86,10 +89,10 @@ def new_scan(queries: np.ndarray, k: int, device: str) -> Scan:
 def blocks(
     chunks: Iterable[np.ndarray], width: int, block_rows: int, first: int
 ) -> Iterator[tuple[np.ndarray, float, int]]:
-    """Yield each block (B, D) float32, the largest norm of its rows, and the rows yielded before.
+    """Yield each block (B, D) float32, its largest row norm, and the number of rows yielded before.
 
-    All blocks but the last have `block_rows` rows. Each block overwrites the one before. Error
-    messages count rows from `first`.
+    All blocks but the last have `block_rows` rows. All blocks share their memory, so that each
+    block overwrites the previous block. Error messages count rows from `first`.
 
     Raises:
         InputError: a chunk has another width or type, or a vector is zero or not finite.
@@ -110,7 +113,7 @@ def blocks(
         start = 0
         while start < len(chunk):
             part = chunk[start : start + block_rows - filled]
-            part = np.require(part, requirements=["C", "W"])  # the only arrays torch takes
+            part = np.require(part, requirements=["C", "W"])  # torch accepts no other arrays
             buffer[filled : filled + len(part)].copy_(torch.from_numpy(part))
             start, filled = start + len(part), filled + len(part)
             if filled == block_rows:
@@ -145,8 +148,8 @@ def largest_norm(vectors: np.ndarray, first: int, kind: str) -> float:
 class CpuScan:
     """The scan on the CPU.
 
-    `pairs_seen` counts all (row, query) pairs, `pairs_scored` those that the bounds did not
-    exclude.
+    `pairs_seen` is the number of all (row, query) pairs, and `pairs_scored` the number of pairs
+    that the bounds did not exclude.
     """
 
     def __init__(self, queries: np.ndarray, k: int) -> None:
@@ -173,7 +176,7 @@ class CpuScan:
             self._best.add(queries, scores, first + rows)
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
+        """Return scores (C, k') float32 and rows (C, k') int64; see `Scan.answer`."""
         return unpack(self._best.answer())
 
     def _pairs(self, block: np.ndarray, max_norm: float) -> np.ndarray:
@@ -221,8 +224,8 @@ def dot_products(
 class Best:
     """The best rows of each query so far, as unordered keys (see `pack`).
 
-    `floors` (C,) float32: only a score above its query's floor can still be among the best. Row
-    numbers only grow, so a score equal to the floor loses the tie.
+    Only a score above the floor of its query, in `floors` (C,) float32, can still be among the
+    best. A score equal to the floor loses the tie, because row numbers only grow.
     """
 
     def __init__(self, count: int, k: int, block_rows: int) -> None:
@@ -232,9 +235,9 @@ class Best:
         self.floors = np.full(count, -np.inf, np.float32)
 
     def add(self, queries: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-        """Add scores (P,) float32 of pairs of `queries` (P,) and `rows` (P,) int64.
+        """Add the scores (P,) float32 of pairs of `queries` (P,) and `rows` (P,), both int64.
 
-        All rows are of one block, and no pair occurs twice.
+        All rows are in the same block, and no pair occurs twice.
         """
         keep = scores > self.floors[queries]
         queries, keys = queries[keep], pack(scores[keep], rows[keep])
@@ -267,7 +270,7 @@ class Best:
 
 
 def pack(scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return (P,) int64 keys that order pairs by float32 score and, of equal scores, by row.
+    """Return (P,) int64 keys that order pairs by float32 score and, at equal scores, by row.
 
     The best pair has the largest key.
 
@@ -293,7 +296,7 @@ def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TorchScan:
-    """The scan on a GPU: a full float32 product per block, of one fixed shape, then a top-k."""
+    """The scan on a GPU; each block takes a full float32 product of a fixed shape, then a top-k."""
 
     def __init__(self, queries: np.ndarray, k: int, device: torch.device) -> None:
         pairs = _GPU_FACTOR * _BLOCK_PAIRS
@@ -315,11 +318,11 @@ class TorchScan:
         self._keys = keys.topk(min(self._k, keys.shape[1]), dim=1).values
 
     def answer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores (C, k') float32, descending, and rows (C, k') int64; ties by lower row."""
+        """Return scores (C, k') float32 and rows (C, k') int64; see `Scan.answer`."""
         return unpack(self._keys.cpu().numpy())
 
     def _product(self) -> torch.Tensor:
-        """Return scores (C, B) float32, computed without TF32 whatever torch's global setting."""
+        """Return scores (C, B) float32, computed without TF32, even if TF32 is enabled globally."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

@@ -1,6 +1,6 @@
 """Exact top-k search: for each category query, the vectors with the highest inner products.
 
-Retrieval consists of three pure steps. Each step takes the results of the others as arguments:
+Retrieval consists of three pure functions, which get each other's results as arguments:
 
 1. `exact_top_k` ranks the candidates of each category. It reads the vectors chunk by chunk, so they
    never have to fit into memory together.
@@ -8,8 +8,8 @@ Retrieval consists of three pure steps. Each step takes the results of the other
 3. `pick_archive` (pick.py) gives each candidate of one category a status, from the statuses of the
    images checked so far. The candidates with status `ok` form the archive.
 
-Steps 2 and 3 alternate until the archive is full or no candidate is left to try. The archive then
-holds the best-ranked candidates that pass every check, whatever the number of rounds.
+The functions 2 and 3 alternate until the archive is full or no candidate is left to try. Then the
+archive has the best-ranked candidates that pass every check, however many rounds were needed.
 
 Cost in CPU seconds: 2.5 for 12 categories over 1,000,000 × 768 float16 vectors (k = 500); 13 for
 919 categories, including reading and startup (see docs/results.md); 0.2 to pick one archive from
@@ -40,20 +40,20 @@ def exact_top_k(
         chunks: arrays (N_i, D) float16 or float32; row numbers continue from chunk to chunk.
         queries: (C, D) float32.
         k: number of rows to keep per query, at least 1.
-        first: the number of the first row, if `chunks` are only a part of the vectors.
+        first: row number of the first vector, if `chunks` are only a part of all vectors.
         device: auto is cuda if torch sees a GPU, else cpu.
 
     Returns:
         scores (C, min(k, N)) float32, descending, and rows (C, min(k, N)) int64. At equal scores
-        the lower row comes first. The result is the same, bit for bit, however the rows are cut
-        into chunks, or into calls whose answers `merge_top_k` merges. Memory: O(C·k), one chunk
-        and 0.1 GB.
+        the lower row comes first. The result is the same, bit for bit, however the rows are
+        divided into chunks, or into calls whose answers `merge_top_k` merges. Memory: O(C·k), one
+        chunk and 0.1 GB.
 
     Raises:
         InputError: `k` is below 1; a chunk has another width or type; a vector is zero or not
             finite (the message names its row); or `device` is cuda and torch sees no GPU.
     """
-    # imported here because scan.py loads torch, which the other steps do not need
+    # imported here because scan.py loads torch, which the other functions do not need
     from namedmask.retrieve.scan import blocks, largest_norm, new_scan
 
     if k < 1:
@@ -74,7 +74,7 @@ def merge_top_k(
 
     Args:
         parts: per answer, scores (C, k_i) float32 and rows (C, k_i) int64. No two answers share a
-            row. Their order does not matter. Two answers at a time are in memory.
+            row. The order of the answers does not matter. At most two of them are in memory.
         k: number of rows to keep per query.
     """
     return reduce(partial(_merged, k), parts)

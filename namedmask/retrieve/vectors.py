@@ -47,7 +47,7 @@ class FilePart:
 
 
 def file_parts(store: VectorStore, count: int) -> list[FilePart]:
-    """Return the store's files, cut into at most `count` parts of about equal numbers of files."""
+    """Return the store's files as at most `count` parts with about equal numbers of files."""
     files = [(path, first) for path, first, rows in store.files() if rows]
     size = max(1, math.ceil(len(files) / count))
     cut = [files[start : start + size] for start in range(0, len(files), size)]
@@ -55,7 +55,7 @@ def file_parts(store: VectorStore, count: int) -> list[FilePart]:
 
 
 class TopK:
-    """Finds the `k` best rows of a part of the store for each query; see `exact_top_k`.
+    """A search for the `k` best rows of a part of the store per query; see `exact_top_k`.
 
     `queries` are (C, D) float32.
     """

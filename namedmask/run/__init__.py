@@ -1,1 +1,1 @@
-"""Runs: the run folder, the table of verbs, and the code that all verbs share."""
+"""The run folder, the tables of verbs and stages, and the code that all verbs share."""

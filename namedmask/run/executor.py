@@ -1,8 +1,8 @@
 """The interface of an executor, which does the work of a verb.
 
-A verb decides which work is done and in which order. An executor decides in which processes the
-work is done: `engine.local` does it in this process, `engine.on_ray` on a cluster. The run folder
-holds the same bytes in the end, whichever executor did the work.
+A verb decides which work is done, and in which order. An executor decides in which processes the
+work is done: in this process (`engine.local`), or on a cluster (`engine.on_ray`). The run folder
+ends with the same bytes, whichever executor did the work.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Executor(Protocol):
     """Does the work of a verb."""
 
     parts: int
-    """Number of parts to split a long list into for `map`; 1 where a single process does all."""
+    """Number of parts into which a long list is split for `map`; 1 if one process does all work."""
 
     def metadata(self, run: VerbRun) -> Iterable[Wave]:
-        """Return the waves of the metadata; each wave has the same rows with every executor."""
+        """Return the waves of the metadata; every executor gives the same waves and rows."""
         ...
 
     def run(
@@ -36,9 +36,9 @@ class Executor(Protocol):
         store_name: str,
         step: Step,
     ) -> Iterator[Written]:
-        """Yield the result of each wave, in any order, once the wave is committed to a store.
+        """Pass each wave through `stages` and commit it to a store; yield its result, in any order.
 
-        Every wave passes `stages` in order; `step` advances as rows have passed.
+        `step` advances by the rows that have passed the stages.
         """
         ...
 
@@ -47,17 +47,20 @@ class Executor(Protocol):
     ) -> Iterator[R]:
         """Yield the result of a function for each item, in the order of the items.
 
-        `make` returns that function. It is called once in each process that has the resources of
-        the config's section `section`. `make`, the items and the results must pickle.
+        `make` returns that function. It is called once in each process; the processes have the
+        resources of the config section `section`. `make`, the items and the results must pickle.
         """
         ...
 
     def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        """Return the result that `map` would yield for a single item."""
+        """Return the result of `map` for a single item."""
         ...
 
     def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Train the experts and redraw the masks; see experts.refine.refine_archive."""
+        """Train the experts and redraw the masks; return as experts.refine.refine_archive.
+
+        `clusters` lists the category names of each expert; if empty, each category has an expert.
+        """
         ...
 
     def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:

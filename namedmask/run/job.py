@@ -1,7 +1,8 @@
 """The frame in which every verb runs: lock, checks, skip when finished, record of the result.
 
-The frame is the same for every executor. It locks the run folder, refuses a folder that another
-config wrote, skips a verb that is finished, and records the result and the seconds per stage.
+The frame is the same for every executor. It locks the run folder, refuses a folder that was made
+with other settings, skips a verb that is finished, and records the result and the seconds per
+stage.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from namedmask.storage.files import digest, read_json, write_file, write_json
 
 @dataclass
 class VerbRun:
-    """A verb at work in a run folder: its config, its ledger, its progress, and its timings."""
+    """A verb that works in a run folder, with its config, ledger, progress, timings and result."""
 
     config: Config
     ledger: Ledger
     progress: Progress
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    archives: Place | None = None  # the run folder whose archive is trained on; None: this one
-    recorded: dict[str, Any] | None = None  # the result of a finished verb; None: there is work
-    result: dict[str, Any] = field(default_factory=dict)  # of the verb, as plain values
+    archives: Place | None = None  # run folder with the archive to train on; None: this run folder
+    recorded: dict[str, Any] | None = None  # recorded result; None if the verb is not finished
+    result: dict[str, Any] = field(default_factory=dict)  # the verb's result, as plain values
 
     @property
     def has_work(self) -> bool:
@@ -50,14 +51,15 @@ class VerbRun:
 
     @property
     def archive(self) -> Place:
-        """Return the folder of the archive to train on; its sibling holds the refined masks."""
+        """Return the folder of the archive to train on; the folder beside it has refined masks."""
         return (self.archives or self.ledger.folder) / layout.ARCHIVE
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
-        """Add the seconds that the block takes to those of a stage.
+        """Add the seconds that the block takes to the seconds of a stage.
 
-        The seconds of fetch overlap those of the other stages.
+        The seconds of fetch overlap with those of the other stages, so their sum may exceed the
+        duration of the verb.
         """
         began = time.perf_counter()
         try:
@@ -66,7 +68,7 @@ class VerbRun:
             self.seconds[stage] += time.perf_counter() - began
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Return the settings that shape the output of a verb or of other work, flat."""
+        """Return the settings that shape the output of a verb or other work, by `section.key`."""
         work = WORK[name]
         more = work.published_settings if self.config.vectors.source else ()
         return settings_of(self.config, (*work.settings, *more))
@@ -74,7 +76,7 @@ class VerbRun:
     def categories_digest(self, name: str) -> str:
         """Return a digest of the categories, the vectors and the settings of the image checks.
 
-        The digest is "" for work that depends on none of them.
+        The digest is "" for work that does not depend on the categories.
         """
         if not WORK[name].follows_categories:
             return ""
@@ -90,7 +92,7 @@ class VerbRun:
         return digest([json.dumps(content, sort_keys=True)])
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """Return the recorded result of a verb, None if it is not finished.
+        """Return the recorded result of a verb; None if the verb is not finished.
 
         Raises:
             ConfigError: as `Ledger.finished`.
@@ -107,7 +109,7 @@ class VerbRun:
 
 
 def _sha256_of(path: str) -> str:
-    """Return the sha256 of a file, hex; "" if unreadable, which its actual reader reports."""
+    """Return the sha256 of a file, hex; "" if it is unreadable, because its reader raises later."""
     try:
         return hashlib.sha256(place_of(path).read_bytes()).hexdigest()
     except OSError:
@@ -118,19 +120,21 @@ def _sha256_of(path: str) -> str:
 def verb_run(
     name: str, config: Config, progress: Progress, *, again: bool = False
 ) -> Iterator[VerbRun]:
-    """Yield the run of a verb; the block does the work and sets `result`, which is recorded after.
+    """Yield the run of a verb. The block does the work and sets `result`, which is then recorded.
 
         with verb_run("build", config, progress) as run:
             if run.has_work:
                 run.result = ...
         return run.result
 
-    A finished verb has no work, and its result is the recorded one with `skipped` set; with `again`
-    the block may find work all the same. An exception in the block records nothing but timings.
+    A finished verb has no work: its `result` is the recorded result with `skipped` set, and the
+    block leaves it unchanged. With `again`, the block of a finished verb may do work too, and its
+    result is recorded. If the block raises an exception, only the timings are recorded.
 
     Raises:
-        ConfigError: the run folder was made by another config, or cannot be written.
-        InputError: a verb that this one builds on is not finished.
+        ConfigError: the run folder was made with other settings, or cannot be written.
+        InputError: a verb that this verb builds on is not finished, or another process writes to
+            the run folder.
     """
     with open_run(config.run.out) as ledger:
         run = VerbRun(config, ledger, progress)
@@ -163,7 +167,7 @@ def require_finished(run: VerbRun, needed: str, verb: str) -> None:
 
 
 class Failures:
-    """Counts tried and failed rows, and ends the run when the share of failures is too high."""
+    """Counts tried and failed rows, and raises an error when the share of failures is too high."""
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
@@ -172,12 +176,11 @@ class Failures:
     def add(self, tried: int, counts: Mapping[str, int]) -> None:
         """Count the rows of a wave.
 
-        A row whose image was fetched and then rejected by its pixels (schema.status.FINDINGS) is
-        no failure.
+        A row whose image was downloaded and then rejected (schema.status.FINDINGS) did not fail.
 
         Args:
-            tried: number of rows that were to be fetched.
-            counts: number of rows per final status, over all rows of the wave.
+            tried: number of rows with status `ok` before the fetch.
+            counts: number of rows by final status, over all rows of the wave.
 
         Raises:
             TooManyFailuresError: the share of failures is above `run.max_failure_share`.
@@ -203,10 +206,13 @@ def _add_timings(run: VerbRun) -> None:
 
 
 def config_of_run(run: Place, overrides: Sequence[str] = ()) -> Config:
-    """Return the config of a run file, or of a run folder, even one that was moved.
+    """Return the config of a run file or of a run folder, with dotted overrides applied.
+
+    A run folder may have been moved: `run.out` becomes its present path.
 
     Raises:
-        InputError: `run` is neither, or one of its keys or values is wrong.
+        InputError: `run` is neither a run file nor a run folder.
+        ConfigError: a key or value of the config is wrong.
     """
     if not run.is_dir():
         return Config.load(run, overrides)

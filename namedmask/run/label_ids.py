@@ -1,7 +1,7 @@
-"""Label ids of categories: each is assigned once per run folder and never changes.
+"""Label ids of categories. An id is assigned once per run folder and never changes.
 
-The id of a category that is removed from the list is not assigned to another category; when the
-category returns to the list, it has its old id. A category with a new name and the query of a
+The id of a category that is removed from the list is not assigned to another category. If the
+category returns to the list, it gets its old id. A category with a new name and the query of a
 removed category counts as renamed, and keeps the id.
 """
 
@@ -20,7 +20,7 @@ from namedmask.storage.files import read_json, refuse_newer, write_json
 
 @dataclass(frozen=True)
 class Label:
-    """A category of a run folder: its label id, its name, and its text query for CLIP."""
+    """A category of a run folder, with its label id, its name, and its text query for CLIP."""
 
     label_id: int
     name: str
@@ -30,10 +30,10 @@ class Label:
 def assign_labels(known: Sequence[Label], category_set: CategorySet) -> list[Label]:
     """Return one label per category of the set, in the order of the set.
 
-    `known` holds all labels ever assigned in the run folder.
+    `known` are all labels that were ever assigned in the run folder.
 
     Raises:
-        ConfigError: there is no label id left.
+        ConfigError: all label ids below `schema.IGNORE` are assigned.
     """
     by_name = {label.name: label for label in known}
     removed = {label.query: label for label in known if label.name not in category_set.names}
@@ -53,7 +53,11 @@ def assign_labels(known: Sequence[Label], category_set: CategorySet) -> list[Lab
 
 
 def read_labels(folder: Place) -> list[Label]:
-    """Return all labels ever assigned in a run folder, by ascending id; [] if it is new."""
+    """Return all labels that were ever assigned in a run folder, by ascending id.
+
+    Raises:
+        InputError: the file is unreadable or has another format version.
+    """
     path = folder / layout.LABEL_IDS
     if not path.exists():
         return []
@@ -63,7 +67,7 @@ def read_labels(folder: Place) -> list[Label]:
 
 
 def write_labels(folder: Place, known: Sequence[Label], labels: Sequence[Label]) -> None:
-    """Write all labels of a run folder; those of `labels` replace `known` ones of the same id."""
+    """Write all labels of a run folder; `labels` replace the `known` labels with the same ids."""
     by_id = {label.label_id: label for label in (*known, *labels)}
     listed = [asdict(by_id[label_id]) for label_id in sorted(by_id)]
     write_json(

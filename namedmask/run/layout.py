@@ -1,7 +1,7 @@
-"""The names of all files and folders of a run folder; no other module spells one out.
+"""The names of all files and folders in a run folder; no other module contains such a name.
 
-A run folder holds *stores* (folders whose files are named by commit records, see ledger.py), single
-files that a verb writes as a whole, and folders that are rebuilt when their input has changed.
+A run folder holds *stores* (folders whose valid files are listed in commit records, see ledger.py),
+single files that a verb writes as a whole, and folders that are rebuilt when their input changes.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ RUN_RECORD = "run.json"
 """File that records which verbs are finished, with their settings and results."""
 
 LOCK = ".lock"
-"""File that is locked by the single process that may write to the run folder."""
+"""Lock file of the run folder, which allows one writing process at a time."""
 
 SAVED_CONFIG = "run.toml"
-"""File with the resolved config of the last verb."""
+"""Run file with every key of the config of the last verb that worked in the run folder."""
 
 TIMINGS = "timings.json"
 """File with the seconds per stage, summed over all verbs."""
 
 FUNNELS = "funnels.json"
-"""File with the counts by status of all rows and of all candidates."""
+"""File with the numbers of rows and of candidates by status."""
 
 CANDIDATES = "candidates.parquet"
 """File with the final status of every candidate (schema.CANDIDATES)."""
 
 LABEL_IDS = "labels.json"
-"""File with the label ids assigned so far."""
+"""File with all label ids that were ever assigned in the run folder."""
 
 MODEL_CHECK = "proof.json"
-"""File that says whether the embedder reproduces the published vectors."""
+"""File with the outcome of the check that the embedder made the published vectors."""
 
 CLUSTERS = "clusters.json"
-"""File that lists, per expert, the categories that share it."""
+"""File that lists the categories of each expert, if experts are shared by clusters."""
 
 ARCHIVE = "archive"
 """Folder of the archives: one parquet file per category, and their manifest."""
 
 MANIFEST = "manifest.json"
-"""File that is written last and marks an archive or a search index as complete."""
+"""File that is written last and thus marks an archive or a search index as complete."""
 
 CHECKPOINT = Path("segmenter") / "checkpoint.pt"
 """File with the trained segmenter."""
@@ -54,7 +54,7 @@ EVALUATION = "evaluation.json"
 """File with the segmenter's scores."""
 
 LABEL_MAPS = "evaluation"
-"""Folder of the predicted label maps of the best and the worst scenes."""
+"""Folder of the predicted label maps of the best and the worst benchmark scenes."""
 
 BASELINES = "baselines"
 """Folder of the scores and threshold sweeps of MaskCLIP and ReCo."""
@@ -66,19 +66,19 @@ SEARCH_INDEX = "index"
 """Folder of the index of `namedmask search`."""
 
 SEARCH_ROWS = "rows.arrow"
-"""File, in the search index, with all its rows and their vectors."""
+"""File in the search index with all rows and their vectors."""
 
 FAISS_INDEX = "index.faiss"
-"""File, in the search index, with the FAISS index over its rows."""
+"""File in the search index with the FAISS index over the vectors."""
 
 CLEAN_METADATA = "metadata"
-"""Folder of clean metadata rows, which exists on Ray while a verb reads them."""
+"""Folder of clean metadata rows; it exists only while a verb on Ray reads them."""
 
 REPORT = "report.html"
 """Web page that `namedmask report` writes."""
 
 DEMO_SUMMARY = "summary.json"
-"""File with the demo's numbers."""
+"""File with the scores and timings of the demo."""
 
 DEMO_WORLD = "world"
 """Folder of the mini world that the demo draws."""
@@ -99,13 +99,13 @@ IMAGES = "images"
 """Store of checked images (schema.IMAGES)."""
 
 REFINED = "refined"
-"""Store of the masks that the experts redrew (schema.REFINED); the archive keeps its own."""
+"""Store of the masks that the experts redrew (schema.REFINED); the archive keeps its masks."""
 
 EXPERTS = "experts"
 """Store of the experts' checkpoints."""
 
 SHARED_EXPERT = "shared"
-"""Name of the unit of the shared expert, from which all other experts start."""
+"""Unit name of the shared expert, from which all other experts start."""
 
 _WAVE = r"(wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet"
 _CATEGORY = r"\d{5}-[a-z0-9-]+"
@@ -117,16 +117,16 @@ STORE_FILES = {
     REFINED: rf"{_CATEGORY}\.parquet",
     EXPERTS: rf"({SHARED_EXPERT}|{_CATEGORY}|cluster-\d{{5}}-[0-9a-f]{{12}})\.pt",
 }
-"""The stores, with a regular expression of their file names; a sweep removes no other files."""
+"""Regular expression of the file names in each store; `Ledger.sweep` removes no other files."""
 
 
 def commit_file(unit: str) -> str:
-    """Return the file name of a unit's commit record, inside its store."""
+    """Return the file name of a unit's commit record in its store."""
     return f"commit-{unit}.json"
 
 
 def commit_files() -> str:
-    """Return the glob pattern of the commit records of a store, inside it."""
+    """Return the glob pattern of the commit records in a store."""
     return commit_file("*")
 
 
@@ -136,7 +136,7 @@ def wave_file(store_name: str, kind: str, unit: str) -> str:
 
 
 def wave_files() -> str:
-    """Return the glob pattern of the files with the good rows of all waves, inside a store."""
+    """Return the glob pattern of the files with good rows in a store."""
     return "wave-*.parquet"
 
 
@@ -151,5 +151,5 @@ def expert_file(unit: str) -> str:
 
 
 def scores_file(split: str) -> str:
-    """Return the file name, in the folder of an ablation's trial, of its scores on a split."""
+    """Return the name of the file with an ablation trial's scores on a split, in its run folder."""
     return f"scores-{split}.json"

@@ -1,16 +1,17 @@
-"""The records of a run folder: a single writer, committed units, finished verbs.
+"""The records of a run folder: its single writer, its committed units, and its finished verbs.
 
-A *unit* is the smallest piece of work that is either done or not done: a wave of rows, or the
-expert of a category. Its files are written under temporary names in their final folder, flushed,
-and renamed. Then its commit record `<store>/commit-<unit>.json` is written in the same way. A file
-that no record names does not count, and `Ledger.sweep` removes it. So a run that is killed at any
-moment loses the unit under way and nothing else.
+A *unit* is the smallest piece of work that is either done or not done, such as a wave of rows or
+the expert of a category. Its files are written under temporary names in their final folder,
+flushed, and renamed. Then its commit record `<store>/commit-<unit>.json` is written in the same
+way. A file that no record names is not part of the store, and `Ledger.sweep` removes it. A run that
+is killed therefore loses only its uncommitted units.
 
-`run.json` records, per verb, the result and the settings that shaped the output. The same verb with
-the same settings has nothing to do. With other settings it is refused, and the error lists each
-changed key. Recorded settings that a verb must keep are called *binding*; see `Ledger.start`.
+`run.json` records, per verb, the result and the settings that shaped the output. A finished verb
+with the same settings has nothing to do. With other settings it is refused, and the error lists
+each changed key. Recorded settings that a verb must keep are called *binding*; see `Ledger.start`.
 
-No file contains a time, a path or a run id: equal input and settings give equal bytes.
+No record contains a time, the path of the run folder, or a run id, so equal input and settings give
+equal bytes.
 """
 
 from __future__ import annotations
@@ -63,16 +64,16 @@ class Ledger:
     def finished(
         self, work: Work, settings: Mapping[str, Any], categories_digest: str = ""
     ) -> dict[str, Any] | None:
-        """Return the recorded result of a verb, None if it is not finished.
+        """Return the recorded result of a verb; None if the verb is not finished.
 
         Args:
             work: the verb's row in the table of verbs.
-            settings: its current settings, flat; see config.run_file.settings_of.
-            categories_digest: current digest of the categories and the image checks; a verb that
-                finished with another digest is not finished.
+            settings: the verb's current settings; see config.run_file.settings_of.
+            categories_digest: current digest of the categories and the image checks. A verb that
+                finished with another digest counts as not finished.
 
         Raises:
-            ConfigError: the run folder holds output of the verb that was made with other settings.
+            ConfigError: the run folder has output of the verb that was made with other settings.
         """
         entry = self._verbs.get(work.name)
         if entry is None or self._binds_nothing(entry):
@@ -115,10 +116,10 @@ class Ledger:
     def finish(
         self, name: str, result: Mapping[str, Any], store_name: str = "", output_digest: str = ""
     ) -> None:
-        """Record that a verb is finished, its result, and a digest of its output.
+        """Record that a verb is finished, with its result and a digest of its output.
 
-        With `store_name`, the verb counts as finished only while that store has as many units as
-        now.
+        With `store_name`, the verb counts as finished only while the number of units in that store
+        stays the same.
         """
         units = {store_name: len(_records(self.folder / store_name))} if store_name else {}
         self._verbs[name].update(
@@ -134,18 +135,17 @@ class Ledger:
         """Return the committed units of a store by name, in ascending order.
 
         Raises:
-            InputError: a record is unreadable or of a newer format, or a file that a record names
-                is missing or has another size.
+            InputError: a record is unreadable or has another format version, or a file that a
+                record names is missing or has another size.
         """
         return read_commits(self.folder, store_name)
 
     def sweep(self, *stores: str) -> list[str]:
-        """Remove the leftovers of killed runs from these stores; return their names.
+        """Remove the leftovers of killed runs from these stores; return the names of the files.
 
         A leftover is a file that no commit record names and whose name matches the store's pattern
-        (layout.STORE_FILES), or the temporary part of such a file. A store that is a link to
-        another folder and a file that is a link are left alone, since the targets may not belong
-        to this run.
+        (layout.STORE_FILES), or the temporary version of such a file. A symbolic link, of a store
+        or of a file, is never removed or followed, since its target may not belong to this run.
         """
         kept = {
             name for store in layout.STORE_FILES for commit in self.commits(store).values()
@@ -201,11 +201,11 @@ def write_unit(
 ) -> Commit:
     """Write the files of a unit (content by path in the run folder), then its commit record.
 
-    Return the record. No lock is needed: the process that has locked the run folder may let other
-    processes write, each its own units. A unit that is recorded with the same `input_digest` is
-    kept as it is, since a process that was wrongly thought dead may write its unit a second time.
-    `over` is the unit's current record if the unit is to be replaced; the next sweep removes the
-    files that only the current record names.
+    Return the record. The caller need not be the process that has locked the run folder; that
+    process may let other processes write units. A unit that is recorded with the same
+    `input_digest` is kept unchanged, since a process that was wrongly thought dead may write its
+    unit a second time. `over` is the unit's current record if the unit is to be replaced; the next
+    sweep then removes the files that only this old record names.
     """
     path = folder / store_name / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
@@ -223,13 +223,13 @@ def write_unit(
 
 @contextmanager
 def open_run(folder: Place) -> Iterator[Ledger]:
-    """Yield the ledger of a run folder, which stays locked against a second writer.
+    """Yield the ledger of a run folder, which is locked against other writers during the block.
 
     The folder is created if it does not exist.
 
     Raises:
         ConfigError: the folder cannot be written, or holds files that belong to no run.
-        InputError: another process writes to it, or its format is newer than this package.
+        InputError: another process writes to the folder, or it has another format version.
     """
     with ExitStack() as stack:
         try:
@@ -260,7 +260,7 @@ def read_commits(folder: Place, store_name: str) -> dict[str, Commit]:
                 found = "is missing" if size is None else f"has {size}"
                 raise InputError(
                     f"{folder / name} should have {file['size']} bytes according to {path}, but it "
-                    f"{found}. Remove that record and run the verb again: only this unit is redone."
+                    f"{found}. Remove that record and run the verb again; it redoes only this unit."
                 )
         commits[commit.unit] = commit
     return commits
@@ -270,7 +270,7 @@ def read_commit(folder: Place, store_name: str, unit: str) -> Commit:
     """Return the record of one committed unit; the files that it names are not checked.
 
     Raises:
-        InputError: the record is unreadable or of a newer format.
+        InputError: the record is unreadable or has another format version.
     """
     path = folder / store_name / layout.commit_file(unit)
     return _commit_of(read_json(path), path)
@@ -295,8 +295,8 @@ def _read_run(folder: Place) -> dict[str, Any]:
     present = [name for name in known if (folder / name).exists()]
     if present:
         raise ConfigError(
-            f"run.out: {folder} has no {layout.RUN_RECORD} but a folder '{present[0]}', to which a "
-            "run would write. Give another run.out."
+            f"run.out: {folder} has no {layout.RUN_RECORD}, but has a folder '{present[0]}', to "
+            "which a run would write. Give another run.out."
         )
     run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
     write_json(path, run)

@@ -1,4 +1,4 @@
-"""The threads that torch may use on this machine, and the peak memory of this process."""
+"""The number of threads that torch may use, and the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def threads_of(config: Config) -> int:
 
 
 def use_threads(config: Config) -> None:
-    """Set torch's number of threads from the config; do nothing where torch is not imported.
+    """Set torch's number of threads from the config, if torch is imported.
 
-    Importing torch for this alone would take seconds.
+    An import of torch for this alone would take seconds.
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads_of(config))
 
 
 def peak_rss_mb() -> int:
-    """Return the peak resident memory of this process, MB (2**20 bytes); 0 if it is unknown.
+    """Return the peak resident memory of this process in MB (2**20 bytes); 0 if it is unknown.
 
     `ru_maxrss` would be wrong: a process inherits its value from the process that started it.
     """

@@ -1,4 +1,4 @@
-"""Progress reports of a long verb: a named step, its rate, and its counts by status.
+"""Progress reports of a verb in named steps, with their rates and their counts by status.
 
 A loop opens a step and advances it:
 
@@ -7,8 +7,8 @@ A loop opens a step and advances it:
             step.advance(table.num_rows, counts_by_status(table["status"].to_pylist()))
 
 There are three implementations: `SilentProgress` for tests and `--json`, `LiveProgress` for a
-terminal, and `LineProgress` for a log file (one line per 30 seconds, and one when a step ends).
-All of them write to stderr, so stdout contains only what a script reads.
+terminal, and `LineProgress` for a log file (at most one line per 30 seconds, and one line when a
+step ends). By default, progress goes to stderr, so that stdout contains only results.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ if TYPE_CHECKING:
 
 
 FIRST_SHARE = 0.02
-"""Share of a step that must be done before the time left is shown; start-up distorts it before."""
+"""Share of a step that must be done before an estimate of the remaining time is shown."""
 
 
 class Step(AbstractContextManager["Step"], Protocol):
-    """A step under way, which ends with its `with` block."""
+    """One step of a verb, which begins and ends with its `with` block."""
 
     def advance(
         self, n: int = 1, counts_by_status: Mapping[str, int] | None = None, slowest: str = ""
     ) -> None:
-        """Count `n` more finished units, with the counts by status of only these units.
+        """Count `n` further finished units, with their counts by status.
 
-        `slowest` names the stage for which other stages wait, where several work at once.
+        `slowest` names the stage that the other stages wait for, if several stages run at once.
         """
 
 
 class Progress(Protocol):
-    """Opens steps, one after the other or nested."""
+    """A display of steps, which follow one another or are nested."""
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step of `total` units; None if the number is not known in advance."""
+        """Return a step of `total` units; `total` is None if the number is not known in advance."""
 
 
 def progress_for(stream: TextIO) -> Progress:
-    """Return progress in bars for a terminal, and in lines for any other stream."""
+    """Return a display with bars for a terminal, or with lines for any other stream."""
     return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
 
 
@@ -59,7 +59,7 @@ class SilentProgress:
     """Progress that writes nothing."""
 
     def step(self, name: str, total: int | None = None) -> Step:
-        """Return a step that counts and writes nothing."""
+        """Return a step that writes nothing."""
         return _Step(name, total)
 
 
@@ -82,7 +82,7 @@ class LineProgress:
 
 
 class LiveProgress:
-    """Progress in bars on a terminal; the last line of a finished step stays visible."""
+    """Progress in bars on a terminal; the bar of a finished step stays visible."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -94,7 +94,7 @@ class LiveProgress:
         return _LiveStep(name, total, self)
 
     def enter(self) -> RichBars:
-        """Open one more step, and return the running bars."""
+        """Count one more open step; return the bars, which this starts if necessary."""
         if self._bars is None:
             self._bars = _rich_bars(self._stream)
             self._bars.start()
@@ -102,7 +102,7 @@ class LiveProgress:
         return self._bars
 
     def leave(self) -> None:
-        """Close one step; stop the bars if it was the last open one."""
+        """Count one open step less; stop the bars after the last step."""
         self._open -= 1
         if self._open == 0 and self._bars is not None:
             self._bars.stop()
@@ -136,7 +136,7 @@ class _Step:
         self.slowest = slowest
 
     def _tail(self) -> str:
-        """Return the counts by status and the slowest stage, as far as there are any."""
+        """Return the counts by status and the slowest stage as text; "" if there are neither."""
         slowest = f"slowest: {self.slowest}" if self.slowest else ""
         return "; ".join(part for part in (format_counts(self.counts), slowest) if part)
 
@@ -220,7 +220,7 @@ class _LiveStep(_Step):
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Return the counts as text, such as `ok 120, http_404 7`: ok first, then by falling count."""
+    """Return counts by status as text, such as `ok 120, http_404 7`: ok first, then descending."""
     order = sorted(counts, key=lambda status: (status != OK, -counts[status], status))
     return ", ".join(f"{status} {counts[status]:,}" for status in order)
 

@@ -1,10 +1,10 @@
-"""Retry of failed rows of committed waves whose status belongs to given failure classes.
+"""Retry of the rows of committed waves that failed with a status of given failure classes.
 
 The metadata is read again, as when a run is resumed, and each wave is checked to be unchanged. The
-wave's rows of these failure classes pass the stages again; all other rows stay as they are. Then
-the whole wave is written in the order of the metadata, under new file names, and its new commit
-record replaces the old one. So each row is in the store exactly once at any moment, and a store
-whose failed rows all succeed has the same bytes as a store without failures.
+rows of these failure classes pass the stages again; all other rows stay unchanged. Then the whole
+wave is written in the order of the metadata, under new file names, and its new commit record
+replaces the old record. Each row is therefore in the store exactly once at any moment. If all
+retried rows succeed, the files have the same bytes as after a run without failures.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from namedmask.storage.files import digest, read_parquet, row_hashes
 
 
 def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
-    """Raise ConfigError if one of the names is no failure class (schema.status)."""
+    """Raise ConfigError if a name is not that of a failure class (schema.status)."""
     for failure_class in failure_classes:
         if failure_class not in FAILURE_CLASSES:
             raise ConfigError(
@@ -34,7 +34,7 @@ def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
 
 
 def count_in_classes(counts: Mapping[str, int], failure_classes: Collection[str]) -> int:
-    """Return how many of the rows, counted by status in `counts`, belong to these classes."""
+    """Return the number of rows with a status in these failure classes; `counts` is by status."""
     return sum(
         count for status, count in counts.items() if failure_class_of(status) in failure_classes
     )
@@ -43,10 +43,11 @@ def count_in_classes(counts: Mapping[str, int], failure_classes: Collection[str]
 def rows_again(
     read: Callable[[], pa.Table], folder: Place, commit: Commit, failure_classes: Collection[str]
 ) -> pa.Table:
-    """Return all rows of a committed wave, with status `ok` where they are to be retried.
+    """Return all rows of a committed wave as input of the stages.
 
-    The other rows have their recorded status, or `kept` if they are good rows of the store. `read`
-    returns the rows as they were before the wave passed the stages for the first time.
+    The rows to retry have the status `ok`. Good rows of the store have the status `kept`, and all
+    other rows their recorded status. `read` returns the rows as they were before the wave passed
+    the stages for the first time.
 
     Raises:
         InputError: a file is unreadable.
@@ -55,8 +56,8 @@ def rows_again(
     good = read_parquet(folder / file_of(commit, "wave"), ["sample_id"])["sample_id"].to_pylist()
     dead = read_parquet(folder / file_of(commit, "tombstones"), ["sample_id", "status"])
     pairs = zip(dead["sample_id"].to_pylist(), dead["status"].to_pylist(), strict=True)
-    # a wave may have a url twice, of which only the first row was tried: its first tombstone
-    # counts, and none if the first row is good
+    # If a wave has a url twice, only the first row was tried. The first row is either good or has
+    # the first tombstone, and the other tombstones of the url are ignored.
     recorded = dict(reversed(list(pairs))) | dict.fromkeys(good, KEPT)
     rows = schema.alive(table)
     old = [recorded.get(sample_id, KEPT) for sample_id in table["sample_id"].take(rows).to_pylist()]
@@ -65,10 +66,10 @@ def rows_again(
 
 
 def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> Commit:
-    """Replace a committed wave by the rows that `rows_again` returned, after the stages.
+    """Replace a committed wave by the rows from `rows_again`, which have passed the stages again.
 
-    Rows with status `kept` are copied from the store. If a process that was wrongly thought dead
-    writes the wave a second time, the store does not change.
+    Return the new commit record. Rows with status `kept` are copied from the store. If a process
+    that was wrongly thought dead writes the wave a second time, the store does not change.
 
     Raises:
         InputError: a file is unreadable, or another process writes to the folder.

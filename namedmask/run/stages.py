@@ -1,6 +1,6 @@
-"""The table of stages, one row per stage: its class, and whether it checks the images of a run.
+"""The table of stages: the class of each stage, and the runs whose archive images it checks.
 
-A new stage needs one folder with its class, one section of the config, and one row here.
+A new stage needs one folder with its class, one section in the config, and one row here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class StageRow:
 
     stage_class: str  # "module:name"
     checks_images: Callable[[Config], bool] = _always
-    """Whether images of this run pass the stage on their way into an archive."""
+    """Whether the images of a run with this config pass the stage before they enter an archive."""
 
 
 STAGES = {
@@ -49,30 +49,35 @@ STAGES = {
         "namedmask.bilateral:Bilateral", lambda config: config.bilateral.enabled
     ),
 }  # fmt: skip
-"""The stages by name, in the order in which an image passes them."""
+"""All stages by name, in the order in which an image passes them."""
 
 
 def load_stage(name: str, config: Config) -> Stage:
-    """Return a stage, ready to run in this process; its module is imported by this call.
+    """Return a stage that is ready to run in this process; import its module.
 
     Raises:
-        InputError: its weights, detector or device are not available.
+        ConfigError: its model or detector is unknown, or a setting is wrong.
+        CheckpointError: its weights cannot be loaded.
+        InputError: its device is missing.
     """
     loaded: Stage = stage_class(name)(getattr(config, name))
     return loaded
 
 
 def stage_class(name: str) -> Any:
-    """Return the class of a stage, with its `reads` and `adds`, importing its module."""
+    """Return the class of a stage; import its module.
+
+    The attributes `reads` and `adds` of the class name the columns that the stage reads and adds.
+    """
     module, _, attribute = STAGES[name].stage_class.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
 def checking_stages(config: Config) -> tuple[str, ...]:
-    """Return the names of the stages that an image passes from fetch to archive, in order."""
+    """Return the names of the stages that an image passes before it enters an archive, in order."""
     return tuple(name for name, row in STAGES.items() if row.checks_images(config))
 
 
 def batch_size_of(stages: Sequence[str], config: Config) -> int:
-    """Return the largest batch size of these stages; 1 if none of them has one."""
+    """Return the largest batch size of these stages; 1 if no stage has a batch size."""
     return max(getattr(getattr(config, name), "batch_size", 1) for name in stages)

@@ -1,13 +1,14 @@
 """The stores of rows in a run folder: fetched images, vectors, and checked images.
 
-Each store has two files per wave. `wave-…` holds the good rows. `tombstones-…` holds id, url and
-status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
+Each store has two files per wave. `wave-…` holds the good rows. `tombstones-…` holds sample id, url
+and status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
 
-* `fetched/`: schema.FETCHED, of the verb `fetch`. No other verb reads it.
-* `embeddings/` (`EmbeddingStore`): schema.EMBEDDINGS. A row number in retrieval counts the good
-  rows of all waves, in order.
-* `images/` (`ImageStore`): schema.IMAGES of the images that pass every check. The pixels of a
-  rejected image are in no file.
+* `fetched/` has the images that the verb `fetch` downloaded (schema.FETCHED). No other verb reads
+  it.
+* `embeddings/` (`EmbeddingStore`) has image vectors (schema.EMBEDDINGS). Row numbers in retrieval
+  count the good rows of all waves, in order.
+* `images/` (`ImageStore`) has the images that pass every check (schema.IMAGES). The pixels of a
+  rejected image are not stored.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from namedmask.storage import Place
 from namedmask.storage.files import digest, read_parquet
 
 OPEN_UNITS = 4
-"""Number of units of images that are kept in memory while archives are filled."""
+"""Number of units of checked images that are cached in memory while archives are written."""
 
 GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 """Schema of the good rows, by store."""
@@ -58,7 +59,7 @@ def write_wave(
 def files_of_wave(
     store_name: str, name: str, good: pa.Table, dead: pa.Table
 ) -> dict[str, pa.Table]:
-    """Return the two tables of a wave, by the paths of their files in the run folder."""
+    """Return the tables of good and of dead rows of a wave, by their paths in the run folder."""
     return {
         layout.wave_file(store_name, "wave", name): schema.conform(
             good, GOOD[store_name], store_name
@@ -78,18 +79,18 @@ class EmbeddingStore:
     """The image vectors of a run, wave by wave."""
 
     row_statuses: Mapping[int, str] = MappingProxyType({})
-    """Statuses of rows that must not be tried, by row number; empty: such rows have no vector."""
+    """Statuses of excluded rows, by row number; empty, because only good rows have vectors."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def digest(self) -> str:
-        """Return a single sha256, hex, over all files of vectors."""
+        """Return one sha256, hex, over all files of vectors."""
         commits = self._ledger.commits(EMBEDDINGS).values()
         return digest(commit.files[file_of(commit, "wave")]["sha256"] for commit in commits)
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Yield the vectors of each wave that has any, (N, D) float32, unit L2 norm.
+        """Yield the vectors of each wave, (N, D) float32, unit L2 norm; skip waves without vectors.
 
         Raises:
             InputError: a file is unreadable.
@@ -100,9 +101,9 @@ class EmbeddingStore:
                 yield read_vectors(path)
 
     def tables(self) -> Iterator[tuple[pa.Table, np.ndarray]]:
-        """Yield, per wave, a table of sample_id, url and caption, and its vectors.
+        """Yield, per wave with vectors, a table (sample_id, url, caption) and its vectors.
 
-        The vectors are those of `chunks`: (N, D) float32, unit L2 norm.
+        The vectors are (N, D) float32, unit L2 norm, as from `chunks`.
 
         Raises:
             InputError, SchemaError: as `chunks`.
@@ -113,7 +114,13 @@ class EmbeddingStore:
                 yield table.drop_columns("embedding"), vectors_of(table, path)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
-        """Return sample ids, urls and vectors, (U, D) float32, of rows, (U,) int64 ascending."""
+        """Return the sample ids, urls and vectors (U, D) float32, unit L2 norm, of some rows.
+
+        `rows` are (U,) int64, ascending.
+
+        Raises:
+            InputError, SchemaError: as `chunks`.
+        """
         ids: list[str] = []
         urls: list[str] = []
         vectors = []
@@ -130,7 +137,7 @@ class EmbeddingStore:
         return ids, urls, np.concatenate(wide) if wide else np.empty((0, 0), np.float32)
 
     def files(self) -> list[tuple[Place, int, int]]:
-        """Return, per wave, its file, the number of its first row, and its number of rows."""
+        """Return, per wave, the file of vectors, the number of its first row, and its row count."""
         files, first = [], 0
         for commit in self._ledger.commits(EMBEDDINGS).values():
             count = commit.counts.get(schema.OK, 0)
@@ -141,7 +148,7 @@ class EmbeddingStore:
 
 
 class ImageStore:
-    """The checked images of a run: the status of each, and bytes and masks of the good ones."""
+    """The checked images of a run: statuses of all images, pixels and masks of good images."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -158,7 +165,7 @@ class ImageStore:
         self._open = lru_cache(OPEN_UNITS)(self._read)
 
     def new_unit(self) -> str:
-        """Return a name for the next wave of checked images; no name is returned twice."""
+        """Return a new unit name, for the next wave of checked images."""
         self._next += 1
         return f"{self._next - 1:05d}"
 
@@ -189,12 +196,12 @@ class ImageStore:
 
 
 def statuses_by_id(table: pa.Table) -> dict[str, str]:
-    """Return the statuses of a table's rows by sample id."""
+    """Return the status of each row of a table, by sample id."""
     return dict(zip(table["sample_id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
 def hashes_by_id(table: pa.Table) -> dict[str, int]:
-    """Return the perceptual hashes of a table's images that have one, by sample id."""
+    """Return the perceptual hash of each row of a table that has a hash, by sample id."""
     if "hash" not in table.column_names:
         return {}
     pairs = zip(table["sample_id"].to_pylist(), table["hash"].to_pylist(), strict=True)
@@ -202,7 +209,7 @@ def hashes_by_id(table: pa.Table) -> dict[str, int]:
 
 
 def with_hashes(table: pa.Table) -> pa.Table:
-    """Return a table of checked images with the perceptual `hash` of each good image."""
+    """Return a table of checked images with the perceptual hashes of good images as `hash`."""
     rows = schema.alive(table)
     good = table.select(["image", "image_height", "image_width"]).take(rows).to_pylist()
     hashes = [hash_of(row["image"], row["image_height"] * row["image_width"]) for row in good]
@@ -210,7 +217,7 @@ def with_hashes(table: pa.Table) -> pa.Table:
 
 
 def read_vectors(path: Place) -> np.ndarray:
-    """Return the vectors of a wave's file, (N, D) float32, unit L2 norm.
+    """Return the vectors in a file of a wave, (N, D) float32, unit L2 norm.
 
     Raises:
         InputError, SchemaError: as `EmbeddingStore.chunks`.

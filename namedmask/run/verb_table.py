@@ -1,8 +1,10 @@
 """The table of verbs, one row per verb.
 
 The command line, `submit`, `ray_jobs`, `plan`, the report and the ledger read this table. A new
-verb needs one file in `namedmask/verbs/` and one row here. Its function takes the config, a
+verb needs one file in `namedmask/verbs/` and one row here. Its function takes a config, a
 `Progress` and an `Executor`, and returns its result as plain values.
+
+The *road* of a run consists of the verbs that lead from metadata to scores.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class VerbFunction(Protocol):
     """The function of a verb, as `Verb.load` returns it."""
 
     def __call__(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Do the work and return its result.
+        """Do the work of the verb; return its result as plain values.
 
         `arguments` are the config, the progress and the executor.
         """
@@ -39,27 +41,27 @@ def _always(config: Config) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A piece of work that a run folder records, and the rules by which its output stays valid.
+    """Work that a run folder records, with the rules by which its output stays valid.
 
-    Equal settings give equal output. So finished work with the same settings is not done again, and
-    the same work with other settings is refused.
+    Equal settings give equal output. Finished work is therefore not repeated with the same
+    settings, and is refused with other settings.
     """
 
     name: str
     settings: tuple[str, ...] = ()
-    """Sections and keys of the config that shape the output, except those of work it needs."""
+    """Sections and keys that shape the output, without those of the verbs that it needs."""
     published_settings: tuple[str, ...] = ()
-    """Further sections and keys that count with published vectors, without the verb embed."""
+    """Further sections and keys that shape the output if the vectors are published."""
     store_name: str = ""
-    """Store of the output; the settings are not binding before its first committed unit."""
+    """Store of the output; the settings become binding with its first committed unit."""
     counted_store: str = ""
-    """Store whose units are counted at the end: with fewer units, the work is unfinished again."""
+    """Store whose units are counted at the end; if their number changes, the work is unfinished."""
     follows_categories: bool = False
-    """Whether the work is to be done again when the categories or the image checks change."""
+    """Whether a change of the categories or of the image checks makes the work unfinished."""
     reuse_when_categories_change: bool = False
-    """Whether new categories reuse output of the old ones, so that the settings stay binding."""
+    """Whether the work reuses output after such a change, so that the settings stay binding."""
     settings_hold_only_when_finished: bool = False
-    """Whether settings bind only finished work, because unit names identify the units' input."""
+    """Whether settings bind only finished work, because a unit's name identifies its input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,12 @@ class Verb(Work):
 
     help: str
     function: str  # "module:name"
-    needs: str = ""  # the verb that must be finished before this one begins
-    parts: tuple[str, ...] = ()  # the verbs that this one consists of
-    is_on_road: bool = False  # whether `submit` runs the verb when no verb is named
+    needs: str = ""  # the verb that must be finished before this verb begins
+    parts: tuple[str, ...] = ()  # the verbs that this verb runs
+    is_on_road: bool = False  # whether `submit` and `demo` run the verb
     retries_rows: bool = False  # whether the verb takes `--retry`
-    has_own_command: bool = False  # whether its command has extra options, in `cli`
-    applies: Callable[[Config], bool] = _always  # whether a run with this config has the verb
+    has_own_command: bool = False  # whether `cli` defines its command, with further options
+    applies: Callable[[Config], bool] = _always  # whether a run with this config needs the verb
 
     def load(self) -> VerbFunction:
         """Return the verb's function; importing its module may take seconds."""
@@ -85,7 +87,7 @@ class Verb(Work):
 _VERBS = (
     Verb(
         name="fetch",
-        help="Read the metadata, fetch the images, and store them; no other verb needs this.",
+        help="Read the metadata, fetch the images, and store them; no other verb needs them.",
         function="namedmask.verbs.collect:fetch",
         settings=("metadata", "fetch", "run.wave_rows"),
         store_name=FETCHED,
@@ -123,7 +125,7 @@ _VERBS = (
     ),
     Verb(
         name="refine",
-        help="Train one expert per category, or per cluster, and redraw the masks with it.",
+        help="Train one expert per category or per cluster, and redraw the masks with the experts.",
         function="namedmask.verbs.refine:refine",
         needs="build",
         settings=("experts", "augment", "segmenter", "run.seed"),
@@ -135,7 +137,7 @@ _VERBS = (
     ),
     Verb(
         name="train",
-        help="Train the segmenter on all archives; resumes from the last checkpoint.",
+        help="Train the segmenter on all archives, resuming from the last checkpoint.",
         function="namedmask.verbs.train:train",
         needs="refine",
         settings=("train", "augment", "segmenter", "experts.enabled", "run.seed"),
@@ -165,26 +167,26 @@ CHECKED_IMAGES = Work(
     store_name=IMAGES,
     reuse_when_categories_change=True,
 )
-"""The checked images of a run: a part of build that is recorded separately, so that the next build
-can use the images of a build that failed."""
+"""The checked images of a run. They are part of `build`, but are recorded separately, so that the
+next build can use the images of a build that failed."""
 
 WORK: dict[str, Work] = {**VERBS, CHECKED_IMAGES.name: CHECKED_IMAGES}
-"""All work that a run folder records, by the name in its record."""
+"""All work that a run folder records, by its name in `run.json`."""
 
 
 def steps_of_road() -> list[Verb]:
-    """Return the verbs that lead a run folder from metadata to scores, in order."""
+    """Return the verbs of the road in order, with their parts in place of composite verbs."""
     road = [verb for verb in VERBS.values() if verb.is_on_road]
     return [VERBS[name] for verb in road for name in (verb.parts or (verb.name,))]
 
 
 def road_of(config: Config) -> list[str]:
-    """Return the names of the verbs of a whole run, in order, as far as they apply to it."""
+    """Return the names of the verbs on the road that apply to a config, in order."""
     return [verb.name for verb in VERBS.values() if verb.is_on_road and verb.applies(config)]
 
 
 def verbs_before(name: str, config: Config) -> tuple[str, ...]:
-    """Return the names of the verbs that must be finished before a verb may begin, in order."""
+    """Return the names of the verbs that must be finished before a verb begins, in order."""
     needed = [verb.name for verb in _needed(VERBS[name]) if verb.applies(config)]
     return tuple(reversed(needed))
 

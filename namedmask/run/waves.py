@@ -1,7 +1,8 @@
-"""Waves: rows that are read, pass the stages, and are committed together, as one unit.
+"""Waves of rows. The rows of a wave are read, pass the stages, and are committed together.
 
-The functions for reading and writing a wave do not depend on where they run. The plain loop calls
-them one after the other; a graph on a cluster calls them in the processes of its pools.
+A committed wave is one unit of a store. The functions that read and write a wave can run in any
+process. The plain loop calls them one after the other; a graph on a cluster calls them in the
+processes of its pools.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ if TYPE_CHECKING:
 
 
 SLICE_BATCHES = 8
-"""Number of batches per slice of a wave; progress advances after each slice."""
+"""Number of batches in a slice of a wave; progress advances after each slice."""
 
 
 @dataclass(frozen=True)
 class Wave:
-    """A unit and the function that reads its rows; pickles if `read` does."""
+    """The name of a unit, and the function that reads its rows; pickles if `read` pickles."""
 
     unit: str
     read: Callable[[], pa.Table]
-    again: bool = False  # whether the unit is committed and is to be replaced; see retry.py
+    again: bool = False  # whether the wave replaces a committed unit; see retry.py
 
 
 @dataclass(frozen=True)
 class WaveHeader:
-    """The data of a wave as a whole, kept while its rows pass the stages."""
+    """The data about a wave as a whole, which accompanies its rows through the stages."""
 
     unit: str
     again: bool
-    input_digest: str  # digest of the rows as they were read
+    input_digest: str  # see `input_digest`
     tried: int  # number of rows that were ok when they were read
 
 
@@ -54,22 +55,22 @@ def header_of(wave: Wave, rows: pa.Table) -> WaveHeader:
 
 @dataclass(frozen=True)
 class Written:
-    """The result of a wave: its unit, the number of rows tried, and of rows per status."""
+    """The result of a committed wave, with its numbers of rows tried and of rows by status."""
 
     unit: str
     tried: int
     counts: Mapping[str, int]
     statuses: Mapping[str, str] = field(default_factory=dict)  # of checked images, by sample id
-    hashes: Mapping[str, int] = field(default_factory=dict)  # of good checked images, by id
+    hashes: Mapping[str, int] = field(default_factory=dict)  # perceptual, of good checked images
 
 
 def input_digest(table: pa.Table) -> str:
-    """Return a single sha256, hex, over the rows of a wave as they were read."""
+    """Return one sha256, hex, over sample ids and statuses of a wave's rows, as they were read."""
     return digest(row_hashes(table, ("sample_id", "status")))
 
 
 def digest_of(wave: Wave) -> str:
-    """Read a wave, and return its input digest."""
+    """Return the input digest of a wave, whose rows are read for this."""
     return input_digest(wave.read())
 
 
@@ -103,7 +104,7 @@ class FetchedWave:
 
 
 def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
-    """Read a wave, fetch its images, and return it."""
+    """Read the rows of a wave, fetch their images, and return the fetched wave."""
     table = wave.read()
     header = header_of(wave, table)
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Saliency maps and pseudo-masks are computed from images, without labels."""
+"""Compute saliency maps and pseudo-masks from images, without labels."""
 
 from typing import TYPE_CHECKING
 

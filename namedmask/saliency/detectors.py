@@ -63,10 +63,10 @@ class TinyUNet(nn.Module):
 
 
 class UNetSaliency:
-    """A detector around a `TinyUNet`, which sees each image at several sizes.
+    """A detector around a `TinyUNet`, which processes each image at several sizes.
 
-    Each image is resized to squares of all `SIDES`, whatever its aspect ratio, and the logits are
-    resized back. The logits of all sides, and those of the mirrored images, are averaged.
+    Each image is resized to squares of all `SIDES`, without regard to its aspect ratio, and the
+    logits are resized back. The logits of all sides and of the mirrored images are averaged.
     """
 
     SIDES = (80, TinyUNet.SIDE, 144)
@@ -110,7 +110,8 @@ class SelfMaskSaliency:
     """A detector around the method's network, SelfMask.
 
     The network pads images to whole patches, and the padding changes the map. Therefore a batch
-    holds only images of the same padded size, and each image has the same map in a batch as alone.
+    contains only images of the same padded size, and the map of an image does not depend on its
+    batch.
 
     Method: the shorter side becomes 512 pixels; the map is that of the query with the highest
     objectness (method section 2).
@@ -157,7 +158,7 @@ class SelfMaskSaliency:
 
 
 def _working_size(size: tuple[int, int], side: int, longest: int) -> tuple[int, int]:
-    """Return (height, width) with the shorter side at `side`; shrunk further to fit `longest`."""
+    """Return (height, width) with a shorter side of `side`, or smaller to fit into `longest`."""
     height, width = size
     scale = min(side / min(size), longest / max(size))
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -172,7 +173,7 @@ def _at_size(image: np.ndarray, size: tuple[int, int], padded: tuple[int, int]) 
 
 
 def miniworld(config: SaliencyConfig) -> SaliencyDetector:
-    """Return the mini world's own detector, which miniworld/training trained without labels."""
+    """Return the mini world's own detector, trained without labels by miniworld/training."""
     default = resources.files("namedmask.miniworld") / "weights" / "saliency.safetensors"
     path = path_of(config.weights) if config.weights else Path(str(default))
     return UNetSaliency(path, torch_device(config.device, "saliency"), config.batch_size)
@@ -192,13 +193,13 @@ def selfmask(config: SaliencyConfig) -> SaliencyDetector:
             "'selfmask'."
         )
     device = torch_device(config.device, "saliency")
-    # on a CPU a batch is no faster, and its rounding would depend on the other images in it
+    # on a CPU, batches are not faster, and the rounding would depend on the other images
     batch_size = config.batch_size if device.type == "cuda" else 1
     return SelfMaskSaliency(path_of(config.weights), device, batch_size)
 
 
 class TokenCutSaliency:
-    """A detector around TokenCut; its map is 1 in the patches of the object, else 0.
+    """A detector around TokenCut; its map is 1 in the patches of the object and 0 elsewhere.
 
     Each image is processed alone, at the size that `grid_of` gives. See tokencut.py for the method.
     """
@@ -243,7 +244,7 @@ DETECTORS: dict[str, Callable[[SaliencyConfig], SaliencyDetector]] = {
     "selfmask": selfmask,
     "tokencut": tokencut,
 }
-"""Factory of each saliency detector, by the name that `saliency.detector` gives."""
+"""Factory of each saliency detector, by its name in `saliency.detector`."""
 
 
 def _conv(before: int, after: int, stride: int) -> nn.Sequential:

@@ -45,8 +45,8 @@ class SelfMask(nn.Module):
         """Return mask probabilities (B, 20, h, w) and objectness (B, 20), float32 in [0, 1].
 
         `images` is (B, 3, H, W) float32 RGB of any size, normalized with ImageNet's mean and
-        standard deviation. A mask covers the image padded at its right and bottom to whole
-        patches: h = 2 ⌈H/8⌉, w = 2 ⌈W/8⌉.
+        standard deviation. A mask covers the image after it is padded at its right and bottom to
+        whole patches, so that h = 2 ⌈H/8⌉ and w = 2 ⌈W/8⌉.
         """
         patches = self.encoder(images)
         queries = self.decoder(self.query_embed, patches.flatten(2).transpose(1, 2))
@@ -64,11 +64,10 @@ def padded_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def best_mask(masks: Tensor, objectness: Tensor, height: int, width: int) -> Tensor:
-    """Return each image's mask of highest objectness, (B, height, width) float32 in [0, 1].
+    """Return the mask of highest objectness of each image, (B, height, width) float32 in [0, 1].
 
     `masks` (B, 20, h, w) and `objectness` (B, 20) are the outputs of `SelfMask` for images of
-    (height, width) pixels. The mask is interpolated to the padded image, then the padding is cut
-    off.
+    (height, width) pixels. The masks are interpolated to the padded size, then cropped.
     """
     best = masks[torch.arange(len(masks), device=masks.device), objectness.argmax(dim=1)]
     padded = F.interpolate(
@@ -91,7 +90,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 384, ⌈H/8⌉, ⌈W/8⌉) float32 for normalized images (B, 3, H, W) float32.
 
-        Method: the padding is 0 after the normalization; its patches are attended to like others.
+        Method: the padding is 0 after the normalization, and its patches are attended to as well.
         """
         height, width = images.shape[-2:]
         patches = self.patch_embed(F.pad(images, (0, -width % PATCH, 0, -height % PATCH)))
@@ -133,7 +132,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention; the device's fused kernel, if any, does not store the N × N weights."""
+    """Self-attention; a fused kernel, if the device has one, does not store the N × N weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,8 +167,8 @@ class Decoder(nn.Module):
 class DecoderLayer(nn.Module):
     """A decoder layer: self-attention, cross-attention, feed-forward, each followed by a norm.
 
-    Method: the learned queries are added to the targets where these are the queries or keys of an
-    attention, never where they are its values. The patches have no position embedding.
+    Method: the learned queries are added to the targets where the targets are the queries or keys
+    of an attention, but not where they are its values. The patches have no position embedding.
     """
 
     def __init__(self) -> None:
@@ -216,8 +215,8 @@ def load_selfmask(path: Path) -> SelfMask:
     float32.
 
     Raises:
-        CheckpointError: the file is missing, truncated or holds code, or its entries are not
-            exactly this network's.
+        CheckpointError: the file is missing, truncated or contains code, or its entries are not
+            exactly those of this network.
     """
     tree = read_tensors(path)
     state = tree["model"] if isinstance(tree.get("model"), Mapping) else tree

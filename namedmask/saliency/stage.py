@@ -35,9 +35,9 @@ class Saliency:
     become null.
 
     Cost per 1,000 images on one thread of a Xeon at 2.8 GHz: 37 s with the detector `miniworld`;
-    about 3.5 hours with `selfmask` at an aspect ratio of 4:3, whatever the size of the images,
-    because it resizes them to 512 pixels (use a GPU); with `tokencut` at 375 × 500 pixels, 350 s on
-    DINO's ViT-S/16 and 1,400 s on its ViT-S/8.
+    about 3.5 hours with `selfmask` at an aspect ratio of 4:3 and any size, because it resizes all
+    images to 512 pixels (use a GPU); with `tokencut` at 375 × 500 pixels, 350 s with DINO's
+    ViT-S/16 and 1,400 s with its ViT-S/8.
 
     Method: the map of SelfMask is thresholded at 0.5 at the image's own size (method section 2).
     Departures are described with each detector, in detectors.py and tokencut.py.
@@ -52,7 +52,11 @@ class Saliency:
         self.detector = resolve("saliency detector", config.detector, DETECTORS)(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return `table` with `saliency`, `mask` and `status`; rows not ok do not change."""
+        """Return `table` with `saliency`, `mask` and `status`; rows that are not ok have no pixels.
+
+        Raises:
+            SchemaError: `table` lacks `image` or `status`.
+        """
         require_columns(table, self.reads, self.name)
         rows, photos, bad = [], [], {}
         for row in alive(table).tolist():

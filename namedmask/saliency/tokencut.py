@@ -5,9 +5,9 @@ splits the graph in two. The object is the connected component that contains the
 with the most extreme value in the eigenvector of the cut. Nothing is trained.
 
 Method: TokenCut (Wang et al., 2022). The features are the keys of the last block. An edge has
-weight 1 where the cosine is above 0.2, else 1e-5. The cut is at the mean of the second smallest
-generalized eigenvector of (D − W, D); the seed is where its absolute value is largest. Patches
-connect over their sides, not over their corners.
+weight 1 where the cosine is above 0.2, else 1e-5. The cut is at the mean of the generalized
+eigenvector of (D − W, D) with the second smallest eigenvalue; the seed is the patch where its
+absolute value is largest. Patches are connected over their sides, not over their corners.
 Differs: an image of more than 1,600 patches is shrunk (the original has no limit, and the time
 grows with the third power); a graph whose edges are all equal has no object, where the original
 returns an arbitrary one; timm interpolates the position embeddings.
@@ -38,17 +38,17 @@ WIDTH = 384
 PATCHES = (8, 16)
 """Sides, in pixels, of the patches of DINO's two ViT-S."""
 MOST_PATCHES = 1600
-"""Largest number of patches per image. The cut of 40 × 40 patches takes 0.3 s of one core."""
+"""Largest number of patches per image. The cut of 40 × 40 patches takes 0.3 s on one core."""
 
 
 def load_dino(path: Path) -> nn.Module:
     """Return the ViT-S/8 or ViT-S/16 in a file that DINO released, in eval mode.
 
-    The weights in the file tell which of the two it is. `patch_embed.patch_size` of the returned
+    The shapes of the weights show which of the two it is. `patch_embed.patch_size` of the returned
     model is (P, P), with P = 8 or 16 pixels.
 
     Raises:
-        CheckpointError: the file is missing, truncated or holds code, or its entries are not
+        CheckpointError: the file is missing, truncated or contains code, or its entries are not
             exactly those of such a network.
     """
     import timm
@@ -125,7 +125,7 @@ def second_eigenvector(weights: np.ndarray) -> np.ndarray:
     """Return x of the second smallest λ in (D − W) x = λ D x, (N,) float64; its sign is arbitrary.
 
     `weights` is W, (N, N) float64, symmetric. D is the diagonal matrix of its row sums. The problem
-    is solved for y = D^½ x, which makes the matrix symmetric, and for this one vector only.
+    is solved for y = D^½ x, because its matrix is symmetric. No other eigenvector is computed.
     """
     root = np.sqrt(weights.sum(axis=1))
     scaled = np.eye(len(root)) - weights / np.outer(root, root)

@@ -43,7 +43,7 @@ TYPES: dict[str, pa.DataType] = {
     "height": pa.int32(),
     "similarity": pa.float32(),  # from the metadata; null where absent or outside [-1, 1]
     "punsafe": pa.float32(),
-    "md5": pa.string(),  # lower-case hex, of the bytes that the metadata was made from
+    "md5": pa.string(),  # lower-case hex, of the image file that the metadata describes
     "sha256": pa.string(),
     "status": pa.string(),
     "image": pa.binary(),  # encoded bytes (JPEG, PNG, WebP)
@@ -51,14 +51,14 @@ TYPES: dict[str, pa.DataType] = {
     "image_width": pa.int32(),
     "embedding": pa.list_(pa.float32()),  # unit L2 norm; null on tombstones
     "expected": pa.list_(pa.float16()),  # published vector, unit L2 norm; null where absent
-    "expected_cosine": pa.float32(),  # minimum cosine of `embedding` and `expected`
+    "expected_cosine": pa.float32(),  # smallest allowed cosine of `embedding` and `expected`
     # the candidate funnel
     "category": pa.string(),  # label name
     "label_id": pa.uint16(),
     "rank": pa.int32(),  # 0 is the most similar
     "score": pa.float32(),  # cosine with the category's text feature
     "duplicate_of": pa.string(),  # sample_id of the better-ranked accepted candidate, or null
-    "neighbors": pa.list_(pa.int32()),  # better ranks of this category that are near duplicates
+    "neighbors": pa.list_(pa.int32()),  # better ranks whose images are near duplicates of this one
     "num_faces": pa.int32(),
     "saliency": pa.binary(),  # PNG, 8 bit, (H, W): saliency map × 255
     "mask": pa.binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
@@ -98,7 +98,9 @@ REFINED = schema_of(
 
 
 def conform(table: pa.Table, schema: pa.Schema, place: str) -> pa.Table:
-    """Return `table` with exactly the columns and types of `schema`; `place` is for the error.
+    """Return `table` with exactly the columns and types of `schema`.
+
+    `place` names the origin of the table in error messages.
 
     Raises:
         SchemaError: a column is missing, or its values do not fit the type.
@@ -133,8 +135,8 @@ def alive(table: pa.Table) -> np.ndarray:
 def update(table: pa.Table, rows: np.ndarray, values: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Return a copy of `table` with `values[name][i]` in column `name` and row `rows[i]`.
 
-    A new column is null in all other rows. An existing column, `status` included, keeps its values
-    in all other rows.
+    `rows` are (N,) int64, and each sequence in `values` has N entries. In all other rows, a new
+    column is null, and an existing column, `status` included, keeps its values.
     """
     for name, new in values.items():
         if name in table.column_names:

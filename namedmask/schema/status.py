@@ -6,12 +6,13 @@ its table as a tombstone. A new status needs one line in this module. The failur
 
 Failure classes:
 
-* dead: the image does not exist, and a retry would not change that.
-* transient: a later attempt may succeed. Only this class is retried automatically.
-* forbidden: the server (http_403) or the rule about addresses refuses the download.
+* dead: the image cannot be downloaded from its url, and a retry would not change that.
+* transient: a later attempt may succeed. The fetch stage retries only this class.
+* forbidden: the server (for example with http_403) or the address check refuses the download.
 * opted_out: the owner does not want the image to be used.
 * too_big, not_an_image: the url has content, but not of a kind that can be used.
-* changed: the url has an image, but not the image that the metadata describes.
+* changed: the url has content, but not the image that the metadata or the published vector
+  describes.
 * crashed: this program has a fault, or a process was lost.
 """
 
@@ -35,8 +36,8 @@ class Status:
 
     word: str
     meaning: str
-    failure_class: str  # empty if the status is not a failure of a fetch
-    is_finding: bool  # derived from a downloaded image; the row does not count as failed
+    failure_class: str  # empty if the status is not a fetch failure
+    is_finding: bool  # true if the status was derived from a downloaded image; it is no failure
 
 
 STATUSES: dict[str, Status] = {}
@@ -53,7 +54,7 @@ OK = _status("ok", "the row has passed every stage so far")
 # statuses from the metadata
 BAD_URL = _status("bad_url", "the url is malformed, or its scheme is not supported", DEAD)
 DUPLICATE_URL = _status("duplicate_url", "the same url occurs in an earlier row or rank")
-UNSAFE = _status("unsafe", "not safe for work, by the metadata or the safety filter")
+UNSAFE = _status("unsafe", "not safe for work, according to the metadata or the safety filter")
 BAD_SIMILARITY = _status("bad_similarity", "image and caption are too different or too similar")
 WATERMARK = _status("watermark", "the image probably has a watermark")
 TOO_SMALL = _status("too_small", "a side is shorter than metadata.min_side")
@@ -71,7 +72,9 @@ BAD_RESPONSE = _status("bad_response", "the answer is not valid HTTP", DEAD)
 TOO_MANY_REDIRECTS = _status("too_many_redirects", "more hops than fetch.max_redirects", DEAD)
 NO_FILE = _status("no_file", "there is no such file below fetch.file_root", DEAD)
 BLOCKED_ADDRESS = _status(
-    "blocked_address", "the address is on this machine or its network, or forbidden", FORBIDDEN
+    "blocked_address",
+    "the address is not on the public web, or the file is not below fetch.file_root",
+    FORBIDDEN,
 )
 OPTED_OUT = _status("opted_out", "the server's headers forbid machine learning", "opted_out")
 ROBOTS_TXT = _status("robots_txt", "the site's robots.txt forbids the download", "opted_out")
@@ -81,19 +84,19 @@ TOO_MANY_SCANS = _status(
     "too_many_scans", "the JPEG has so many scans that decoding would take too long", "too_big"
 )
 NOT_AN_IMAGE = _status("not_an_image", "the decoder does not support the format", "not_an_image")
-TRUNCATED = _status("truncated", "the image ends too early", "not_an_image")
+TRUNCATED = _status("truncated", "the image file is truncated or damaged", "not_an_image")
 EMPTY = _status("empty", "the body has no bytes", "not_an_image")
 CONTENT_CHANGED = _status(
-    "content_changed", "not the image that the metadata or the published vector was made from",
+    "content_changed", "not the image that the metadata or the published vector describes",
     "changed", finding=True,
 )  # fmt: skip
-CRASHED = _status("crashed", "the row ended the process of a stage or hit a fault", "crashed")
+CRASHED = _status("crashed", "the row crashed a stage or its process", "crashed")
 
 # statuses from vectors and pixels
 NOT_FINITE = _status("not_finite", "the vector has a number that is not finite")
-VIOLENT = _status("violent", "the vector is close to that of violence")
+VIOLENT = _status("violent", "the vector is close to a description of violence")
 HAS_FACE = _status("has_face", "the image shows a face", finding=True)
-BAD_MASK = _status("bad_mask", "its stored mask does not fit its image")
+BAD_MASK = _status("bad_mask", "the stored mask does not fit the image")
 NO_MASK = _status("no_mask", "the mask is too small or nearly fills the image", finding=True)
 
 # statuses of a candidate
@@ -126,7 +129,7 @@ def http_code_of(status: str) -> int:
 
 
 def failure_class_of(status: str) -> str:
-    """Return the failure class of a status; "" if the status is not a failure of a fetch."""
+    """Return the failure class of a status; "" if the status is not a fetch failure."""
     if status in STATUSES:
         return STATUSES[status].failure_class
     code = http_code_of(status)

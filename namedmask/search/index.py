@@ -1,7 +1,8 @@
-"""The index of `namedmask search`: its kinds, its rows on disk, and searching it.
+"""The index of `namedmask search`: its kinds, its rows on disk, and the search.
 
-make.py makes the index once per set of vectors. The rows that the index finds are scored again
-from their exact vectors, so compressed codes can lose rows but cannot change scores or their order.
+make.py makes the index once per set of vectors. The rows that the index finds are scored again from
+their exact vectors. Compressed codes can therefore lose rows, but cannot change scores or their
+order.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ IVFSQ_ROWS = 4_000_000
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of index, and the search depths to try until one reaches the recall."""
+    """A kind of index, and the search depths that are tried until the recall is reached."""
 
     recipe: Callable[[int, int], str]  # (count, width) → argument of faiss.index_factory
-    depths: tuple[int, ...]  # efSearch of hnsw, nprobe of ivf; ascending
-    overfetch: int  # factor on the rows wanted: rows requested, then scored exactly
+    depths: tuple[int, ...]  # efSearch of hnsw or nprobe of ivf, ascending
+    overfetch: int  # number of rows requested and scored exactly, per row wanted
     min_vectors: int = 1
 
 
 def num_lists(count: int) -> int:
     """Return the number of inverted lists for `count` vectors, a power of two near 2 √count.
 
-    With this number, training and adding take minutes.
+    With this number of lists, training and filling the index takes minutes.
     """
     return int(2 ** round(math.log2(2 * math.sqrt(count))))
 
@@ -70,6 +71,7 @@ KINDS: dict[str, Kind] = {
         min_vectors=1000,
     ),
 }
+"""The kinds of index, by the name that `search.kind` gives."""
 
 
 class Rows:
@@ -123,14 +125,14 @@ class SearchIndex:
         self._index, self.kind, self.rows = index, kind, rows
 
     def set_depth(self, depth: int) -> None:
-        """Set the search depth, one of the kind's `depths`. A greater depth costs time."""
+        """Set the search depth, one of the kind's `depths`; a larger depth is slower and better."""
         if self.kind == "hnsw":
             self._index.hnsw.efSearch = depth
         elif self.kind != "flat":
             self._index.nprobe = min(depth, self._index.nlist)
 
     def search(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return scores (≤ k,) float32 and rows (≤ k,) int64, best first, per query.
+        """Return, per query, scores (≤ k,) float32 and rows (≤ k,) int64, best first.
 
         `queries` are (C, D) float32, unit L2 norm. The scores are exact. At equal scores the lower
         row comes first.
@@ -183,15 +185,17 @@ def refuse_device(kind: str, device: str) -> None:
     if device == "cuda" and kind == "hnsw":
         raise ConfigError("search.kind 'hnsw' runs only on a CPU. Set search.device to 'cpu'.")
     if device == "cuda" and faiss.get_num_gpus() == 0:
-        raise InputError("search.device is 'cuda', but faiss sees no GPU. Set the device to 'cpu'.")
+        raise InputError(
+            "search.device is 'cuda', but faiss sees no GPU. Set search.device to 'cpu'."
+        )
 
 
 def on_device(index: Any, kind: str, device: str) -> Any:
-    """Return the index on `device`, `cpu` or `cuda`, without a fallback to the other."""
+    """Return the index on `device`, `cpu` or `cuda`; there is no fallback to the CPU."""
     if device == "cpu":
         return index
     faiss = load_faiss("gpu")
     options = faiss.GpuClonerOptions()
-    # the float32 tables of 96 codes do not fit into the shared memory of a GPU block
+    # the float32 tables of 96 codes do not fit into the shared memory of a thread block
     options.useFloat16 = kind == "ivfpq"
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index, options)

@@ -1,8 +1,8 @@
-"""Makes the index of a run's vectors, and makes it again when the vectors or the settings change.
+"""Make the index of a run's vectors, and make it again when the vectors or the settings change.
 
-The folder `index/` of the run folder holds `rows.arrow` (all rows with their vectors, read by row
-through the page cache), `index.faiss`, and `manifest.json`, which is written last. The manifest
-holds a digest of the vectors, the kind of index, its search depth and its measured recall.
+The folder `index/` of the run folder contains `rows.arrow` (all rows with their vectors, read by
+row through the page cache), `index.faiss`, and `manifest.json`, which is written last. The manifest
+has a digest of the vectors, the kind of index, its search depth and its measured recall.
 
 Memory while the index is made: one wave, the training rows, and the index itself (4 bytes per
 number for flat and hnsw, 1 for ivfsq, 1/8 for ivfpq). Cost on 2 virtual cores: docs/results.md.
@@ -43,25 +43,25 @@ from namedmask.storage.locks import locked
 from namedmask.storage.place import kept_copy, sizes_in
 
 QUERIES = 200
-"""Number of queries for the recall: one half chooses the depth, the other measures the recall."""
+"""Number of queries; one half serves to choose the depth, the other to measure the recall."""
 
 MARGIN = 0.01
-"""Margin above `search.recall` that the depth must reach on the queries that choose it."""
+"""Margin above `search.recall` that the recall must reach when the depth is chosen."""
 
 TRAINING_ROWS = 32
 """Number of randomly chosen training vectors per inverted list."""
 
 PQ_ROWS = 16_384
-"""Number of vectors to train the codes of ivfpq on, a quarter of FAISS's default."""
+"""Number of vectors on which the codes of ivfpq are trained, a quarter of FAISS's default."""
 
 PQ_ROUNDS = 10
-"""Number of k-means rounds to train the codes of ivfpq, 2/5 of FAISS's default."""
+"""Number of k-means iterations that train the codes of ivfpq, 2/5 of FAISS's default."""
 
 MIN_CAPTIONS = 20
-"""Smallest number of different captions to measure the recall with."""
+"""Smallest number of different captions with which the recall is measured."""
 
 Embed = Callable[[Sequence[str]], np.ndarray]
-"""Maps C texts to vectors (C, D) float32, unit L2 norm."""
+"""A function of C texts that returns vectors (C, D) float32, unit L2 norm."""
 
 
 def open_index(
@@ -73,8 +73,8 @@ def open_index(
     recall.
 
     Raises:
-        InputError: the store has no vectors, another process is making the index, or faiss sees no
-            GPU.
+        InputError: the store has no vectors, another process is making the index, faiss sees no
+            GPU, or a file cannot be read.
         ConfigError: the store has too few vectors for the kind, or the kind has no GPU version.
         MissingExtraError: faiss is not installed, or is the CPU build.
     """
@@ -117,7 +117,7 @@ def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchInde
 
 
 def _why_stale(folder: Place, wanted: Mapping[str, Any]) -> str:
-    """Return why the index in a folder cannot be used; "" if it can."""
+    """Return the reason why the index in a folder cannot be used; "" if it can be used."""
     if not (folder / layout.MANIFEST).is_file():
         return "there was none"
     manifest = read_json(folder / layout.MANIFEST)
@@ -162,7 +162,7 @@ def _make_index(
 
 
 def _write_rows(store: VectorStore, path: Path, step: Step) -> None:
-    """Write the rows of a store as one Arrow file, one record batch per wave."""
+    """Write the rows of a store as an Arrow file, with one record batch per table of the store."""
     with ExitStack() as stack:
         writer = None
         for table, vectors in store.tables():
@@ -191,7 +191,7 @@ def _filled_index(kind: str, rows: Rows, device: str, step: Step) -> Any:
     recipe = KINDS[kind].recipe(len(rows), rows.dim)
     index = faiss.index_factory(rows.dim, recipe, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivfpq":
-        index.do_polysemous_training = False  # unused here, and makes training 20 times slower
+        index.do_polysemous_training = False  # not needed, and training is 20 times slower with it
         index.pq.cp.niter, index.pq.cp.max_points_per_centroid = PQ_ROUNDS, PQ_ROWS // 256
         index.pq.cp.min_points_per_centroid = 1  # silences a warning below 39
     if kind.startswith("ivf"):
@@ -214,9 +214,9 @@ def _training_rows(count: int) -> np.ndarray:
 def _measure(made: SearchIndex, target: float, embed: Embed) -> dict[str, Any]:
     """Return the depth that reaches the recall `target`, and the recall at that depth.
 
-    One half of the queries chooses the depth, which stays set on the index. The other half measures
-    the recall. The queries are encoded captions of the store, or vectors of the store if it has too
-    few captions.
+    The depth is chosen with one half of the queries and stays set on the index. The recall is
+    measured with the other half. The queries are encoded captions of the store, or vectors of the
+    store if it has too few captions.
     """
     queries, source = _queries(made.rows, embed)
     k = min(RECALL_AT, len(made.rows))
@@ -231,7 +231,7 @@ def _measure(made: SearchIndex, target: float, embed: Embed) -> dict[str, Any]:
 
 
 def _queries(rows: Rows, embed: Embed) -> tuple[np.ndarray, str]:
-    """Return queries (≤ `QUERIES`, D) float32 to measure the recall with, and what they are."""
+    """Return queries (≤ `QUERIES`, D) float32 for the recall, and a description of their source."""
     rng = np.random.default_rng(1)
     sample = np.sort(rng.choice(len(rows), min(len(rows), 10 * QUERIES), replace=False))
     captions = {text.strip() for text in rows.table(sample)["caption"].to_pylist() if text}

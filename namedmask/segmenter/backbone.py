@@ -1,8 +1,8 @@
 """Backbone networks of the segmenter, which map an image batch to features at two strides.
 
 A backbone returns `dict(low=…, out=…)`. `low` has stride 4 and keeps edges sharp; `out` has
-stride 8 and carries the semantics. The attributes `low_channels` and `out_channels` give the
-number of channels of each, which a segmentation head needs to know.
+stride 8 and carries the semantics. A segmentation head reads their numbers of channels from the
+attributes `low_channels` and `out_channels`.
 """
 
 from __future__ import annotations

@@ -127,9 +127,9 @@ def load_checkpoint(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
-    A checkpoint cannot choose which code runs: if its segmenter is a dotted path, it is loaded
-    only when `config` names the same path. A flat state dict, the format of the original release,
-    records neither the network nor the label names; they come from `config` and `names`.
+    A checkpoint cannot choose which code runs. If its segmenter is a dotted path, the checkpoint is
+    loaded only if `config` names the same path. A flat state dict, the format of the original
+    release, records neither the network nor the label names, so `config` and `names` give them.
 
     Raises:
         CheckpointError: the file is missing, truncated, not a checkpoint, written by a newer
@@ -167,7 +167,7 @@ def load_checkpoint(
 def _load_bare_weights(
     state: Mapping[str, Tensor], path: Place, config: SegmenterConfig, names: Sequence[str]
 ) -> nn.Module:
-    """Return the configured segmenter with these weights; their last layer has a row per label."""
+    """Return the configured segmenter with these weights, after comparing the number of labels."""
     rows = {state[key].shape[:1] for key in _label_keys(config) if key in state}
     count = next(iter(rows))[0] if len(rows) == 1 and all(rows) else None
     if count and not names:

@@ -114,13 +114,13 @@ def _separable_3x3(inputs: int, outputs: int, rate: int) -> tuple[nn.Module, ...
 
 
 def deeplabv3plus_resnet50(num_labels: int) -> nn.Module:
-    """Return the method's network for `num_labels` labels with background, random weights."""
+    """Return the method's network for `num_labels` labels, background included, random weights."""
     backbone = ResNet50()
     return DeepLabV3Plus(backbone, Head(backbone, num_labels))
 
 
 def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
-    """Return the method's head on a ResNet-101 for `num_labels` labels, random weights.
+    """Return the method's head on a ResNet-101 for `num_labels` labels, with random weights.
 
     Differs: the method uses only a ResNet-50.
     """
@@ -129,10 +129,10 @@ def deeplabv3plus_resnet101(num_labels: int) -> nn.Module:
 
 
 def deeplabv3plus_tiny(num_labels: int) -> nn.Module:
-    """Return the same design with 0.5 M random weights, for images of about 100 pixels on a CPU.
+    """Return a small DeepLabv3+ of 0.5 M random weights, for images of about 100 pixels on a CPU.
 
-    The dilation rates are the method's divided by six: at stride 8 the method's crop has 48 cells
-    per side, a small image 8 to 16.
+    The dilation rates are the method's divided by six. At stride 8, the method's crop has 48 cells
+    per side, whereas a small image has 8 to 16.
     """
     backbone = TinyResNet()
     return DeepLabV3Plus(
@@ -145,4 +145,4 @@ SEGMENTERS: dict[str, Callable[[int], nn.Module]] = {
     "deeplabv3plus_resnet101": deeplabv3plus_resnet101,
     "deeplabv3plus_tiny": deeplabv3plus_tiny,
 }
-"""Registry of functions that build a segmenter from the number of labels with background."""
+"""Registry of functions that build a segmenter for a number of labels, background included."""

@@ -1,4 +1,4 @@
-"""Atomic writes of parquet (with checksums), JSON and bytes, and digests over table rows.
+"""Read and atomically write parquet (with checksums) and JSON files, and hash table rows.
 
 No file contains a time, a path or a run id, so that equal input gives equal bytes.
 """
@@ -23,7 +23,7 @@ ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
 """Columns that are compared to decide whether two runs have the same row."""
 
 PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
-"""Columns that dictionaries, statistics and compression would not make smaller."""
+"""Columns that are stored without compression, which would not make them smaller."""
 
 Content: TypeAlias = "pa.Table | bytes | Callable[[Path], None]"
 """Content of a file: a table (for parquet), bytes, or a function that writes to a local path."""
@@ -77,7 +77,7 @@ def read_json(path: Place) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        InputError: the file is missing or not JSON.
+        InputError: the file is missing or is not JSON.
     """
     try:
         data = path.read_bytes()
@@ -100,7 +100,7 @@ def _parsed(data: bytes, path: Place) -> dict[str, Any]:
 
 
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return a table of the store, or some of its columns, after checking every page's checksum.
+    """Return a parquet file, or only `columns`, after checking the checksum of every page.
 
     Raises:
         InputError: the file is missing or corrupt.
@@ -112,8 +112,8 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
         )
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path} cannot be read as parquet: {error} "
-            "Remove the file and the commit record that names it, and run the verb again."
+            f"{path} cannot be read as parquet: {str(error).rstrip('. ')}. Remove the file and the "
+            "commit record that names it, and run the verb again."
         ) from error
 
 
@@ -127,12 +127,12 @@ def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:
 
 
 def digest(hashes: Iterable[str]) -> str:
-    """Return one SHA-256 hash, in hex, over row hashes; their order has no effect."""
+    """Return one SHA-256 hash, in hex, over all `hashes`; their order has no effect."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _framed(value: object) -> bytes:
-    """Return a value as bytes with a length prefix, so that no two rows give the same bytes."""
+    """Return a value as bytes with a length prefix, so that different rows give different bytes."""
     if value is None:
         return b"-"
     data = value if isinstance(value, bytes) else str(value).encode()

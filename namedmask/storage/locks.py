@@ -109,7 +109,7 @@ class _Lease:
     def renew_until(self, done: threading.Event) -> None:
         """Renew the lock until `done` is set; if another process gets it, forbid further writes."""
         while not done.wait(TTL_S / 4):
-            # After an outage, the next renewal finds out whether another process has the lock.
+            # After an outage, the next renewal shows whether another process has the lock.
             with suppress(NamedMaskError, OSError):
                 self._renew()
             if self._tag is None:
@@ -170,6 +170,6 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """Return an id of this machine since its last boot and of the container's PID namespace."""
+    """Return an id of this machine's current boot and of the PID namespace (container)."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"

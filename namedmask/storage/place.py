@@ -76,7 +76,7 @@ def create(place: Place, data: bytes) -> None:
     """Write a file that no other process may write with different content.
 
     On disk, the lock of the run folder ensures this. On S3, the lock of a suspended process can
-    expire, so that the PUT is conditional as well.
+    expire. Therefore the PUT is also conditional.
 
     Raises:
         InputError: the object exists with different content.
@@ -128,7 +128,7 @@ def fetched(place: Place) -> Iterator[Path]:
 
 
 def readable(place: Place) -> Path | S3File:
-    """Return an input for pyarrow that reads only the needed parts of a file."""
+    """Return an input of which pyarrow reads only the parts that it needs."""
     return place if isinstance(place, Path) else S3File(place)
 
 
@@ -150,7 +150,10 @@ def read_many(places: Sequence[Place]) -> list[bytes]:
 
 
 def sizes_in(folder: Place) -> dict[str, int]:
-    """Return the bytes of each file directly in a folder, by name; {} if the folder is missing."""
+    """Return the size in bytes of each file in a folder, by name; {} if the folder is missing.
+
+    Files in subfolders are left out.
+    """
     if isinstance(folder, S3Path):
         return {path.name: size for path, size in folder.files(deep=False)}
     return {path.name: path.stat().st_size for path in folder.glob("*") if path.is_file()}
@@ -162,7 +165,7 @@ def is_link(place: Place) -> bool:
 
 
 def sizes_below(folder: Place) -> list[int]:
-    """Return the size in bytes of every file below a folder."""
+    """Return the size in bytes of every file below a folder, including those in subfolders."""
     if isinstance(folder, S3Path):
         return [size for _, size in folder.files()]
     return [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
@@ -180,11 +183,13 @@ def remove_tree(folder: Place) -> None:
 def kept_copy(place: Place, sha256: str) -> Path:
     """Return a local file with the content of `place`, for repeated random reads.
 
-    A file on S3 is downloaded once for all processes of a machine. The copy is cached by its hash
-    in the system's folder for temporary files, and may be removed whenever no run reads it.
+    A file on disk is returned without a check. A file on S3 is downloaded once for all processes of
+    a machine. The copy is cached by its hash in the system's folder for temporary files, and may be
+    removed whenever no run reads it.
 
     Raises:
-        InputError: the content does not have the hash `sha256`.
+        InputError: the content of an object on S3 does not have the hash `sha256`.
+        ConfigError: the folder of cached copies belongs to another user.
         FileNotFoundError: the object does not exist.
     """
     if isinstance(place, Path):
@@ -199,8 +204,8 @@ def kept_copy(place: Place, sha256: str) -> Path:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256:
             raise InputError(
-                f"{place} has sha256 {actual}; its record says {sha256}. Restore the right file, "
-                "or run the verb that writes it again with another run.out."
+                f"{place} has sha256 {actual}; its record says {sha256}. Restore the "
+                "original file, or make it again with another run.out."
             )
         part.replace(copy)
     return copy
@@ -250,14 +255,14 @@ def ensure_writable(folder: Place, way_out: str) -> None:
         way_out: the option that sets another folder, for the error message.
 
     Raises:
-        InputError: the folder cannot be created or written.
+        InputError, NamedMaskError: the folder cannot be created or written.
     """
     try:
         check_writable(folder)
     except OSError as error:
         raise InputError(
             f"output folder {folder} cannot be written: {error.strerror or error}. "
-            f"Choose another with {way_out}."
+            f"Choose another folder with {way_out}."
         ) from error
 
 
@@ -265,7 +270,7 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
     if not patterns:
         return not parts
     part, pattern = (parts or [""])[0], patterns[0]
-    if part.startswith(".") and not pattern.startswith("."):  # hidden files, as on a disk
+    if part.startswith(".") and not pattern.startswith("."):  # a hidden file, as on a disk
         return False
     if pattern == "**":
         return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))

@@ -1,4 +1,4 @@
-"""Objects on S3 or a compatible service as paths, with the part of pathlib that a run folder needs.
+"""Objects on S3 or a compatible service, as paths with the methods of pathlib that a run needs.
 
 A PUT is atomic, and listings show its result at once; S3 has guaranteed both since 2020. An object
 that two processes must not both write is written conditionally. `create` requires that the object
@@ -64,7 +64,7 @@ class S3Path:
         """Return the path that an `s3://` url names.
 
         Raises:
-            ValueError: the url has no valid bucket. The message omits it, as it may have a secret.
+            ValueError: the url has no valid bucket. Urls can contain secrets, so none is shown.
         """
         bucket, _, key = text.removeprefix(SCHEME).partition("/")
         if not text.startswith(SCHEME) or not _BUCKET.fullmatch(bucket):
@@ -180,7 +180,7 @@ class S3Path:
         return self.read_bytes().decode(encoding)
 
     def get(self, first: int = 0, count: int = 0, tag: str = "") -> S3Object:
-        """Return the object, or `count` bytes of it from offset `first`.
+        """Return the object or, if `count` is not 0, `count` bytes of it from offset `first`.
 
         Raises:
             FileNotFoundError: the object does not exist.
@@ -205,11 +205,11 @@ class S3Path:
         self._put(data)
 
     def create(self, data: bytes) -> str | None:
-        """Write the object unless it exists with other content; return its tag, or else None."""
+        """Write the object and return its tag; return None if it exists with other content."""
         return self._put_if(data, IfNoneMatch="*")
 
     def replace_if(self, tag: str, data: bytes) -> str | None:
-        """Overwrite the object if it still has `tag`; return its new tag, or else None."""
+        """Overwrite the object and return its new tag; return None if it no longer has `tag`."""
         return self._put_if(data, IfMatch=tag)
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -295,7 +295,7 @@ class S3File(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Return the new position."""
+        """Set the position, and return it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
@@ -311,7 +311,7 @@ class S3File(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:
-        """Return all bytes from the position on."""
+        """Return all bytes from the position to the end."""
         return self._read(self._size)
 
     def _read(self, count: int) -> bytes:
@@ -324,7 +324,7 @@ class S3File(io.RawIOBase):
 
 
 def forbid_writes(folder: S3Path, why: str) -> None:
-    """Let every later write of this process below a folder raise InputError with message `why`."""
+    """Make every later write of this process below `folder` raise InputError with message `why`."""
     _FORBIDDEN[folder] = why
 
 

@@ -1,9 +1,9 @@
 """The S3 client, one per process, and the translation of its errors into errors of this package.
 
-boto3 is imported on first use. It finds the credentials, the region and the endpoint by itself (in
-the environment, a profile or the machine's role; AWS_ENDPOINT_URL_S3 names another service than
-AWS); a run file never contains them. A request that fails with a transient error (500, 503 or a
-timeout) is tried `TRIES` times.
+boto3 is imported on first use. It finds the credentials, the region and the endpoint in the
+environment, in a profile or in the machine's role; a run file never contains them.
+AWS_ENDPOINT_URL_S3 is the address of a service other than AWS. A request that fails with a
+transient error (500, 503 or a timeout) is tried up to `TRIES` times.
 """
 
 from __future__ import annotations

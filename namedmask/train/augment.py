@@ -6,8 +6,8 @@ and however many threads torch uses. Scale, crop and flip work on arrays. Color,
 work on tensors, per sample, or per batch on the training device (`Draft`, `augment.on_device`).
 
 Method: section 3.3, its steps in their order. Differs: the original pasted objects without their
-last row and column, and no object with a label id of 255 or more; it placed small images in the
-bottom right corner less often than in the others; it could scale an image to nothing.
+last row and column, and never pasted an object with a label id of 255 or more; it placed small
+images in the bottom right corner less often than in the others; it could scale an image to 0 × 0.
 
 Speed on one core of a busy machine, with `n_max` 2: 230 samples per second for 128-pixel photos
 and crops of 96, and 26 for 500-pixel photos and crops of 384. Drafts alone, without colors and
@@ -31,7 +31,7 @@ from namedmask.images.codec import IMAGENET_MEAN, IMAGENET_STD, resize
 from namedmask.schema.columns import BACKGROUND, IGNORE
 
 BLUR_SIGMA = (0.1, 2.0)
-"""Range of the blur's sigma in pixels. Method: this range, and a kernel of a tenth of the side."""
+"""Range of the blur's sigma, in pixels. Method: the same, with a kernel of a tenth of the side."""
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma."""
@@ -74,7 +74,7 @@ class Paste:
 class Draft:
     """B samples whose random numbers are drawn, but whose colors and pasting are not computed."""
 
-    views: Tensor  # (N, S, S, 3) uint8 RGB: per sample a canvas, then images with objects for it
+    views: Tensor  # (N, S, S, 3) uint8 RGB: per sample a canvas, then the images to paste from
     labels: Tensor  # (N, S, S) int32: 0, a label id or `schema.IGNORE`
     sizes: tuple[int, ...]  # number of images per sample, B numbers with sum N
     colors: Colors
@@ -101,7 +101,7 @@ def make_sample(
 ) -> tuple[Tensor, Tensor]:
     """Return one image (3, S, S) float32, ImageNet-normalized, and its labels (S, S) int64.
 
-    It combines 1 to `config.n_max` images, each number equally likely, drawn with replacement.
+    A sample combines 1 to `config.n_max` images (equally likely numbers), drawn with replacement.
     Method: steps 1 to 8.
     """
     images, labels = finish(draft_sample(samples, config, rng))
@@ -180,8 +180,8 @@ def random_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a random window (side, side, 3) uint8 of `image` and (side, side) uint16 of `label`.
 
-    A side shorter than the window is placed at either end of it, so a small image lies in each
-    corner with a probability of 25 %. The rest has its mean color and label `schema.IGNORE`.
+    Along an axis where the image is shorter, it lies at either end of the window: a small image in
+    each corner in 25 % of cases. The rest has the image's mean color and label `schema.IGNORE`.
     """
     down, from_top = _window(label.shape[0], side, rng)
     across, from_left = _window(label.shape[1], side, rng)
@@ -195,7 +195,7 @@ def random_crop(
 
 
 def _window(length: int, side: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Return two slices along one axis: of the window, and of the image that goes there."""
+    """Return, along one axis, the slice of the window to fill and the slice of the image for it."""
     if length < side:
         start = (side - length) * int(rng.integers(2))
         return slice(start, start + length), slice(length)

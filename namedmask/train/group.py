@@ -69,14 +69,14 @@ def data_parallel(model: nn.Module, group: Group, start: int, device: torch.devi
         )
     # By default torch regroups the gradients after the first step. Three or more processes add
     # them in an order that depends on the groups, so a resumed training would differ. Looking for
-    # unused parameters turns the regrouping off.
+    # unused parameters turns the regrouping off. Only on a CPU are equal bits promised.
     return DistributedDataParallel(model, find_unused_parameters=device.type == "cpu")
 
 
 def barrier(group: Group, device: torch.device) -> None:
     """Wait until all processes of the group have called this function.
 
-    It is an all-reduce, which unlike torch's own barrier need not know which GPU a process uses.
+    It is an all-reduce. Unlike torch's own barrier, it works without knowing each process's GPU.
     """
     if group.size > 1:
         token = torch.zeros(1, device=device)

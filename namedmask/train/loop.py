@@ -1,4 +1,4 @@
-"""The training loop, which trains a segmenter on labeled samples; it needs only torch.
+"""The training loop, which trains a segmenter on labeled samples; it does not depend on Ray.
 
 All random numbers of step t depend only on (seed, t). A training that was killed therefore resumes
 from its checkpoint and, on a CPU, ends with the same bits, however many processes prepare samples.
@@ -47,7 +47,7 @@ class Feed:
     """The source of a process's share of every batch."""
 
     count: int  # number of samples that batches are drawn from
-    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # first step → batches from it on
+    batches: Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # step → its batch and all later ones
 
 
 def train(
@@ -71,7 +71,8 @@ def train(
     Raises:
         InputError: there are no samples, the device is missing, the model has no logit for a label
             id, or the processes of `group` found different checkpoints.
-        ConfigError: the batch cannot be split between the processes of `group`.
+        ConfigError: the batch is too small for batch norm or cannot be split between the processes
+            of `group`, or batch norm is to be synchronized on a CPU.
         CheckpointError: `checkpoint` was written with other settings, or is damaged.
         NamedMaskError: the loss is no longer a finite number.
     """
@@ -226,7 +227,7 @@ class Batches(Dataset[Any]):
 
 
 def finished(drafts: Iterable[Draft], device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batch of each draft, see augment.finish, made on a device when it is requested."""
+    """Yield the batch (see augment.finish) of each draft, made on `device` when it is requested."""
     return (finish(draft, device) for draft in drafts)
 
 
@@ -317,7 +318,7 @@ def _write_state(
 def _resume(
     path: Place, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]
 ) -> int:
-    """Load the file of a training into model and optimizer; return its steps, 0 without a file."""
+    """Load a training's state from its file, if any; return the number of steps already done."""
     if not path.exists():
         return 0
     tree = read_tree(path)

@@ -1,1 +1,1 @@
-"""The verbs, one per file: the steps of each in order, without how the steps are executed."""
+"""The verbs and commands. A verb lists its steps in order; an executor carries them out."""

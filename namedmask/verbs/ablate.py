@@ -1,14 +1,15 @@
-"""The verb `ablate`: trains repeatedly on the archives of a run, with one setting changed.
+"""The command `ablate`, which compares trainings on a run's archives that differ in one setting.
 
 A *study* is a list of variants of a run. Each variant is trained with every seed and scored on two
-splits: the best variant is chosen on the first and reported on the second. Each training is a
-*trial*, a run folder `RUN/ablations/STUDY/VARIANT/seed-N-DIGEST` that reads the archives of its
-run. The digest covers everything that the weights depend on, so a finished trial is not repeated
-and an interrupted trial resumes.
+splits. The best variant is chosen on the first split, and its score on the second is reported.
+Each training is a *trial* with a run folder of its own,
+`RUN/ablations/STUDY/VARIANT/seed-N-DIGEST`, and reads the archives of the studied run. The digest
+covers everything that the weights depend on, so a finished trial is not repeated and an interrupted
+trial resumes.
 
 Method: the study `copy-paste` is Table 1 of the supplement, scored on VOC2012 train; the study
 `experts` compares the experts' masks with the pseudo-masks. Differs: several seeds, and a separate
-split for the choice.
+split for the choice of the best variant.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ SELECT = "select"
 
 @dataclass(frozen=True)
 class Variant:
-    """A variant of a study: its cells in the study's table, and its changes by section and key."""
+    """A variant of a study, with its first cells in the study's table and its changed settings."""
 
     name: str
-    cells: tuple[str, ...]
-    changes: Mapping[str, Mapping[str, Any]]
+    cells: tuple[str, ...]  # one per column of the study
+    changes: Mapping[str, Mapping[str, Any]]  # values by section and key
 
 
 @dataclass(frozen=True)
 class Study:
-    """The variants to compare, and the names of the table's first columns."""
+    """The variants to compare, and the headings of the first columns of the study's table."""
 
     columns: tuple[str, ...]
     variants: tuple[Variant, ...]
@@ -86,15 +87,17 @@ def ablate(
     only: Sequence[str] = (),
     choose_on: str = "",
 ) -> dict[str, Any]:
-    """Return the study as plain values: one row per variant, with mean and spread over the seeds.
+    """Train and score the variants of a study; return one row per variant, as plain values.
 
-    The study is also written to `RUN/ablations/STUDY.json` and, as a table, to `STUDY.md`.
+    A row has, per split, the mean and the spread of the mIoU over the seeds.
+
+    The result is also written to `RUN/ablations/STUDY.json` and, as a table, to `STUDY.md`.
 
     Args:
-        config: config of a run whose archives are finished, and refined if a variant needs that;
-            its `evaluate.split` is reported.
+        config: config of a run with finished archives, which must be refined if a variant trains
+            on refined masks; its `evaluate.split` is reported.
         study: a name in `STUDIES`.
-        progress: display of the trials that are done.
+        progress: displays the number of finished trials.
         executor: runs the trainings and the scoring.
         seeds: seeds of the trainings, in place of `run.seed`.
         only: names of the variants to train; all variants if empty.
@@ -102,12 +105,14 @@ def ablate(
             and elsewhere the reported split, as in the paper.
 
     Raises:
-        ConfigError: there is no such study, variant or benchmark.
-        InputError: the run has no archive yet, or the archive is not refined.
+        ConfigError: the study, a variant or the benchmark is unknown, or no seed or a seed twice is
+            given.
+        InputError: the run has no archives, they are not refined although a variant needs refined
+            masks, or a split has no labels.
     """
     variants = _variants(study, only)
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ConfigError(f"the seeds of an ablation must be given and differ; got {list(seeds)}.")
+        raise ConfigError(f"an ablation needs one or more different seeds; got {list(seeds)}.")
     splits = list(dict.fromkeys((_choosing(config, choose_on), config.evaluate.split)))
     with open_run(config.run.out) as ledger:
         base = VerbRun(config, ledger, progress)
@@ -131,7 +136,7 @@ def ablate(
 
 
 def table_of(summary: Mapping[str, Any]) -> str:
-    """Return a study as a Markdown table with the paper's columns, and the chosen variant below."""
+    """Return a study as a Markdown table, with a line about the chosen variant below."""
     columns = list(STUDIES[summary["study"]].columns)
     splits = list(dict.fromkeys((summary["split"], summary["chosen_on"])))
     head = [*columns, *(f"mIoU {split} (lowest to highest)" for split in splits)]
@@ -171,12 +176,12 @@ def _changed(config: Config, changes: Mapping[str, Mapping[str, Any]]) -> Config
 
 
 def _require(base: VerbRun, variant: Variant) -> None:
-    """Raise InputError if a verb whose output the variant trains on is not finished."""
+    """Raise InputError unless the verbs that the variant builds on are finished."""
     enabled = variant.changes.get("experts", {}).get("enabled", base.config.experts.enabled)
     if enabled and not base.config.experts.enabled:
         raise InputError(
             f"variant '{variant.name}' needs the experts' masks, but experts.enabled is false. Set "
-            "it to true and run 'namedmask refine' first."
+            "experts.enabled to true and run 'namedmask refine' first."
         )
     wanted = _changed(base.config, {"experts": {"enabled": enabled}})
     for verb in verbs_before("train", wanted):
@@ -191,7 +196,7 @@ def _trial(
     splits: Sequence[str],
     executor: Executor,
 ) -> dict[str, float]:
-    """Return the mIoU by split of one trial, which is trained now unless it is finished."""
+    """Return the mIoU of a trial by split; train the trial first unless it is finished."""
     config = _changed(base.config, {**variant.changes, "run": {"seed": seed}})
     source = base.ledger.folder
     name = f"seed-{seed}-{_digest_of_inputs(config, base)[:8]}"
@@ -219,7 +224,7 @@ def _digest_of_inputs(config: Config, base: VerbRun) -> str:
 
 
 def _score(executor: Executor, trial: VerbRun, split: str) -> float:
-    """Return the mIoU of a trial on a split, from `scores-SPLIT.json` if that has it."""
+    """Return the mIoU of a trial on a split, from `scores-SPLIT.json` if the file is current."""
     config = _changed(trial.config, {"evaluate": {"split": split, "export": ""}})
     run = VerbRun(config, trial.ledger, trial.progress)
     settings = run.settings("evaluate")

@@ -1,11 +1,11 @@
 """The baselines MaskCLIP and ReCo, scored on the same splits and in the same way as the segmenter.
 
-Neither predicts background, so a pixel whose best probability is below a threshold is background
-(evaluate/thresholds.py). The result says on which split the threshold was chosen, because a score
-on that same split is optimistic. A new baseline is one line in `BASELINES`.
+Neither baseline predicts background, so a pixel whose best probability is below a threshold is
+background (evaluate/thresholds.py). The result names the split on which the threshold was chosen,
+because a score on that same split is optimistic. A new baseline is one line in `BASELINES`.
 
-Method: thresholds 0.25 and 0.9 throughout, both the best on VOC2012 train; categories are those of
-the benchmark.
+Method: thresholds of 0.25 (MaskCLIP) and 0.9 (ReCo) on all benchmarks, each the best on VOC2012
+train; the categories of the benchmark.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ PAPERS_SPLIT = {"benchmark": "voc2012", "split": "train"}
 class Baseline:
     """A baseline in the table `BASELINES`."""
 
-    threshold: float  # of the paper
+    threshold: float  # the paper's
     settings: tuple[str, ...]  # keys of [baselines] that its probabilities depend on
     open: Callable[[Config, Sequence[str], np.ndarray | None], Probabilities]
-    """Takes the config, the queries and, if `needs_archive`, category vectors (C, E) float32."""
+    """Takes the config, C queries and, if `needs_archive`, category vectors (C, E) float32."""
     needs_archive: bool = False
 
 
@@ -92,32 +92,34 @@ def evaluate_baseline(
     threshold: float | None = None,
     threshold_from: Place | None = None,
 ) -> dict[str, Any]:
-    """Return a baseline's scores on the benchmark, as `evaluate` does, without the single scenes.
+    """Return a baseline's scores on the benchmark, without the scores of single scenes.
 
-    The result is also written to the folder `baselines` of the run, and a sweep's chart with it.
-    Its additional keys are:
+    The result is also written to a file in the folder `baselines` of the run, together with a chart
+    for a sweep. Without a sweep, the scores are those of `score_benchmark`. A sweep has `miou` and
+    `pixel_accuracy` at the best threshold. Further keys are:
 
-    * `threshold`: the probability below which a pixel is background, and `chosen_on`: the
-      {benchmark, split} on which it was chosen, or None if that is not known.
+    * `baseline`, and `settings` that its probabilities depend on.
+    * `threshold`: the probability below which a pixel is background.
+    * `chosen_on`: the {benchmark, split} on which the threshold was chosen; None if not known.
     * `chosen_here`: whether `chosen_on` is the split that is scored.
-    * `curve`, of a sweep: {threshold, miou, pixel_accuracy} for each of the twenty thresholds; the
-      scores are then those of the best threshold.
+    * `curve`, only for a sweep: {threshold, miou, pixel_accuracy} for each of the 20 thresholds.
     * `file`: the path of the file.
 
     Args:
         name: a name in `BASELINES`.
         config: config of the run.
-        progress: display of the scenes that are scored.
+        progress: displays the number of scored scenes.
         executor: runs the baseline.
-        sweep: score at all twenty thresholds in one pass.
-        threshold: in [0, 1]; by default the paper's.
-        threshold_from: file of a sweep whose best threshold is used.
+        sweep: whether to score at all 20 thresholds in one pass.
+        threshold: in [0, 1]; None: the paper's threshold.
+        threshold_from: file of a sweep whose best threshold is used; it precedes `threshold`.
 
     Raises:
         ConfigError: the baseline, the benchmark or the model is unknown.
         CheckpointError: weights cannot be loaded.
         InputError: the benchmark's files are not as published, a category has no archive for ReCo,
-            or `threshold_from` is not a sweep of this baseline with these settings.
+            a sweep finds no labels, or `threshold_from` is not a sweep of this baseline with these
+            settings.
     """
     if name not in BASELINES:
         raise unknown_name("baseline", name, BASELINES)
@@ -148,7 +150,7 @@ def evaluate_baseline(
 def _chosen(
     name: str, settings: dict[str, Any], threshold: float | None, threshold_from: Place | None
 ) -> dict[str, Any]:
-    """Return `threshold` and `chosen_on`: from a sweep, as given, or the paper's."""
+    """Return `threshold` and `chosen_on`: of a sweep, of the caller, or of the paper."""
     if threshold_from is not None:
         sweep = read_sweep(threshold_from, name, settings)
         split = {key: sweep[key] for key in PAPERS_SPLIT}
@@ -159,7 +161,7 @@ def _chosen(
 
 
 def settings_of(name: str, config: Config) -> dict[str, Any]:
-    """Return the settings that a baseline's probabilities depend on, besides images and names."""
+    """Return the settings that a baseline's probabilities depend on, as plain values by key."""
     tree = config.tree()
     settings = {key: tree["baselines"][key] for key in BASELINES[name].settings}
     return settings | {"templates": digest(templates_of(config.categories))[:16]}
@@ -168,8 +170,9 @@ def settings_of(name: str, config: Config) -> dict[str, Any]:
 def categories_of(benchmark: Benchmark, config: Config) -> list[tuple[str, str]]:
     """Return (name, query) of the benchmark's categories, in the benchmark's order.
 
-    The queries are those of the run's category set. If the run file has no categories, they are
-    those of the shipped category set with the benchmark's name. Otherwise the name is the query.
+    The queries come from the run's category set or, if the run file has no categories, from the
+    shipped category set with the benchmark's name. A category without a query there has its name as
+    its query.
     """
     queries: dict[str, str] = {}
     if config.categories.set or config.categories.names:
@@ -236,7 +239,7 @@ def _open_scorer(make: Callable[[], Probabilities], threshold: float, config: Co
 
 
 class Sweeper:
-    """A baseline that is scored on the run's benchmark at all thresholds in one pass."""
+    """A function that runs a baseline on scenes and counts their pixels for all thresholds."""
 
     def __init__(self, make: Callable[[], Probabilities], config: Config) -> None:
         self._probabilities, self._benchmark = make(), open_benchmark(config.evaluate)
@@ -252,7 +255,7 @@ class Sweeper:
 
 
 def _counted(parts: Iterable[list[T]], step: Step) -> Iterator[list[T]]:
-    """Yield the parts, and advance the progress by their scenes."""
+    """Yield the parts; advance the progress by the number of scenes in each part."""
     for part in parts:
         step.advance(len(part))
         yield part
@@ -280,7 +283,7 @@ def _sweep(
 
 
 def _write(folder: Place, result: dict[str, Any]) -> dict[str, Any]:
-    """Write a result without its scenes; return it with the `file` that it was written to."""
+    """Write a result without its scenes; return what was written, with the path as `file`."""
     kind = "-sweep" if "curve" in result else ""
     stem = f"{result['baseline']}-{slug(result['benchmark'])}-{slug(result['split'])}{kind}"
     result = {key: value for key, value in result.items() if key != "scenes"}

@@ -1,13 +1,13 @@
 """The verbs `build` and `curate`, which fill each category's archive from the stored vectors.
 
 Like every verb, they take a config, a `Progress` and an `Executor`, work in the folder `run.out`,
-and return their result as plain values. They commit finished work: a verb that is killed and run
-again resumes and ends with the same rows, and a finished verb that is run again does nothing and
-returns `skipped`. A verb says what to do, and the executor does it. run/layout.py lists the files
-of the run folder.
+and return their result as plain values. They commit finished work. A verb that was killed resumes
+when it is run again, and ends with the same rows. A finished verb that is run again does nothing
+and returns `skipped`. A verb lists its steps, and the executor carries them out. run/layout.py
+lists the files of the run folder.
 
-Memory: a few numbers per candidate, the vectors of one group of categories (candidates.GROUP), and
-the memory of the executor.
+Memory: a few numbers per candidate, the candidates' vectors of one group of categories
+(candidates.GROUP), and the memory of the executor.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Embed, then build; return the results of both. With published vectors, only build."""
+    """Run `embed`, unless the vectors are published, then `build`; return both results merged."""
     category_set_of(config.categories)  # fail on a wrong name now, not after hours of embedding
     if config.vectors.source:
         return build(config, progress, executor)
@@ -51,7 +51,10 @@ def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
 
 
 def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Fill the archives from the stored vectors; return candidates by status and images kept.
+    """Fill the archives from the stored vectors; return counts of candidates and images kept.
+
+    `archive_fill` is the share of wanted images in the smallest archive. `short` has the counts of
+    candidates by status of each category whose archive is not full.
 
     Raises:
         InputError: a vector cannot be used, or a category ends without an image.

@@ -1,8 +1,8 @@
-"""The verbs `fetch` and `embed`, which process metadata rows: one stores images, one vectors.
+"""The verbs `fetch` and `embed`, which store an image or a vector for each row of the metadata.
 
-Every row ends in the verb's store with one status, so the counts by status add up to the rows read
-(the row funnel). The verbs work in waves of rows: a verb that is killed and run again resumes after
-the last committed wave.
+Every row ends in the verb's store with one status, so the counts by status add up to the number of
+rows read (the row funnel). The verbs work in waves of rows. A verb that was killed resumes after
+the last committed wave when it is run again.
 
 This module does not load torch, so that `namedmask fetch` starts its work within a second.
 """
@@ -29,7 +29,7 @@ from namedmask.storage.files import read_json, write_json
 
 
 class Kind(NamedTuple):
-    """A verb, the stages that its rows pass, and the store that they end in."""
+    """A verb, the stages that its rows pass in order, and the name of its store."""
 
     verb: str
     stages: tuple[str, ...]
@@ -46,11 +46,11 @@ def fetch(
     executor: Executor = PLAIN_LOOP,
     retry: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read the metadata, fetch and store the images; return the rows read and rows by status.
+    """Read the metadata, fetch and store the images; return numbers of rows, in all and by status.
 
-    The verb needs no categories, no models and no other verb. With `retry`, rows whose status is in
-    one of these failure classes (schema.status.FAILURE_CLASSES) are tried again, and the counts
-    before the retry are returned as well.
+    The verb needs no categories, no models and no other verb. `retry` lists failure classes
+    (schema.status.FAILURE_CLASSES). Rows whose status is in one of these classes are tried again,
+    and the result also has the counts before the retry.
 
     Raises:
         ConfigError: there is no such failure class.
@@ -68,7 +68,7 @@ def embed(
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store one vector per image; return counts as `fetch`.
 
-    `retry` works as in `fetch`; `build` then has work again, with the new vectors.
+    `retry` works as in `fetch`. If a retry adds vectors, `build` is no longer finished.
 
     Raises:
         ConfigError, InputError, TooManyFailuresError: as in `fetch`.
@@ -82,7 +82,7 @@ def embed(
 def _collect(
     kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
 ) -> dict[str, Any]:
-    """Pass all rows that are not committed or are to be retried; return the counts by status."""
+    """Pass uncommitted rows, and rows to retry, through the stages; return counts by status."""
     refuse_unknown_classes(retry)
     counts: dict[str, Any] = {}
     with verb_run(kind.verb, config, progress, again=bool(retry)) as run:
@@ -112,7 +112,7 @@ def _collect(
 
 
 def _write_funnel(run: VerbRun, funnel: dict[str, Any]) -> None:
-    # a retry of rows does not change the archive, so its counts in the file stay
+    # keep the counts of candidates in the file, because the archives have not changed
     path = run.ledger.folder / layout.FUNNELS
     write_json(path, (read_json(path) if path.exists() else {}) | funnel)
 
@@ -125,10 +125,10 @@ def _to_do(
     retry: Collection[str],
     step: Step,
 ) -> Iterator[Wave]:
-    """Yield the waves to do or to retry; committed waves must have the rows that they had before.
+    """Yield the waves to process or to retry; check that committed waves have unchanged rows.
 
     Raises:
-        InputError: a committed wave has other rows now, or no longer exists.
+        InputError: a committed wave has different rows now, or no longer exists.
     """
     left = dict(committed)
     for wave in waves:
@@ -150,13 +150,13 @@ def _to_do(
 
 def _changed_metadata(run: VerbRun, unit: str) -> InputError:
     return InputError(
-        f"metadata.source gives other rows for wave {unit} than when run folder "
+        f"metadata.source now has different rows for wave {unit} than when run folder "
         f"{run.ledger.folder} was begun. Restore the source, or set another run.out."
     )
 
 
 def row_funnel(run: VerbRun, store: str) -> dict[str, Any]:
-    """Return how many rows are committed to a store, and how many of them have each status."""
+    """Return the number of rows committed to a store as `rows_in`, and `rows_by_status`."""
     counts: Counter[str] = Counter()
     for commit in run.ledger.commits(store).values():
         counts.update(commit.counts)

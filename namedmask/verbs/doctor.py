@@ -1,4 +1,4 @@
-"""The command `doctor`: it diagnoses this machine and this installation."""
+"""The command `doctor`, which checks this machine and this installation."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PACKAGES = (
     "opencv-python-headless", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "pyarrow",
     "numpy", "pillow", "pydantic", "typer",
 )  # fmt: skip
-"""Packages whose installed versions are reported."""
+"""Packages whose versions are reported if they are installed."""
 
 MODULES = ("torch", "torchvision", "cv2", "onnxruntime", "insightface", "open_clip", "pyarrow")
-"""Modules that are imported as a test; a failing import is a problem."""
+"""Modules that are imported as a check; a failed import is reported as a problem."""
 
 
 def diagnose() -> dict[str, Any]:
-    """Return versions, the machine, extras, CUDA and a list of `problems`, as plain values."""
+    """Return versions, machine, extras, CUDA devices and a list of `problems`, as plain values."""
     versions = {name: version for name in PACKAGES if (version := _version(name))}
     return {
         "namedmask": namedmask.__version__,
@@ -73,7 +73,7 @@ def _problems(versions: dict[str, str]) -> list[str]:
     problems = [problem for name in MODULES if (problem := _import_problem(name))]
     if "onnxruntime" in versions and "onnxruntime-gpu" in versions and not _onnxruntime_has_cuda():
         problems.append(
-            "the package onnxruntime hides onnxruntime-gpu: run pip install --force-reinstall "
+            "the package onnxruntime hides onnxruntime-gpu. Run: pip install --force-reinstall "
             f"--no-deps onnxruntime-gpu=={versions['onnxruntime-gpu']}"
         )
     return problems
@@ -86,7 +86,7 @@ def _import_problem(module: str) -> str:
         hint = ""
         if module == "cv2" and "libGL" in str(error):
             hint = (
-                ". The desktop build of OpenCV hides the headless build: run pip install "
+                ". The desktop build of OpenCV hides the headless build. Run: pip install "
                 "--force-reinstall --no-deps "
                 f"opencv-python-headless=={_version('opencv-python') or ''}"
             )

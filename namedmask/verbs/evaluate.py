@@ -1,4 +1,4 @@
-"""The verb `evaluate`: scores the segmenter of a run, or of a checkpoint alone, on a benchmark."""
+"""The verb `evaluate`, which scores the segmenter of a run or of a checkpoint on a benchmark."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from namedmask.storage.files import write_json
 
 
 def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
-    """Return the scores of a checkpoint without a run, without single scenes; see score_benchmark.
+    """Return the scores of a checkpoint on `evaluate.benchmark`, as plain values.
 
-    A checkpoint without label names takes the names of the `categories` section, or else those of
-    the benchmark.
+    The keys are those of `score_benchmark` except `scenes`. A checkpoint without label names gets
+    the names of the `categories` section, or else those of the benchmark.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        ConfigError: no benchmark is named, or it is unknown.
-        InputError: the benchmark's files are not as published, or it has labels that the segmenter
-            does not know.
+        ConfigError: the benchmark is not configured or unknown.
+        InputError: the benchmark's files are not as published, or the segmenter lacks a label of
+            the benchmark.
     """
     benchmark = open_benchmark(config.evaluate)
     names_of_bare = configured_names(config.categories) or benchmark.names
@@ -44,13 +44,15 @@ def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -
 
 
 def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Score the run's segmenter on `evaluate.benchmark`; return the scores that are single values.
+    """Score the run's segmenter on `evaluate.benchmark`; return the single numbers and texts.
 
-    All scores are written to `evaluation.json` in the run folder.
+    All scores, including those per label and per scene, are written to `evaluation.json` in the run
+    folder.
 
     Raises:
-        ConfigError: no benchmark is named, or it is unknown.
-        InputError: the benchmark's files are not as published.
+        ConfigError: the benchmark is not configured or unknown.
+        InputError: the benchmark's files are not as published, or the segmenter lacks a label of
+            the benchmark.
     """
     with verb_run("evaluate", config, progress) as run:
         if run.has_work:
@@ -66,9 +68,10 @@ def _evaluate(executor: Executor, run: VerbRun) -> dict[str, Any]:
 
 
 def score(executor: Executor, run: VerbRun, out: Place | None) -> dict[str, Any]:
-    """Return the scores of a run's segmenter on its benchmark; see scorer.score_benchmark.
+    """Return the scores of a run's segmenter on its benchmark; see `score_benchmark`.
 
-    Label maps of the best and the worst scenes are written to the folder `out`, if there is one.
+    The predicted label maps of the best and the worst scenes are written to the folder `out`, if it
+    is not None.
     """
     config, checkpoint = run.config, run.ledger.folder / CHECKPOINT
     benchmark = open_benchmark(config.evaluate)

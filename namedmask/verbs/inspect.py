@@ -1,4 +1,4 @@
-"""The command `inspect`: describes a run, archive, vectors, checkpoint, table or run file."""
+"""The command `inspect`, which describes a run, archive, vectors, checkpoint, table or run file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from namedmask.storage.place import readable, sizes_below
 
 
 def inspect_path(path: Place) -> dict[str, Any]:
-    """Return the `kind` and a description of `path`, as plain values.
+    """Return the `kind` of a file or folder and a description of its content, as plain values.
 
     Raises:
-        InputError: there is no such path, or it is of no kind that NamedMask knows.
-        SchemaError: the file or folder cannot be read as its kind.
+        InputError: the path does not exist, NamedMask does not know its kind, or files of published
+            vectors disagree.
+        ConfigError: a run file is invalid.
+        CheckpointError: a checkpoint cannot be read.
+        SchemaError: another file or folder cannot be read as its kind.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist.")
@@ -37,7 +40,7 @@ def inspect_path(path: Place) -> dict[str, Any]:
     if path.is_file() and path.suffix in readers:
         return readers[path.suffix](path)
     raise InputError(
-        f"{path} is of no kind that NamedMask knows; expected a run folder (with run.json), an "
+        f"NamedMask does not know what {path} is; expected a run folder (with run.json), an "
         "archive folder (with manifest.json), published vectors (with img_emb and metadata), or a "
         ".parquet, .pt, .pth, .safetensors or .toml file."
     )

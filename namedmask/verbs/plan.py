@@ -1,8 +1,8 @@
-"""The command `plan`: shows a run's stages in order and how many images it needs; starts nothing.
+"""The command `plan`, which shows a run's stages and how many images it needs, without a start.
 
-`ALIVE_SHARE` and `MEAN_IMAGE_BYTES` come from public reports, not from own measurements, and the
-plan says so: about half of LAION-5B's urls are still alive (98 % at release, about 1 % lost per
-month since), and an image on the web has 96 kB on average.
+`ALIVE_SHARE` and `MEAN_IMAGE_BYTES` come from public reports, not from measurements, and the plan
+says so. By these reports, about half of LAION-5B's urls are still alive (98 % at release, about 1 %
+lost per month since), and an image on the web has 96 kB on average.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from namedmask.storage import place_of
 from namedmask.weights.catalog import listed
 
 ALIVE_SHARE = 0.5
-"""Assumed share of urls that still lead to an image."""
+"""Assumed share of the urls from which an image can still be downloaded."""
 
 MEAN_IMAGE_BYTES = 96_000
 """Assumed mean size of an encoded image on the web, in bytes."""
@@ -44,26 +44,26 @@ MEAN_IMAGE_BYTES = 96_000
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of a run: its verb, its columns, and what the run file chooses for it."""
+    """One stage of a run, with its verb, its columns, and its settings in a few words."""
 
     verb: str
     name: str
     reads: tuple[str, ...]  # columns
     adds: tuple[str, ...]  # columns
-    choice: str
+    choice: str  # model, device, sizes, … from the run file
 
 
 def plan_of(config: Config) -> dict[str, Any]:
     """Return the plan of a run as plain values.
 
-    Its keys are `run`, `preset` (with the values that differ from it), `categories`, `stages`,
-    `images`, `changes` and `notes`.
+    Its keys are `run`, `preset` (its name, and the values that depart from it), `categories`,
+    `stages`, `images` (see `expected_images`), `changes` (see `changes_of`) and `notes`.
 
     Raises:
         ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
             is unknown.
-        InputError: `vectors.source` is not in the published layout, or an example is missing or no
-            image.
+        InputError: `vectors.source` is not in the published layout, or an example file of a
+            category is missing or is not an image.
     """
     categories = category_set_of(config.categories)
     _require_known_names(config)
@@ -86,14 +86,15 @@ def plan_of(config: Config) -> dict[str, Any]:
 
 
 def changes_of(config: Config) -> dict[str, Any]:
-    """Return how the categories of a run folder with vectors change; {} if it has no vectors.
+    """Return how the run file changes the categories of a run folder; {} without stored vectors.
 
-    `new` lists the categories to search for; together they cost one scan over `vectors` vectors,
-    and each costs its images. All other categories keep their archives, except for vetoed or
-    blocked images. `removed` and `renamed` list the categories that a change affects so.
+    `new` lists the categories to search for. They cost one scan over all `vectors` vectors
+    together, and the fetch of their images each. All other categories keep their archives, except
+    for vetoed or blocked images. `removed` lists the categories that are no longer in the run file,
+    and `renamed` the categories that have a new name there.
 
     Raises:
-        InputError: an example is missing or is not an image.
+        InputError: an example file of a category is missing or is not an image.
     """
     folder = config.run.out
     if not (folder / RUN_RECORD).exists():
@@ -119,7 +120,7 @@ def changes_of(config: Config) -> dict[str, Any]:
 
 
 def stages_of(config: Config) -> list[PlannedStage]:
-    """Return the stages of the run in order, without those that are switched off."""
+    """Return the stages of the run in order, without disabled stages."""
     planners = {"embed": _embed_stages, "build": _build_stages, "refine": _refine_stages}
     return [
         stage
@@ -161,7 +162,7 @@ def _refine_stages(config: Config) -> Iterator[PlannedStage]:
 
 
 def _only_stage(verb: Verb, config: Config) -> Iterator[PlannedStage]:
-    """Yield the only stage of a verb that has no others; it is called like the verb."""
+    """Yield the single stage of a verb; the stage has the name of the verb."""
     section = getattr(config, verb.name, None)
     choice = section.summary if section is not None else verb.help
     if verb.name == "train":
@@ -176,9 +177,9 @@ def _class_stage(verb: str, name: str, config: Config, suffix: str = "") -> Plan
 
 
 def expected_images(config: Config, num_categories: int, rows: int | None) -> dict[str, Any]:
-    """Return how many images the archives need, and how many urls and bytes that probably takes.
+    """Return how many images the archives need, and the expected numbers of urls and bytes.
 
-    `rows` is the number of metadata rows or published vectors, or None if it is not known.
+    `rows` is the number of metadata rows or published vectors; None if it is unknown.
     """
     wanted = num_categories * config.retrieve.archive_size
     alive = 1.0 if _is_local(config) else ALIVE_SHARE
@@ -208,7 +209,7 @@ def _require_known_names(config: Config) -> None:
 
 
 def _experts_choice(config: Config) -> str:
-    """Return how many experts are trained, in how many steps altogether, and with what."""
+    """Return the number of experts, their total number of steps, and their network, as text."""
     experts, categories = config.experts, len(category_set_of(config.categories).names)
     count = experts.clusters or categories
     of = f"clusters of up to {math.ceil(categories / count)}" if experts.clusters else "categories"
@@ -229,7 +230,7 @@ def _source_notes(config: Config) -> list[str]:
     if config.vectors.source:
         folder = place_of(config.vectors.source)
         notes = [
-            "the vectors are published: the verb embed is skipped and metadata.source not read."
+            "the vectors are published; the verb embed is skipped and metadata.source is not read."
         ]
         if isinstance(folder, Path) and not folder.is_dir():
             notes.append(f"vectors.source '{folder}' is not a folder on this machine.")
@@ -245,7 +246,7 @@ def _source_notes(config: Config) -> list[str]:
 
 
 def _known_rows(sources: tuple[str, ...]) -> int | None:
-    """Return the number of rows of all sources, or None if one is not local, readable parquet."""
+    """Return the number of rows of all sources; None unless all are local, readable parquet."""
     total = 0
     for source in sources:
         paths = sorted(glob.glob(source))
@@ -259,7 +260,7 @@ def _known_rows(sources: tuple[str, ...]) -> int | None:
 
 
 def _published_rows(config: Config) -> int | None:
-    """Return the number of published vectors, or None if their folder is not on this machine.
+    """Return the number of published vectors; None if their folder is not on this machine.
 
     Raises:
         InputError: the folder is not in the published layout.
@@ -285,9 +286,9 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
     notes = [*_source_notes(config), *_weights_notes(config)]
     if not _is_local(config):
         notes.append(
-            f"the attempts assume that {ALIVE_SHARE:.0%} of the urls are alive, the bytes that an "
-            f"image has {MEAN_IMAGE_BYTES // 1000} kB. Both come from public reports, not from "
-            "measurements."
+            f"attempts_expected assumes that {ALIVE_SHARE:.0%} of the urls are alive, and "
+            f"bytes_expected that an image has {MEAN_IMAGE_BYTES // 1000} kB. Both numbers come "
+            "from public reports, not from measurements."
         )
         if config.retrieve.candidates < config.retrieve.archive_size / ALIVE_SHARE:
             notes.append(
@@ -303,5 +304,5 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
     if warning := face_warning(config.categories, config.faces.enabled):
         notes.append(warning)
     if not config.evaluate.benchmark:
-        notes.append("evaluate.benchmark is empty: the verb evaluate has no benchmark to score on.")
+        notes.append("evaluate.benchmark is empty, so the verb evaluate is not part of the run.")
     return notes

@@ -1,4 +1,4 @@
-"""The command `predict`: segments image files and draws the label names on them."""
+"""The command `predict`, which segments image files and draws the label names on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def predict_files(
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
-        InputError: an image cannot be read, or two images have the same stem; nothing is written.
+        InputError: an image cannot be read, an output would replace an image or another output, or
+            the device is missing. Nothing is written.
     """
     from namedmask.config.registry import torch_device
     from namedmask.segmenter.checkpoint import load_checkpoint
@@ -56,9 +57,10 @@ def predict_files(
 
 
 def shares(labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Return the share of pixels by label name, `background` included, largest first.
+    """Return the share of all pixels by label name, largest first, for labels with a pixel.
 
-    `labels` is (H, W) uint16; label id i + 1 is `names[i]`. Pixels to ignore count as no label.
+    `labels` is (H, W) uint16; label id 0 is `background`, and label id i + 1 is `names[i]`. Ignored
+    pixels belong to no label, so the shares may sum to less than 1.
     """
     label_ids, counts = np.unique(labels[labels != IGNORE], return_counts=True)
     label_names = ("background", *names)

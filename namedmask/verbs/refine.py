@@ -1,4 +1,4 @@
-"""The verb `refine`: trains experts on the archives and redraws the masks with them."""
+"""The verb `refine`, which trains experts on the archives and redraws the masks with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from namedmask.run.progress import Progress
 
 
 def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train the experts and redraw the masks; return how many masks were redrawn and kept."""
+    """Train the experts and redraw the masks; return how many masks were redrawn and kept.
+
+    Raises:
+        ConfigError: `experts.clusters` exceeds the number of categories.
+        ClusterTooSmallError: on Ray, an expert needs more than the cluster has.
+        NamedMaskError: an expert failed.
+    """
     if not config.experts.enabled:
         return {"skipped": True, "reason": "experts.enabled is false"}
     with verb_run("refine", config, progress) as run:

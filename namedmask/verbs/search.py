@@ -1,8 +1,8 @@
-"""The command `search`: finds the images of a run that are closest to a text.
+"""The command `search`, which finds the images of a run that are closest to a text.
 
-The text encoder of `embed.model` embeds the text as it is typed, or in the prompt templates of the
-run, like a category's name. Nothing is fetched and no image is shown: the store has only the urls,
-and it is not known which of the images are safe to look at.
+The text encoder of `embed.model` embeds the text as it is typed, or in the run's prompt templates,
+as for the name of a category. No image is fetched or shown, because the store has only urls, and it
+is unknown which images are safe to look at.
 """
 
 from __future__ import annotations
@@ -29,33 +29,38 @@ from namedmask.search.index import RECALL_AT, no_vectors
 from namedmask.search.make import open_index
 
 AS_TYPED = ("{}",)
-"""The prompt templates that leave a text as it is."""
+"""Prompt templates that leave a text unchanged."""
 
 BATCH = 64
-"""Maximum number of prompts per forward, so that a single query does not wait for a large batch."""
+"""Maximum number of prompts per forward pass.
+
+Fewer prompts make a smaller batch, so that a single query is fast.
+"""
 
 
 def search(
     config: Config, text: str, k: int, progress: Progress, *, templates: bool = False
 ) -> dict[str, Any]:
-    """Return the `k` images of the run closest to a text, best first, and how they were found.
+    """Return the `k` images of the run closest to a text, best first, as `hits`, and their index.
 
-    The index is built if there is none for the run's vectors; see search/make.py. With `templates`
-    the query is the mean over the run's prompt templates. `seconds` has the time of each step.
+    The index is built if there is no current index of the run's vectors; see search/make.py. With
+    `templates`, the query is the mean over the run's prompt templates. `seconds` has the seconds
+    per step.
 
     Raises:
         InputError: the text is empty, k is below 1, or the run has no vectors.
-        ConfigError: the vectors were made with other settings, or there are too few of them for
+        ConfigError: the vectors were made with other settings, or there are too few vectors for
             search.kind.
-        MissingExtraError: faiss is not installed.
+        MissingExtraError: faiss is not installed, or `search.device` is cuda and faiss is the CPU
+            build.
     """
     if not text.strip():
-        raise InputError("the text to search for is empty. Describe what the images should show.")
+        raise InputError("the text to search for is empty. Describe the images to find.")
     if k < 1:
         raise InputError(f"search needs k of at least 1; got {k}.")
     if not (config.run.out / RUN_RECORD).is_file():
         raise no_vectors(config.run.out)
-    ledger = Ledger(config.run.out)  # without the run's lock, so that a verb may work in the folder
+    ledger = Ledger(config.run.out)  # without the lock, so that a verb may run at the same time
     if not config.vectors.source:
         VerbRun(config, ledger, progress).finished("embed")  # raises if its settings have changed
     clock = _Clock()
@@ -87,7 +92,7 @@ def search(
 
 
 class _TextEncoder:
-    """The text encoder of the embedder, which is loaded on first use."""
+    """A text encoder whose embedder is loaded on first use."""
 
     def __init__(self, config: EmbedConfig) -> None:
         self._config = config
@@ -103,7 +108,7 @@ class _TextEncoder:
 
 
 class _Clock:
-    """Seconds of consecutive steps, by name."""
+    """A clock that measures the seconds of consecutive steps, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The verb `train`: trains the segmenter on all archives."""
+"""The verb `train`, which trains the segmenter on all archives."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from namedmask.run.progress import Progress
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
-    """Train the segmenter on all archives; return images, labels, steps and loss.
+    """Train the segmenter on all archives; return the result of `train_segmenter`.
 
-    The training resumes from its last checkpoint, if there is one.
+    The training resumes from its last checkpoint, if it has one.
     """
     with verb_run("train", config, progress) as run:
         if run.has_work:
@@ -26,14 +26,19 @@ def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
 
 
 def train_segmenter(executor: Executor, run: VerbRun) -> dict[str, Any]:
-    """Train the segmenter of a run into `CHECKPOINT`; return images, labels, steps and loss.
+    """Train the segmenter of a run and save it as `layout.CHECKPOINT` in the run folder.
 
-    The loss is the mean over the last 100 steps; it is None if no step was left to train.
+    Return the numbers of `images`, `labels` and `steps`, and the `loss`. The loss is the mean over
+    the last 100 steps of this call; it is None if no step was left to train.
+
+    Raises:
+        InputError, ConfigError, CheckpointError, NamedMaskError: as `train.loop.train`.
+        ClusterTooSmallError: on Ray, the training needs more than the cluster has.
     """
     archive = Archive.open(run.archive)
     steps = run.config.train.iterations
     losses: deque[float] = deque(maxlen=100)
-    if not run.is_begun("train"):  # remove what another training left
+    if not run.is_begun("train"):  # discard the state of a training with other settings or data
         (run.ledger.folder / TRAINING).unlink(missing_ok=True)
         run.ledger.unfinish("evaluate")
     run.start("train")

@@ -56,7 +56,8 @@ def fetch_weights(
     Raises:
         ConfigError: a name is unknown.
         InputError: a license is not accepted (nothing is fetched), or `folder` lacks a file.
-        CheckpointError: the received file is truncated or has another hash than expected.
+        CheckpointError: the received file is truncated or has another hash than expected, or the
+            lock file is not JSON.
         NamedMaskError: a file could not be fetched.
     """
     entries = [_known(name) for name in dict.fromkeys(names)]

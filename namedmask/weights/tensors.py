@@ -23,10 +23,10 @@ from namedmask.storage.place import fetched, replaced
 
 
 def read_tensors(path: Place) -> dict[str, Any]:
-    """Return the flat state dict in a `.safetensors` file or in a file written by torch.
+    """Return the tensors in a `.safetensors` file, or the dict in a file written by torch.
 
     Raises:
-        CheckpointError: the file is missing or truncated, or holds code.
+        CheckpointError: the file is missing or truncated, or as `read_tree`.
     """
     if path.suffix != ".safetensors":
         return read_tree(path)
@@ -63,7 +63,7 @@ _READ_ERRORS = (
 def _unreadable(path: Place, error: BaseException) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path} does not exist. Check the path, or create the file first.")
-    # torch's message is left out, because it advises to load the file with the code in it
+    # torch's message advises loading the file with the code in it, so it is not shown
     return CheckpointError(
         f"{path}: expected tensors and plain values, but the file cannot be read as such "
         f"({type(error).__name__}). It is truncated, is not a checkpoint, or holds code, which is "
@@ -72,13 +72,13 @@ def _unreadable(path: Place, error: BaseException) -> CheckpointError:
 
 
 def write_tree(path: Place, tree: Mapping[str, Any]) -> None:
-    """Write a dict of tensors and plain values atomically: `path` is the old file or the new one.
+    """Write a dict of tensors and plain values atomically, so `path` is never a partial file.
 
     Raises:
         NamedMaskError: the file cannot be written.
     """
     try:
-        # given a path instead of a file, torch would write its name into the file
+        # given a path instead of an open file, torch would store the file's name in the file
         with replaced(path) as part, part.open("wb") as file:
             torch.save(dict(tree), file)
     except (OSError, RuntimeError) as error:

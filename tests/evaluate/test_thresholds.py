@@ -77,7 +77,7 @@ def test_threshold_is_taken_over_by_equal_settings_alone(tmp_path: Path) -> None
     assert sweep.read_sweep(path, "maskclip", settings)["threshold"] == 0.25
     with pytest.raises(InputError, match=r"temperature 100\.0, now 16\.0"):
         sweep.read_sweep(path, "maskclip", settings | {"temperature": 16.0})
-    with pytest.raises(InputError, match=r"threshold of 'maskclip' .* one of 'reco'"):
+    with pytest.raises(InputError, match=r"threshold of 'maskclip' .* threshold of 'reco'"):
         sweep.read_sweep(path, "reco", settings)
     for text in ("{", "[]", json.dumps({"threshold": 0.2}), json.dumps(FOUND | {"settings": 3})):
         path.write_text(text)

@@ -1,14 +1,14 @@
-"""The executor on a Ray cluster: graphs over pools of actors, training on many processes.
+"""The executor on a Ray cluster, with graphs over pools of actors and training on many processes.
 
 This is the only folder of the package that imports ray. `connect` yields the executor that the
-verbs take. The modules, in the order of a run:
+verbs take. The modules in the order in which a run uses them:
 
 * `session` connects to Ray and compares what a run needs with what the cluster has;
 * `ray_executor` is the executor;
 * `metadata_scan` reads and deduplicates tables with many tasks;
-* `graphs` runs a streaming graph, and `watch` reports what waits in it;
-* `actors` holds the classes that run in the processes of a graph, and `isolated` finds a row that
-  kills its process;
+* `graphs` runs a streaming graph, and `watch` reports the stages of a graph that wait;
+* `actors` has the classes that run in the processes of a graph, and `isolated` finds rows that kill
+  their process;
 * `experts` and `training` train on many processes;
 * `submit` sends a run to a remote cluster.
 """

@@ -1,11 +1,11 @@
 """The classes that run in the processes of a graph: a reader, the stages, a sink, and a mapper.
 
-A wave travels as one block. The data of the wave as a whole (its unit, its digest, the number of
-rows tried, the seconds of each stage) is JSON in the column `_wave`, the same in every row.
+A wave is one block of Ray Data. The data about the wave as a whole (its header, and the seconds per
+stage) is JSON in the column `_wave`, the same in every row.
 
-Ray restarts a process that dies and gives it the same block again, without limit. So a stage asks
-the work registry before each wave whether the stage has begun this wave before. If so, the rows
-pass the stage in a child process (see isolated.py), and a row that kills the child is `crashed`.
+Ray restarts a process that dies and gives it the same block again, without limit. Before each wave,
+a stage therefore asks the work registry whether it has begun this wave before. If so, the rows pass
+the stage in a child process (see isolated.py), and a row that kills the child is `crashed`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ MAP = "map"
 """Name under which a `Mapper` registers its work."""
 
 TRIES = 2
-"""Number of processes that one item of a list may kill; then the run ends."""
+"""Number of processes that an item of a list may kill before the run ends with an error."""
 
 
 class WorkRegistry:
-    """An actor, one per graph, with the list of work items and a record of those under way."""
+    """An actor, one per graph, with the list of work items and a record of work in progress."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -53,7 +53,7 @@ class WorkRegistry:
         return self._items[number]
 
     def begin(self, stage: str, unit: str) -> int:
-        """Record that a stage begins a unit; return how often it began the unit without ending."""
+        """Record that a stage begins a unit; return how many earlier attempts did not end."""
         earlier = self._begun.get((stage, unit), 0)
         self._begun[stage, unit] = earlier + 1
         return earlier
@@ -63,25 +63,25 @@ class WorkRegistry:
         self._begun.pop((stage, unit), None)
 
     def active(self) -> int:
-        """Return the number of pairs of stage and unit that have begun and not ended."""
+        """Return the number of (stage, unit) pairs that are in progress."""
         return len(self._begun)
 
 
 class Read:
-    """Reader: the number of a wave in, its rows with the header column out."""
+    """A reader, which turns the number of a wave into its rows, with the header column."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave whose number is in column `id` of the only row."""
+        """Return the rows of a wave; `table` has one row with the number of the wave in `id`."""
         wave: Wave = ray.get(self._registry.item.remote(table["id"][0].as_py()))
         rows = wave.read()
         return with_header(rows, header_of(wave, rows), {})
 
 
 class StageWorker:
-    """A stage of a graph, in a process of its own."""
+    """A stage of a graph, which runs in a process of its own."""
 
     def __init__(self, name: str, config: Config, registry: Any) -> None:
         self._name, self._registry = name, registry
@@ -90,7 +90,7 @@ class StageWorker:
         self._batch_size = batch_size_of((name,), config)
         self._memory_bytes = memory_limit(config)
         limit_memory(self._memory_bytes)
-        # an error of the constructor would reach the driver as text only: the first call raises it
+        # an error of the constructor reaches the driver only as text, so the first call raises it
         self._broken: NamedMaskError | None = None
         try:
             self._stage = self._make()
@@ -98,7 +98,7 @@ class StageWorker:
             self._broken = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave with the columns that the stage adds."""
+        """Return the rows of the wave with the columns that the stage adds."""
         if self._broken:
             raise self._broken
         header, seconds, rows = without_header(table)
@@ -121,20 +121,20 @@ class StageWorker:
 
 
 class Sink:
-    """Sink: a wave that has passed all stages in, its result out, once it is committed."""
+    """A sink, which commits a wave that has passed all stages, and returns its result."""
 
     def __init__(self, folder: Place, store_name: str) -> None:
         self._folder, self._store_name = folder, store_name
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row: the pickled (Written, seconds by stage)."""
+        """Return one row, the pickled pair (Written, seconds by stage)."""
         header, seconds, rows = without_header(table)
         written = write(self._folder, self._store_name, header, rows)
         return pickled((written, seconds))
 
 
 class StageAndSink:
-    """The only stage of a graph and its sink in one process, which saves copies of the images."""
+    """A single stage and its sink in one process, so that the images are not copied between two."""
 
     def __init__(
         self, name: str, config: Config, registry: Any, *, folder: Place, store_name: str
@@ -142,12 +142,12 @@ class StageAndSink:
         self._stage, self._sink = StageWorker(name, config, registry), Sink(folder, store_name)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row, as `Sink` does."""
+        """Return one row, as `Sink` returns it."""
         return self._sink(self._stage(table))
 
 
 class Mapper:
-    """Mapper: the number of an item in, the pickled (number, result of the function) out."""
+    """A mapper, which calls the function that `make` returns on the item with a given number."""
 
     def __init__(
         self, make: Callable[[], Callable[[Any], Any]], registry: Any, config: Config
@@ -161,16 +161,20 @@ class Mapper:
             self._broken = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row for the item whose number is in column `id` of the only row."""
+        """Return one row, the pickled pair (number, result); `table` has one row with `id`.
+
+        Raises:
+            NamedMaskError: `make` failed, or the item has killed `TRIES` processes.
+        """
         if self._broken:
             raise self._broken
         number = table["id"][0].as_py()
         unit = f"{number:05d}"
         earlier = ray.get(self._registry.begin.remote(MAP, unit))
-        if earlier >= TRIES:  # an item has no rows of which one could be marked as crashed
+        if earlier >= TRIES:  # an item has no rows that could be marked as crashed
             raise NamedMaskError(
                 f"part {number} killed its process {earlier} times, perhaps for lack of memory. "
-                "Lower actors of its section, or ray.num_cpus."
+                "Lower `actors` in its section, or ray.num_cpus."
             )
         result = self._function(ray.get(self._registry.item.remote(number)))
         self._registry.end.remote(MAP, unit)
@@ -178,27 +182,27 @@ class Mapper:
 
 
 class Chain:
-    """Several stages, one after the other, in one process."""
+    """Several stages that run one after the other in one process."""
 
     def __init__(self, names: Sequence[str], config: Config) -> None:
         self._stages = [load_stage_here(name, config) for name in names]
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the wave with the columns that all stages add."""
+        """Return the rows of the wave with the columns that the stages add."""
         for stage in self._stages:
             table = stage(table)
         return table
 
 
 def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
-    """Return the wave after the stages, which run in a single child of this process."""
+    """Return the rows of a wave after the stages, which run in a child of this process."""
     adds = [column for name in names for column in stage_class(name).adds]
     make = pickle.dumps(partial(Chain, names, config))
     return run_isolated(make, rows, adds, batch_size_of(names, config), memory_limit(config))
 
 
 def load_stage_here(name: str, config: Config) -> Any:
-    """Return a stage, loaded in this process, with the number of threads that the config allows."""
+    """Load a stage in this process, limit its threads as configured, and return it."""
     stage = load_stage(name, config)
     use_threads(config)
     return stage
@@ -215,14 +219,14 @@ def memory_limit(config: Config) -> int:
 
 
 def with_header(rows: pa.Table, header: WaveHeader, seconds: dict[str, float]) -> pa.Table:
-    """Return the rows with the header of their wave in a column, the same in every row."""
+    """Return the rows with the column `HEADER`, which is the same in every row."""
     text = pa.array([json.dumps({"header": asdict(header), "seconds": seconds})])
     column = pa.DictionaryArray.from_arrays(np.zeros(rows.num_rows, np.int32), text)
     return rows.append_column(HEADER, column)
 
 
 def without_header(table: pa.Table) -> tuple[WaveHeader, dict[str, float], pa.Table]:
-    """Return the header of a wave, the seconds per stage so far, and the rows without both."""
+    """Return the header of a wave, its seconds by stage, and its rows without the header column."""
     carried = json.loads(table[HEADER][0].as_py())
     return WaveHeader(**carried["header"]), carried["seconds"], table.drop_columns(HEADER)
 

@@ -1,9 +1,9 @@
 """The experts on Ray: small trainings that run at the same time, each in a process of its own.
 
-Each expert is committed to the run folder as its own unit, so that the same command resumes a run
-that was cut off. If an expert fails, the others finish first; then the verb lists the failed
-experts with their errors. On several machines the run folder must be on storage that all of them
-see.
+Each expert is committed to the run folder as its own unit, so that the same command resumes an
+interrupted run. If an expert fails, the other experts finish first; then an error lists the failed
+experts with their errors. On a cluster, the run folder must be on storage that all machines can
+access.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from namedmask.run.ledger import Commit
 from namedmask.storage import Place
 
 TRIES = 2
-"""Number of processes per expert: one that dies is replaced once; errors are not retried."""
+"""Maximum number of processes per expert. Only a process that dies is replaced."""
 
 
 def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def refine_archive(run: VerbRun, clusters: Sequence[Sequence[str]] = ()) -> dict
 
     Raises:
         ClusterTooSmallError: an expert needs more than the cluster has, so it would wait forever.
-        NamedMaskError: experts failed; the message lists their errors. The others are committed.
+        NamedMaskError: experts failed; the message lists their errors. Other experts are committed.
     """
     config, folder = with_absolute_paths(run.config), run.ledger.folder.resolve()
     work = open_work(run, clusters)
@@ -72,13 +72,13 @@ def _train_shared(config: Config, folder: Place) -> None:
     for _, outcome in _outcomes(config, {"": (refine_shared, folder)}):
         if not isinstance(outcome, Commit):
             raise NamedMaskError(
-                f"the shared expert, from which all others start, failed: {outcome}\nNo other "
-                "expert was started. Fix the cause and run the same command again."
+                f"the shared expert, from which all other experts start, failed: {outcome}\nNo "
+                "other expert was started. Fix the cause and run the same command again."
             )
 
 
 def _refined(config: Config, folder: Place, work: Work) -> Iterator[tuple[Cluster, Commit | str]]:
-    """Yield each unfinished cluster with its commit record or its error, as they end."""
+    """Yield each unfinished cluster with its commit record or its error, in order of completion."""
     start = folder / SHARED_FILE if work.start else None
     by_unit = {cluster.unit: cluster for cluster in work.left}
     calls = {unit: (refine_cluster, folder, cluster, start) for unit, cluster in by_unit.items()}
@@ -91,7 +91,7 @@ def _outcomes(
 ) -> Iterator[tuple[str, Commit | str]]:
     """Run all calls at once; yield each call's name with its commit record or its error.
 
-    Ray's own retries are off, since they never end for a process that is killed for its memory.
+    Ray's own retries are off, because they never end if a process runs out of memory each time.
     """
     task = _run.options(max_retries=0, **_options(config))
     running = {task.remote(config, *call): (name, 1) for name, call in calls.items()}
@@ -140,5 +140,5 @@ def _failure(failed: Mapping[str, str], tried: int) -> NamedMaskError:
     listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(failed.items()))
     return NamedMaskError(
         f"{len(failed)} of {tried} experts failed; the others are finished and kept:\n{listed}\n"
-        "Fix the causes and run the same command again: it trains only the failed experts."
+        "Fix the causes and run the same command again, which trains only the failed experts."
     )

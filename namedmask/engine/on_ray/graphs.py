@@ -1,11 +1,13 @@
-"""A streaming graph: numbers pass pools of actors, and pickled results come out in any order.
+"""Streaming graphs of Ray Data, in which numbered items pass pools of actors.
 
-Each number is a block of its own, so that a wave stays together and does not depend on other waves.
-No more blocks are under way at once than the pools have actors. This limits the memory in use, and
-the work that is repeated when the driver dies. While a pool waits, a log line names the pool and
-what it waits for. When nothing moves for `ray.stall_timeout_s`, the run ends with the same message.
+The number of each wave is a block of its own, so that the rows of a wave stay together and do not
+depend on other waves. The results are pickled, and leave the graph in any order. At most as many
+blocks are in progress as the pools have actors, which limits the memory in use and the work that is
+repeated when the driver dies. If nothing moves for `ray.heartbeat_s`, a log line names the waiting
+pools and the resources that they need. If nothing moves for `ray.stall_timeout_s`, the run ends
+with the same message.
 
-A graph takes seconds to start; bench/overhead.py measures how many.
+A graph takes seconds to start; bench/overhead.py measures the time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from namedmask.engine.on_ray.watch import GraphState, stage_of, watch_of
 from namedmask.errors import NamedMaskError
 
 IN_FLIGHT = 2
-"""Number of blocks per actor: one at work, and one queued, which tells Ray to add actors."""
+"""Maximum number of blocks per actor. The second block waits, which tells Ray to add an actor."""
 
 
 def stream(
@@ -39,15 +41,15 @@ def stream(
     """Yield the unpickled result of a graph for each number below `count`, in any order.
 
     Args:
-        count: how many numbers enter the graph.
-        reader: turns a number into a table, in a task. Without a reader, the first pool gets the
-            number itself in the column `id`.
+        count: number of items that enter the graph.
+        reader: turns a number into a table, in a task. Without a reader, the first pool gets a
+            table of one row with the number in the column `id`.
         pools: the pools of actors, in the order in which a block passes them.
         config: the section `ray`.
-        state: is kept up to date while the graph runs.
+        state: updated while the graph runs.
 
     Raises:
-        NamedMaskError: as raised in a pool; or nothing moved for `ray.stall_timeout_s`.
+        NamedMaskError: an actor raised this error, or nothing moved for `ray.stall_timeout_s`.
     """
     if not count:
         return
@@ -95,8 +97,8 @@ def _context(pools: list[Pool], config: RayConfig, state: GraphState) -> ray.dat
     context.target_max_block_size = None  # a wave is one block, whatever its size
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else an error of Ray hides ours
-    context.issue_detectors_config.detectors = []  # `Watch` reports what waits
+    context.raise_original_map_exception = True  # otherwise an error of Ray hides the original
+    context.issue_detectors_config.detectors = []  # `Watch` reports waiting pools instead
     context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = 3
     context.custom_execution_callback_classes = [watch_of(pools, config, state)]
@@ -107,10 +109,10 @@ def _context(pools: list[Pool], config: RayConfig, state: GraphState) -> ray.dat
 
 
 class Gate(backpressure_policy.BackpressurePolicy):
-    """Admits a block to the first pool while fewer are under way than all pools have actors.
+    """Admits a block to the first pool while fewer blocks are in progress than pools have actors.
 
-    A block is under way from its arrival at the first pool until the last pool has ended it. Ray
-    counts both in the process that schedules, so the count is never too low.
+    A block is in progress from its arrival at the first pool until the last pool has finished it.
+    Ray counts both events in the process that schedules, so the count is never too low.
     """
 
     pools: ClassVar[list[Pool]]
@@ -134,7 +136,7 @@ def _gate_of(pools: list[Pool]) -> type[Gate]:
 
 
 def own_error(error: BaseException) -> NamedMaskError | None:
-    """Return the package's own error inside an error of Ray, as it was raised; None if none."""
+    """Return the NamedMaskError that caused an error of Ray; None if there is no such cause."""
     inner = getattr(error, "cause", None) or error.__cause__
     found = own_error(inner) if isinstance(inner, BaseException) else None
     if found or not isinstance(error, NamedMaskError):

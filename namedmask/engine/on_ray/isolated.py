@@ -1,11 +1,11 @@
-"""Rows that pass a stage in a child process that may die, so that a bad row is found.
+"""A stage in a child process, to find the rows that kill the process.
 
-This is done after a process of the stage died, or ran out of memory, while it had these rows. The
-rows pass in batches. If a batch kills the child, its rows pass one by one, and a row that kills the
-child on its own is `crashed`.
+A wave passes a stage in this way after a process of the stage died or ran out of memory with this
+wave. The rows pass in batches. If a batch kills the child, its rows pass one by one, and a
+row that kills the child on its own is `crashed`.
 
-The child is `python -m namedmask.engine.on_ray.isolated` and does not use Ray. Messages to and from
-its standard input and output are a length of 8 bytes, then a pickle or an Arrow stream.
+The child is `python -m namedmask.engine.on_ray.isolated` and does not use Ray. A message on its
+standard input or output is a length of 8 bytes, followed by a pickle or an Arrow stream.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from namedmask import schema
 from namedmask.schema.status import CRASHED
 
 HEAVY = ("image", "saliency", "mask", "embedding")
-"""Columns with large values, which are null in crashed rows."""
+"""Columns with large values, which become null in crashed rows."""
 
 _LENGTH = struct.Struct("<Q")
 
@@ -44,13 +44,13 @@ def run_isolated(
 
     Args:
         make: pickle of a function without arguments that returns the stage.
-        table: the rows.
-        adds: columns that the stage adds, so that crashed rows have them too.
+        table: the rows of a wave.
+        adds: names of the columns that the stage adds; they are null in crashed rows.
         batch_size: number of rows that pass together at first.
         memory_bytes: number of bytes that the child may allocate.
 
     Raises:
-        Exception: any error that the stage raises for rows that do not kill its process.
+        Exception: an error that the stage raises without killing the child, unchanged.
     """
     child = _Child(make, memory_bytes)
     try:
@@ -85,7 +85,7 @@ def _crashed(row: pa.Table, adds: Sequence[str]) -> pa.Table:
 
 
 class _Child:
-    """The child process, which starts when it is first asked, and again after each death."""
+    """The child process. It starts with the first table, and again after it died."""
 
     def __init__(self, make: bytes, memory_bytes: int) -> None:
         self._make, self._memory_bytes = make, memory_bytes
@@ -181,7 +181,7 @@ def _from_bytes(data: bytes) -> pa.Table:
 
 
 if __name__ == "__main__":
-    # what the stage prints must not get between the answers
+    # standard output becomes standard error, so that output of the stage does not mix with answers
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     _serve(sys.stdin.buffer, answers)

@@ -1,15 +1,17 @@
-"""Metadata that many tasks read and deduplicate: tables in, waves that any process can read out.
+"""The scan of the metadata by many tasks, which gives waves that any process can read.
 
 The url digests are deduplicated by a hash exchange (shuffle), in two rounds of tasks. A *scan* task
-reads and cleans one table, writes the clean rows to the run folder's `metadata`, and splits its url
-digests by their first byte into one partition per CPU. A *deduplication* task gets all digests of
-one partition, in the order of the tables, and returns the rows that repeat an earlier url. So the
-first row of each url is the same as in the plain loop, and no process holds all urls.
+reads and cleans one table, writes the clean rows to the folder `metadata` of the run folder, and
+splits its url digests by their first byte into one partition per CPU. A *deduplication* task gets
+all digests of one partition, in the order of the tables, and returns the rows that repeat an
+earlier url. The first row of each url is therefore the same as in the plain loop, and no process
+has all urls in memory.
 
-The clean rows serve only to read the waves, and are removed when the verb is done. A run that was
-cut off scans again, and so detects sources that have changed.
+The clean rows are needed only to read the waves, and are removed when the verb is done. An
+interrupted run scans again, and so detects changed sources.
 
-Memory: 18 bytes per url over all partitions, 8 bytes per repeated row in the driver.
+Memory: 18 bytes per url over all partitions. In the driver, 8 bytes per repeated row, and four
+times as many while the waves are cut.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ ROWS_PER_GROUP = 2048
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows from `start` to before `stop` of a file of clean metadata."""
+    """The rows of a file of clean metadata from row `start` up to, but without, row `stop`."""
 
     path: Place
     start: int
@@ -51,7 +53,7 @@ class Piece:
 
 
 def scanned_waves(run: VerbRun) -> list[Wave]:
-    """Scan all metadata; return its waves, which have the same rows as those of `clean.waves`.
+    """Scan all metadata; return its waves, with the same rows as the waves of the plain loop.
 
     Raises:
         ConfigError, SchemaError, InputError: as `clean.read_metadata`.
@@ -80,7 +82,7 @@ def scanned_waves(run: VerbRun) -> list[Wave]:
 
 
 def discard_scan(run: VerbRun) -> None:
-    """Remove the clean rows; call this when every wave is committed."""
+    """Remove the clean rows, once every wave is committed."""
     remove_tree(run.ledger.folder / layout.CLEAN_METADATA)
 
 
@@ -113,9 +115,9 @@ def _scan(
 
 
 def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return (table, row), (N, 2) int64, of each digest that an earlier row has too.
+    """Return (table, row), (N, 2) int64, of each row whose digest also occurs in an earlier row.
 
-    `tables` holds, per table, the row numbers and the digests of a single partition.
+    `tables` has, per table, the row numbers and the digests in one partition.
     """
     numbers = np.concatenate(
         [np.full(len(rows), number) for number, (rows, _) in enumerate(tables)]
@@ -131,7 +133,7 @@ def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 def _cut(
     paths: list[Place], counts: list[int], repeated: np.ndarray, wave_rows: int, max_rows: int
 ) -> list[Wave]:
-    """Return the waves, of `wave_rows` rows each; a wave may have rows of several files."""
+    """Return the waves of `wave_rows` rows; a wave may have rows of several files."""
     firsts = np.array([0, *accumulate(counts)])
     total = min(int(firsts[-1]), max_rows or int(firsts[-1]))
     repeated_rows = np.sort(firsts[repeated[:, 0]] + repeated[:, 1])

@@ -1,4 +1,4 @@
-"""The executor on Ray: waves pass graphs, and other items pass a pool of actors."""
+"""The executor on Ray, in which waves pass graphs, and other items pass a single pool of actors."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PARTS_PER_ACTOR = 4
-"""Largest number of parts of a long list per actor: few to merge, enough to balance the load."""
+"""Number of parts per actor into which a long list is split.
+
+Few parts are cheap to merge, and several parts per actor balance the load.
+"""
 
 
 @contextmanager
 def connect(config: Config) -> Iterator[RayExecutor]:
-    """Yield an executor on the Ray at `ray.address`, or on a Ray that is started for this block.
+    """Yield an executor on a running Ray, or on a Ray started for this block; see `session`.
 
-    The executor connects to Ray when it first has work, so a verb that is finished needs no Ray.
-
-    Raises:
-        InputError: when the executor connects and nothing answers at the address.
+    The executor connects to Ray when it first has work, so a finished verb needs no Ray. If nothing
+    answers at the address, its methods raise InputError.
     """
     with ExitStack() as stack:
         yield RayExecutor(config, stack)
@@ -60,7 +61,7 @@ class RayExecutor:
             self._stack.enter_context(session(self._config))
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
-        """Yield the waves of the metadata after many tasks have read and deduplicated it."""
+        """Yield the waves of the metadata, which many tasks have read and deduplicated."""
         self._connect()
         yield from scanned_waves(run)
 
@@ -72,10 +73,14 @@ class RayExecutor:
         store_name: str,
         step: Step,
     ) -> Iterator[Written]:
-        """Yield the result of each wave, in any order, once its sink has committed the wave.
+        """Pass each wave through a graph that commits it; yield its result, in any order.
 
-        A single wave whose stages need no pool passes them in a child process, since a graph takes
-        seconds to start.
+        A graph takes seconds to start. If there is only one wave and no stage needs a pool, the
+        wave passes the stages in a child process instead.
+
+        Raises:
+            ClusterTooSmallError: the smallest pools of the graph do not fit into the cluster.
+            NamedMaskError: a stage raised this error, or nothing moved for `ray.stall_timeout_s`.
         """
         if not waves:
             return
@@ -121,9 +126,14 @@ class RayExecutor:
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
     ) -> Iterator[R]:
-        """Yield the results of the function that `make` returns, in the order of the items.
+        """Yield the results of `make()` for the items, in the order of the items.
 
-        If the section asks for a single actor without a GPU, the work is done in this process.
+        If the section has at most one actor and no GPU, the work is done in this process.
+
+        Raises:
+            ClusterTooSmallError: the smallest pool does not fit into the cluster.
+            NamedMaskError: the function raised this error, an item killed its process twice, or
+                nothing moved for `ray.stall_timeout_s`.
         """
         config = run.config
         if _needs_no_pool(config, section):
@@ -142,18 +152,18 @@ class RayExecutor:
                 next_number += 1
 
     def call(self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], item: T) -> R:
-        """Return the result of the function that `make` returns, for one item."""
+        """Return the result of `make()` for one item."""
         return next(iter(self.map(run, section, make, [item])))
 
     def refine(self, run: VerbRun, clusters: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Train the experts, many at once; see experts.refine_archive."""
+        """Train several experts at the same time; see engine.on_ray.experts.refine_archive."""
         from namedmask.engine.on_ray.experts import refine_archive
 
         self._connect()
         return refine_archive(run, clusters)
 
     def train(self, run: VerbRun, on_step: Callable[[int, float], None]) -> None:
-        """Train the segmenter on `train.processes` processes."""
+        """Train the segmenter on `train.processes` processes; see training.train_on_ray."""
         from namedmask.engine.on_ray.training import train_on_ray
 
         self._connect()
@@ -161,13 +171,13 @@ class RayExecutor:
 
 
 def _needs_no_pool(config: Config, section: str) -> bool:
-    """Return whether a section asks for a single actor and no GPU."""
+    """Return whether a section has at most one actor and no GPU."""
     keys = getattr(config, section)
     return keys.actors[1] == 1 and not keys.reserved_gpus
 
 
 def _pool(config: Config, section: str, worker: type, **arguments: Any) -> Pool:
-    """Return a pool with the number of actors and the resources that a config section declares."""
+    """Return a pool with the numbers of actors and the resources in a config section."""
     keys = getattr(config, section)
     arguments["config"] = config
     return Pool(section, worker, arguments, keys.actors, keys.num_cpus, keys.reserved_gpus)

@@ -1,4 +1,4 @@
-"""The connection to Ray, and checks that the cluster has, or may grow to, what a run needs."""
+"""The connection to Ray, and checks that the cluster has or can get the resources of a run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from namedmask.storage import is_s3
 from namedmask.weights.catalog import known_weights
 
 LOG_LEVELS = {
-    "ray.data": logging.CRITICAL,  # its errors are raised here as well
+    "ray.data": logging.CRITICAL,  # its errors are also raised
     "ray.train": logging.WARNING,
     "ray.tune": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,  # would say that Ray's progress bars are off
-    "ray._private.authentication": logging.ERROR,  # would say that a Ray started here takes tokens
+    "ray.data._internal.progress": logging.ERROR,  # notes that Ray's progress bars are off
+    "ray._private.authentication": logging.ERROR,  # notes that a new Ray uses tokens
 }
-"""Log levels, by logger of Ray, that hide messages which would not help a user."""
+"""Log levels by logger of Ray. They hide messages that do not help a user."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool of actors: their class and its arguments, their number, and what each reserves."""
+    """A pool of actors: their class, its arguments, their number, and the resources of each."""
 
     name: str
     worker: type
@@ -44,14 +44,14 @@ class Pool:
 
 @contextmanager
 def session(config: Config) -> Iterator[None]:
-    """Connect to `ray.address`, or to a Ray that is started here, until the block ends.
+    """Connect to Ray until the block ends: at `ray.address`, at RAY_ADDRESS, or to a new Ray here.
 
     Raises:
         InputError: nothing answers at the address.
     """
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    # because of Ray Data's own actors, Ray's core writes a meaningless error to the terminal
+    # Ray's core would write a meaningless error about Ray Data's own actors to the terminal
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     settings = config.ray
     try:
@@ -68,9 +68,9 @@ def session(config: Config) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, ray.exceptions.RaySystemError) as error:
         raise InputError(
-            f"ray.address '{settings.address}': no Ray can be reached there: {error}. Start one "
+            f"ray.address '{settings.address}': no Ray can be reached there: {error}. Start Ray "
             "with 'ray start --head', correct the address, or leave it empty. For a Ray with "
-            "token authentication, set RAY_AUTH_MODE=token and its token here too."
+            "token authentication, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN here too."
         ) from error
     try:
         yield
@@ -79,7 +79,7 @@ def session(config: Config) -> Iterator[None]:
 
 
 def cpus_needed(config: Config) -> int:
-    """Return the number of CPUs that a run needs at once, with one for the reader of its graph."""
+    """Return the number of CPUs that a run needs at the same time, including a graph's reader."""
     stages_of_graphs = (("fetch", "embed"), checking_stages(config))
     graphs = [sum(_cpus(config, name) for name in stages) for stages in stages_of_graphs]
     training = config.train.processes * (1 + max(1, config.train.sample_processes))
@@ -93,7 +93,7 @@ def _cpus(config: Config, stage: str) -> float:
 
 
 def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
-    """Raise ClusterTooSmallError unless the smallest size of all pools fits at the same time."""
+    """Raise ClusterTooSmallError unless all pools fit into the cluster with their fewest actors."""
     listed = ", ".join(
         f"{pool.name} {pool.actors[0]} × {pool.num_cpus:g} CPU"
         + (f" {pool.num_gpus:g} GPU" if pool.num_gpus else "")
@@ -108,14 +108,14 @@ def refuse_too_small(pools: Sequence[Pool], reader_cpus: float) -> None:
 
 
 def refuse_to_stall(work: str, wanted: Mapping[str, float], way_out: str) -> None:
-    """Raise ClusterTooSmallError if the cluster can never have at once what is `wanted`.
+    """Raise ClusterTooSmallError if the cluster can never provide resources at the same time.
 
     Ray itself would wait forever, without a message.
 
     Args:
-        work: what needs the resources, as the subject of the message.
-        wanted: number of resources per kind, `CPU` or `GPU`.
-        way_out: what to change, as the beginning of a sentence of the message.
+        work: the work that needs the resources, as the subject of the message.
+        wanted: the numbers of CPUs and GPUs, by `CPU` and `GPU`.
+        way_out: the settings to change, as the beginning of a sentence of the message.
     """
     has, may = ray.cluster_resources(), may_grow_to()
     for kind, number in wanted.items():
@@ -129,11 +129,11 @@ def refuse_to_stall(work: str, wanted: Mapping[str, float], way_out: str) -> Non
 
 
 def may_grow_to() -> dict[str, float]:
-    """Return the most resources that an autoscaling cluster may grow to; {} if it does not grow.
+    """Return the largest resources of an autoscaling cluster, by kind; {} if it does not grow.
 
     Ray knows this limit only on some platforms. Clusters of `ray up` and KubeRay grow to a limit in
-    their files, which Ray does not report, so the result is infinite. For them nothing is refused,
-    and a log line names what waits.
+    their files, which Ray does not report, so the result is infinite. No work is refused on them,
+    and a log line names the work that waits.
     """
     most = ray._private.state.state.get_max_resources_from_cluster_config()
     if most is None and is_autoscaler_v2(fetch_from_server=True):
@@ -142,9 +142,10 @@ def may_grow_to() -> dict[str, float]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return the config with absolute paths of weights, since workers start in other folders.
+    """Return the config with absolute paths of the weights for a training.
 
-    A name that `namedmask weights` knows stays a name, since each machine has its own cache.
+    Training processes start in other folders than this process. A name that `namedmask weights`
+    knows stays a name, because each machine has its own cache.
     """
     weights = config.segmenter.backbone_weights
     if weights not in ("", "miniworld", *known_weights()):

@@ -1,12 +1,12 @@
-"""A run submitted to a remote cluster: one Ray job for its verbs, with its log and exit code.
+"""The submission of a run to a remote cluster as one Ray job, and its log and exit code.
 
 The job is a shell command, `python -m ray_jobs curate ... && python -m ray_jobs refine ...`, so
 that a verb that fails ends the job with its exit code. When the job is submitted again, finished
-verbs are skipped, and the unfinished verb resumes from what is in `run.out`.
+verbs are skipped, and an unfinished verb resumes from the committed work in `run.out`.
 
 The cluster receives a temporary folder with the run file, `ray_jobs`, and the files of
-`working_dir` if there is one. So paths in the run file are paths on the cluster's machines, or
-relative to that folder.
+`working_dir` if it is given. Paths in the run file are therefore paths on the cluster's machines,
+or relative to that folder.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ NOISY_LOGGERS = (
     "ray.dashboard.modules.job.sdk",
     "ray._private.runtime_env.packaging",
 )
-"""Loggers of Ray's client that may log warnings only."""
+"""Loggers of Ray's client that are limited to warnings."""
 
 API_ADDRESS = "RAY_API_SERVER_ADDRESS"
-"""Environment variable that Ray's client prefers to RAY_ADDRESS."""
+"""Environment variable with the address that Ray's client prefers to that in RAY_ADDRESS."""
 
 MOST_BYTES = 100_000_000
-"""Largest size of the files of `working_dir`, bytes."""
+"""Maximum total size of the files in `working_dir`, in bytes."""
 
 ANSWER_S = 10.0
-"""Seconds after which an attempt to connect to a dashboard fails."""
+"""Timeout of an attempt to connect to a dashboard, in seconds."""
 
 POLL_S = 0.5
-"""Seconds between two queries of a job's state; pauses before reconnecting are multiples of it."""
+"""Seconds between two queries of a job's state, and unit of the pauses before reconnecting."""
 
 TRIES = 5
 """Number of consecutive attempts to reconnect to a job's log."""
@@ -62,13 +62,13 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class Submission:
-    """A run that is to be submitted to a cluster."""
+    """A run to submit to a cluster."""
 
     run_file: Path
-    verbs: Sequence[str] = ()  # empty: all verbs of a whole run that apply
+    verbs: Sequence[str] = ()  # empty: see verb_table.road_of
     overrides: Sequence[str] = ()  # `section.key=value`
-    working_dir: Path | None = None  # folder whose files the job needs
-    ship_package: bool = False  # whether this installation of namedmask is sent along
+    working_dir: Path | None = None  # folder with files that the job needs
+    ship_package: bool = False  # whether the job uses this installation of namedmask
     submission_id: str = ""  # empty: Ray chooses one
 
 
@@ -76,7 +76,9 @@ def submit(submission: Submission, address: str) -> str:
     """Submit a job that runs the verbs on the cluster at `address`; return its submission id.
 
     Raises:
-        InputError: the run file cannot be used there, or the cluster refuses the job.
+        ConfigError: the run file is wrong, or a verb is unknown.
+        InputError: `run.out` would be lost, nothing answers at `address`, or the cluster refuses
+            the job.
     """
     config = Config.load(submission.run_file, submission.overrides)
     refuse_lost_folder(str(config.run.out))
@@ -96,7 +98,7 @@ def submit(submission: Submission, address: str) -> str:
 
 
 def refuse_lost_folder(out: str) -> None:
-    """Raise InputError if `run.out` would be in the job's own folder, which Ray deletes."""
+    """Raise InputError if `run.out` would be in the folder of the job, which Ray deletes."""
     if not out.startswith(("/", "s3:/")):
         raise InputError(
             f"run.out '{out}' is a relative path, which on the cluster is in a folder that Ray "
@@ -106,7 +108,11 @@ def refuse_lost_folder(out: str) -> None:
 
 
 def command(run_file: str, verbs: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return the shell command that runs the verbs one after the other, until a verb fails."""
+    """Return the shell command that runs the verbs one after the other, until a verb fails.
+
+    Raises:
+        ConfigError: a verb is unknown.
+    """
     values = (*overrides, "ray.address=auto")
     settings = [part for value in values for part in ("--set", value)]
     lines = []
@@ -122,7 +128,7 @@ def pack(submission: Submission, folder: Path) -> None:
     """Copy the run file, `ray_jobs` and the files of `working_dir` into `folder`.
 
     Raises:
-        InputError: `working_dir` is no folder, or is too large to be sent.
+        InputError: `working_dir` is not a folder, or its files exceed `MOST_BYTES`.
     """
     source = submission.working_dir
     if source is not None:
@@ -141,9 +147,9 @@ def pack(submission: Submission, folder: Path) -> None:
 
 
 def _small_enough(source: Path, ignored: Callable[..., set[str]]) -> Callable[..., set[str]]:
-    """Return a version of `ignored`, for `copytree`, that sums the sizes of the files to copy.
+    """Return `ignored` for `copytree`, extended to sum the sizes of the files to copy.
 
-    `copytree` calls it before it copies a folder, so a folder that is too large is refused early.
+    `copytree` calls it before it copies a folder, so too many bytes are refused early.
     """
     size = 0
 
@@ -174,7 +180,7 @@ def connect(address: str) -> JobSubmissionClient:
     """Return a client of the cluster whose dashboard is at `address`.
 
     Raises:
-        InputError: nothing answers there, the answer is not that of a Ray dashboard, or the
+        InputError: `address` is not a url, nothing or no Ray dashboard answers there, or the
             cluster requires another token.
     """
     parts = urlsplit(address)
@@ -187,7 +193,7 @@ def connect(address: str) -> JobSubmissionClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     with _explained(address), _preferred(address):
-        # the client itself would wait minutes for a machine that does not answer
+        # connect first, since the client would wait minutes for a machine that does not answer
         socket.create_connection((parts.hostname, port), ANSWER_S).close()
         return JobSubmissionClient(address)
 
@@ -207,7 +213,7 @@ def _preferred(address: str) -> Iterator[None]:
 
 @contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn errors of Ray's client inside the block into errors that name the way out."""
+    """Turn errors of Ray's client inside the block into InputErrors that name the way out."""
     try:
         yield
     except NamedMaskError:
@@ -233,7 +239,7 @@ def _explained(address: str) -> Iterator[None]:
 
 
 def _last_line(text: str) -> str:
-    """Return the last line with words, since a server's error includes its traceback."""
+    """Return the last line that is not empty; the lines before it may be the server's traceback."""
     return [line for line in text.splitlines() if line.strip(" .")][-1] if text else "no reason"
 
 
@@ -243,6 +249,7 @@ def follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -
     Raises:
         RayJobError: the job failed or was stopped, with its exit code; or Ctrl-C was pressed, which
             does not stop the job.
+        InputError: the connection to the cluster is lost.
     """
     address = client.get_address()
     try:
@@ -278,9 +285,8 @@ def _failure(job: str, code: int | None, message: str) -> RayJobError:
 def _interrupts() -> Iterator[list[int]]:
     """Yield a list that gets one item per Ctrl-C; each Ctrl-C raises KeyboardInterrupt as usual.
 
-    asyncio's own handler cancels the task instead. If a connection then raises an error while it
-    closes, the error looks like a broken connection, `_follow_log` reconnects, and the Ctrl-C is
-    lost.
+    asyncio's own handler would cancel the task instead. If the connection then raised an error as
+    it closes, `_follow_log` would take it for a broken connection, reconnect, and lose the Ctrl-C.
     """
     interrupts: list[int] = []
 
@@ -304,7 +310,7 @@ def _follow_log(
     show: Callable[[str], None],
     interrupts: Sequence[int] = (),
 ) -> None:
-    """Show the lines of a log until it ends, reconnecting when the connection breaks."""
+    """Show the lines of a log until the log ends; reconnect when the connection breaks."""
     log = _Log(show)
     tries = 0
     while True:
@@ -322,11 +328,11 @@ def _follow_log(
 
 
 class _Log:
-    """A log that each connection reads from its start, and of which each line is shown once."""
+    """The log of a job. Each connection reads it from its start; each line is shown only once."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show
-        self._rest = ""  # the last line, as long as it has no end
+        self._rest = ""  # the last line, while it is incomplete
         self.length = 0  # number of characters read by any connection
 
     async def read(self, client: JobSubmissionClient, job: str) -> None:

@@ -1,13 +1,13 @@
-"""The segmenter's training on Ray: processes that share each step, each fed by a stream of batches.
+"""The segmenter's training on Ray, by processes that share each batch.
 
-Ray Train keeps `train.processes` processes, which run the loop of train/loop.py. Each of them has a
-Ray Data stream of its own that feeds it its share of every batch; actors make the samples wherever
-there are CPUs. The content of a batch depends only on the seed and the step. So a single process
+Ray Train runs `train.processes` processes with the loop of train/loop.py. Each process has a stream
+of Ray Data of its own with its share of every batch. Actors on any machine with free CPUs make the
+samples. The content of a batch depends only on the seed and the step. A single process therefore
 ends with the same bits as the plain loop, and a process that dies is replaced and resumes from the
 last checkpoint.
 
-The processes read the archive and write the checkpoint in the run folder itself. On several
-machines it must be on storage that all of them see.
+The processes read the archive and write the checkpoint in the run folder itself. On a cluster, the
+run folder must be on storage that all machines can access.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from namedmask.train.group import Group
 from namedmask.train.loop import Feed, finished, train_from
 
 STEPS_PER_TASK = 4
-"""Number of steps whose batches one task of an actor makes."""
+"""Number of steps per task of an actor, which makes a process's shares of their batches."""
 
 TASKS_IN_FLIGHT = 2
-"""Number of tasks that an actor has at once.
+"""Number of tasks that an actor has at the same time.
 
-The 8 batches of these tasks, of 16 × 384 × 384 pixels, take 0.26 GB of the object store.
+The 8 batches of these tasks take 0.26 GB of the object store, with 16 samples of 384 × 384 pixels.
 """
 
 POLL_S = 0.2
-"""Seconds between two requests of the driver for the reports of the processes."""
+"""Seconds between two requests of the driver for the reports of the training processes."""
 
 
 def train_on_ray(
@@ -67,19 +67,20 @@ def train_on_ray(
     Args:
         config: config of the run.
         folder: the run folder.
-        on_step: called as `on_step(done, loss)` after each step, in this thread, once per step;
-            an exception that it raises stops the training.
-        archive_folder: folder of the archive to train on; None: the one in `folder`.
+        on_step: called as `on_step(done, loss)` once per step, in this thread; an exception that it
+            raises stops the training.
+        archive_folder: folder of the archive to train on; None: the archive in `folder`.
 
     Raises:
         ClusterTooSmallError: the training needs more than the cluster has, so it would wait
             forever.
-        NamedMaskError: more processes died than `train.max_failures`; or as `train.loop.train`.
+        NamedMaskError: more processes died than `train.max_failures` allows.
+        InputError, ConfigError, CheckpointError, NamedMaskError: as `train.loop.train`.
     """
     config, folder = with_absolute_paths(config), folder.resolve()
     source = (archive_folder or folder / layout.ARCHIVE).resolve()
     archive = Archive.open(source)
-    archive.samples(refined=config.experts.enabled)  # missing files should show before the start
+    archive.samples(refined=config.experts.enabled)  # raises now if files are missing
     refuse_to_stall(
         "the training", _resources(config), "Lower train.processes or train.sample_processes"
     )
@@ -115,9 +116,9 @@ def _trainer(
 
 
 def _fit(trainer: TorchTrainer, reports: Any, on_step: Callable[[int, float], None]) -> None:
-    """Run the training to its end, and call `on_step` for each step that is done.
+    """Run the training to its end, and call `on_step` for each finished step.
 
-    `fit` runs in a second thread, since in the main thread it would replace the handler of Ctrl-C
+    `fit` runs in a second thread, because in the main thread it would replace the handler of Ctrl-C
     and end the program with exit code 0.
     """
     with ThreadPoolExecutor(1, "namedmask-train") as thread:
@@ -160,7 +161,7 @@ def _pass_on(reports: Any, highest: int, on_step: Callable[[int, float], None]) 
 
 
 class TrainingReports:
-    """An actor that collects the reports of the processes and tells them when to stop."""
+    """An actor that collects the reports of the training processes and can stop them."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, float]] = []
@@ -192,9 +193,9 @@ class Ended(Exception):
 def _work(task: dict[str, Any]) -> None:
     """Train as one process of the group.
 
-    Ray Train replaces a process that raises an error, whatever the error. An error that would occur
-    again is therefore added to the reports, where the replacing processes find it and return. In a
-    group of several processes it must be raised as well, since the others wait for this one.
+    Ray Train replaces a process that raises any error. A NamedMaskError would occur again, so it is
+    added to the reports, where the replacement finds it and returns. In a group of several
+    processes it must be raised as well, because the other processes wait for this process.
     """
     reports = task["reports"]
     if ray.get(reports.error.remote()) is not None:
@@ -202,7 +203,7 @@ def _work(task: dict[str, Any]) -> None:
     try:
         _train(task["config"], task["folder"], task["source"], reports)
     except NamedMaskError as error:
-        # an error from another process is wrapped, and is both an error of Ray and one of ours
+        # an error from another process is a RayTaskError and a NamedMaskError at the same time
         cause = error.cause if isinstance(error, RayTaskError) else error
         ray.get(reports.end.remote(cause))
         if ray.train.get_context().get_world_size() > 1:
@@ -244,13 +245,13 @@ def _train(config: Config, folder: Place, source: Place, reports: Any) -> None:
 def _batches(
     config: Config, source: Place, group: Group, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a process's share of each batch from step `start` on, as `train.loop.Batches` does."""
+    """Yield a process's share of each batch, as `train.loop.Batches` does, from step `start` on."""
     steps = range(start, config.train.iterations)
     if not steps:
         return
     slots = group.slots(config.train.batch_size)
     _set_up_stream(group)
-    # `ray.data.range` would have reading tasks, which need a CPU besides those of the actors
+    # the reading tasks of `ray.data.range` would need a CPU in addition to those of the actors
     tasks = ray.data.from_items(list(steps), override_num_blocks=-(-len(steps) // STEPS_PER_TASK))
     shares = tasks.map_batches(
         Shares,
@@ -271,7 +272,7 @@ def _batches(
 
 
 class Shares:
-    """An actor that makes one process's share of a batch: a step number in, samples out."""
+    """An actor that makes one process's share of the batch of a step."""
 
     def __init__(self, config: Config, source: Place, slots: range) -> None:
         torch.set_num_threads(1)
@@ -279,13 +280,13 @@ class Shares:
         self._samples: ArchiveSamples | None = None
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of one step.
+        """Return `images` (B, 3, S, S) float32 and `labels` (B, S, S) uint16 of the step in `rows`.
 
         With `augment.on_device`, return one pickled `draft` of the step's batch instead.
         """
         config = self._config
         if self._samples is None:
-            # an error of the constructor would reach the driver as text only
+            # not in the constructor, because its errors reach the driver only as text
             archive = Archive.open(self._source)
             self._samples = archive.samples(refined=config.experts.enabled)
         step = int(rows["item"][0])
@@ -312,7 +313,7 @@ def _sample_actors(config: Config) -> int:
 
 
 def _resources(config: Config) -> dict[str, float]:
-    """Return the resources that run at once: the processes, and the actors that feed them."""
+    """Return the resources of the training processes and of the actors that make their samples."""
     processes = config.train.processes
     return {
         "CPU": processes * (1 + _sample_actors(config)),

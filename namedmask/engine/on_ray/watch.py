@@ -1,7 +1,7 @@
-"""Messages about what waits in a graph, and the end of a graph in which nothing moves.
+"""A watch over graphs and tasks, which logs waiting work and ends work that has stalled.
 
 Ray calls `on_execution_step` in the loop that schedules a graph. An error raised there ends the
-graph and reaches the reader of its results.
+graph and reaches the process that reads its results.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class GraphState:
 
 
 class Watch(ExecutionCallback):
-    """Checks a graph once per second."""
+    """A callback of Ray Data that checks a graph once per second."""
 
     pools: ClassVar[dict[str, Pool]]
     state: ClassVar[GraphState]
@@ -44,10 +44,10 @@ class Watch(ExecutionCallback):
         self._counters: object = None
 
     def on_execution_step(self, executor: Any) -> None:
-        """Log what waits if nothing has moved for `heartbeat_s`.
+        """Log the waiting pools if nothing has moved for `heartbeat_s`.
 
         Raises:
-            NamedMaskError: nothing moved for `stall_timeout_s`.
+            NamedMaskError: nothing has moved for `stall_timeout_s`.
         """
         now = time.monotonic()
         if now - self._checked_at < CHECK_EVERY_S:
@@ -75,7 +75,7 @@ class Watch(ExecutionCallback):
         return longest if longest and queues[longest] else ""
 
     def _waiting(self, executor: Any) -> list[str]:
-        """Return a message for each pool that is not done."""
+        """Return a message for each pool that has work left."""
         free = ray.available_resources()
         messages = []
         for operator in executor._topology:
@@ -94,16 +94,16 @@ class Watch(ExecutionCallback):
                     f"{pool.name} has {running} of up to {pool.actors[1]} actors, "
                     f"{operator.num_active_tasks()} tasks at work, {queued} waves queued"
                 )
-        return messages or ["the reader of the waves has not ended"]
+        return messages or ["the reader of the waves is not finished"]
 
 
 def gather(references: Sequence[Any], registry: Any, work: str, config: RayConfig) -> list[Any]:
-    """Return the values of tasks in order; log a warning while no task runs for lack of CPUs.
+    """Return the results of tasks in order; log a warning while no task runs for lack of CPUs.
 
     Args:
         references: references to the results of the tasks.
-        registry: the `WorkRegistry` in which each task records its begin and its end.
-        work: what the tasks do, as the subject of the warning.
+        registry: the `WorkRegistry` in which each task records its start and its end.
+        work: the work of the tasks, as the subject of the warning.
         config: the section `ray`.
 
     Raises:
@@ -128,7 +128,7 @@ def gather(references: Sequence[Any], registry: Any, work: str, config: RayConfi
 def _stalled(idle_s: float, message: str) -> NamedMaskError:
     return NamedMaskError(
         f"nothing moved for {idle_s:.0f} s (ray.stall_timeout_s): {message}. Committed work is "
-        "kept. Run the same command again once the cluster has what is missing, or raise "
+        "kept. Run the same command again once the cluster has the missing resources, or raise "
         "ray.stall_timeout_s."
     )
 
@@ -140,7 +140,7 @@ def watch_of(pools: Sequence[Pool], config: RayConfig, state: GraphState) -> typ
 
 
 def _counters_of(executor: Any) -> object:
-    """Return counts that change whenever a block or an actor of the graph moves."""
+    """Return counts that change whenever a block moves, or an actor starts or ends."""
     return [
         (operator.metrics.num_outputs_taken, operator.metrics.num_tasks_finished,
          *_actors_of(operator))
@@ -149,7 +149,7 @@ def _counters_of(executor: Any) -> object:
 
 
 def _actors_of(operator: Any) -> tuple[int, int]:
-    """Return how many actors of an operator are running, and how many are pending."""
+    """Return the numbers of running and of pending actors of an operator."""
     pool = getattr(operator, "_actor_pool", None)
     return (pool.num_running_actors(), pool.num_pending_actors()) if pool else (0, 0)
 

@@ -145,7 +145,7 @@ def sample(
 ) -> tuple[torch.Tensor, list[np.ndarray]]:
     """Return a random batch of letterboxed images, and the face boxes of each.
 
-    Images are (B, 3, S, S) float32 in [0, 1], RGB; every second one is drawn from `with_face`,
+    Images are (B, 3, S, S) float32 in [0, 1], RGB; every second image is drawn from `with_face`,
     the indices of the images with a face. Boxes are (N, 4) float32 XYXY pixels per image.
     """
     canvas = np.zeros((BATCH, SIDE, SIDE, 3), np.uint8)

@@ -4,9 +4,10 @@
 
 The detector is first trained on collages. The background of a collage is the corner of an image,
 mirrored over the frame. The figure on it, which is the target, consists of a few random
-superellipses, each cut from another image. The detector is then trained on the images themselves
-(self-training). The targets of a round are the detector's own maps at the start of the round,
-averaged over mirror images, without the parts that touch two sides of the frame.
+superellipses, each cut from another image. In the rounds of self-training that follow, two of three
+batches are the images themselves and the third is still collages. The targets of the images are
+masks from the detector's own maps at the start of the round, averaged over mirror images, without
+the parts that touch two sides of the frame.
 """
 
 from __future__ import annotations
