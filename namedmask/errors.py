@@ -12,7 +12,7 @@
 
 A failed *row* never raises an exception. Its `status` column says what went wrong (see
 schema/status.py). Every message names the place, says what was expected and what was found, and
-ends with what the user can do.
+tells the user what to do.
 """
 
 from __future__ import annotations

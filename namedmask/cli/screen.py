@@ -96,7 +96,7 @@ def show_baseline(result: Mapping[str, Any]) -> None:
     Console().print(table)
     if result["chosen_here"]:
         write(
-            f"note: threshold {result['threshold']:.2f} was chosen on this same split, so its "
+            f"note: threshold {result['threshold']:.2f} was chosen on this very split, so its "
             "score is optimistic; use it on another split with --threshold-from"
         )
     write(f"written: {result['file']}")

@@ -44,7 +44,7 @@ class WaveHeader:
 
     unit: str
     again: bool
-    input_digest: str  # see `input_digest`
+    input_digest: str  # as the function `input_digest` returns it
     tried: int  # number of rows that were ok when they were read
 
 

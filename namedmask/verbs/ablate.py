@@ -105,8 +105,8 @@ def ablate(
             and elsewhere the reported split, as in the paper.
 
     Raises:
-        ConfigError: the study, a variant or the benchmark is unknown, or no seed or a seed twice is
-            given.
+        ConfigError: the study, a variant or the benchmark is unknown, or `seeds` is empty or has a
+            seed twice.
         InputError: the run has no archives, they are not refined although a variant needs refined
             masks, or a split has no labels.
     """

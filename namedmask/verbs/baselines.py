@@ -112,7 +112,7 @@ def evaluate_baseline(
         executor: runs the baseline.
         sweep: whether to score at all 20 thresholds in one pass.
         threshold: in [0, 1]; None: the paper's threshold.
-        threshold_from: file of a sweep whose best threshold is used; it precedes `threshold`.
+        threshold_from: file of a sweep whose best threshold is used, not `threshold`.
 
     Raises:
         ConfigError: the baseline, the benchmark or the model is unknown.

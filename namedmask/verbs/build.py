@@ -53,8 +53,8 @@ def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
 def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
     """Fill the archives from the stored vectors; return counts of candidates and images kept.
 
-    `archive_fill` is the share of wanted images in the smallest archive. `short` has the counts of
-    candidates by status of each category whose archive is not full.
+    `archive_fill` is the share of its wanted images that the smallest archive has. `short` has, per
+    category whose archive is not full, the counts of its candidates by status.
 
     Raises:
         InputError: a vector cannot be used, or a category ends without an image.

@@ -1,4 +1,4 @@
-"""The command `plan`, which shows a run's stages and how many images it needs, without a start.
+"""The command `plan`, which shows the stages of a run and the images it needs; it starts nothing.
 
 `ALIVE_SHARE` and `MEAN_IMAGE_BYTES` come from public reports, not from measurements, and the plan
 says so. By these reports, about half of LAION-5B's urls are still alive (98 % at release, about 1 %
@@ -88,10 +88,10 @@ def plan_of(config: Config) -> dict[str, Any]:
 def changes_of(config: Config) -> dict[str, Any]:
     """Return how the run file changes the categories of a run folder; {} without stored vectors.
 
-    `new` lists the categories to search for. They cost one scan over all `vectors` vectors
-    together, and the fetch of their images each. All other categories keep their archives, except
-    for vetoed or blocked images. `removed` lists the categories that are no longer in the run file,
-    and `renamed` the categories that have a new name there.
+    `new` lists the categories to search for. The search costs one scan over all `vectors` vectors,
+    and each category then costs the fetch of its images. All other categories keep their archives,
+    except for vetoed or blocked images. `removed` lists the categories that are no longer in the
+    run file, and `renamed` the categories that have a new name there.
 
     Raises:
         InputError: an example file of a category is missing or is not an image.

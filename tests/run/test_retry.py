@@ -201,7 +201,7 @@ def test_retry_changed_metadata_is_refused_and_nothing_is_lost(
     collect.embed(config, SILENT)
     before = rows_of(config.run.out)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(InputError, match="other rows for wave 00000"):
+    with pytest.raises(InputError, match="different rows for wave 00000"):
         collect.embed(config, SILENT, retry=("transient",))
     assert rows_of(config.run.out) == before
     assert collect.embed(config, SILENT)["skipped"]

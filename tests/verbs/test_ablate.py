@@ -156,7 +156,7 @@ def test_ablate_leaves_the_run_itself_as_it_was(fresh: Config) -> None:
         ("copypaste", {}, "study 'copypaste' is unknown.*Did you mean 'copy-paste'"),
         ("copy-paste", {"only": ["3"]}, "variant of study 'copy-paste' '3' is unknown"),
         ("copy-paste", {"seeds": []}, "needs one or more different seeds"),
-        ("copy-paste", {"seeds": [1, 1]}, "and differ"),
+        ("copy-paste", {"seeds": [1, 1]}, "one or more different seeds"),
     ],
 )
 def test_ablate_of_nothing_that_is_known_is_refused(

@@ -246,9 +246,9 @@ def test_command_shows_curve_table_and_flag(own: Path, run: Any) -> None:
     code, out, _ = run(*evaluate, "maskclip", "--json", *split)
     assert code == 0 and json.loads(out)["baseline"] == "maskclip"
     code, _, error = run("evaluate", run_file, "--local", "--sweep")
-    assert code == 2 and "--baseline with it" in error
+    assert code == 2 and "only with --baseline" in error
     code, _, error = run(*evaluate, "maskclip", "--sweep", "--threshold", "0.5")
-    assert code == 2 and "at most one of them" in error
+    assert code == 2 and "at most one of these options" in error
 
 
 def test_report_holds_all_three_in_one_table_and_the_curves(own: Path) -> None:

@@ -226,10 +226,10 @@ def test_verbs_changed_metadata_is_refused_on_resume(
     config = config_of(str(path), tmp_path / "run")
     embed_two_waves(config)
     pq.write_table(table.slice(1, 40), path)
-    with pytest.raises(InputError, match="other rows for wave 00000"):
+    with pytest.raises(InputError, match="different rows for wave 00000"):
         verbs.embed(config, SILENT)
     pq.write_table(table.slice(0, 16), path)
-    with pytest.raises(InputError, match="other rows for wave 00001"):
+    with pytest.raises(InputError, match="different rows for wave 00001"):
         verbs.embed(config, SILENT)
     pq.write_table(table.slice(0, 40), path)
     assert verbs.embed(config, SILENT)["rows_in"] == 40

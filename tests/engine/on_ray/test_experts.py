@@ -113,9 +113,9 @@ def test_experts_process_that_dies_is_tried_once_more(
     (harm / "always").touch()
     try:
         folder = toy_runs.copy(curated, tmp_path / "again")
-        with pytest.raises(NamedMaskError, match=r"(?s)3 of 3 experts failed.*red: .*lost 2 times"):
+        with pytest.raises(NamedMaskError, match=r"(?s)3 of 3 experts failed.*red: .*died 2 times"):
             refine(folder, *options)
-        with pytest.raises(NamedMaskError, match=r"(?s)shared expert.*failed.*lost 2 times"):
+        with pytest.raises(NamedMaskError, match=r"(?s)shared expert.*failed.*died 2 times"):
             refine(folder, options[0], "experts.shared_iterations=1")
     finally:
         (harm / "always").unlink()

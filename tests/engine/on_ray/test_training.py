@@ -138,7 +138,7 @@ def test_training_process_that_is_lost_is_replaced_and_goes_on(
     (harm / "always").touch()
     try:
         folder = toy_runs.copy(curated, tmp_path / "lost")
-        with pytest.raises(NamedMaskError, match=r"(?s)training on Ray ended.*max_failures"):
+        with pytest.raises(NamedMaskError, match=r"(?s)training on Ray failed.*max_failures"):
             train_on_ray(config_of(folder, HARMED, "train.max_failures=0"), folder, print)
     finally:
         (harm / "always").unlink()
