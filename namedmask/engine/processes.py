@@ -67,6 +67,7 @@ def fetched_by_many(
         NamedMaskError: a worker process died.
     """
     begin_server(config)
+    others = set(multiprocessing.active_children())
     count, remaining = process_count(config), iter(waves)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
@@ -81,6 +82,10 @@ def fetched_by_many(
                 pending.remove(done)
                 yield done.result()
         except BrokenProcessPool:
+            # The pool ends the processes that it knows of. One that began at that moment is not
+            # among them and would wait for work for ever, and the exit of this process for it.
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
             raise NamedMaskError(
                 "a process that fetches images died, because it was killed or because an image "
                 "crashed it. Run the same command again; on Ray, such an image gets the status "

@@ -50,7 +50,7 @@ def reserve_port(note: Path) -> int:
 def serve(folder: Path, port: int) -> Iterator[str]:
     """Yield the base url of a server over `folder`, which runs in a process of its own.
 
-    The process is stopped when the block ends.
+    The process is stopped when the block ends, and ends by itself if this process is killed.
 
     Raises:
         InputError: another program uses the port.
@@ -89,7 +89,9 @@ async def _serve(folder: Path, port: int, pipe: Connection) -> None:
         pipe.send(False)
         return
     pipe.send(True)
-    await asyncio.Event().wait()
+    parent_ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pipe.fileno(), parent_ended.set)
+    await parent_ended.wait()
 
 
 class _Metadata:

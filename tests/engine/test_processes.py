@@ -87,6 +87,43 @@ def test_lost_process_ends_the_run_which_goes_on_when_run_again(
     assert files_of(tmp_path / "run", "fetched") == files_of(tmp_path / "whole", "fetched")
 
 
+BEGUN_TOO_LATE = """
+import sys, time
+from concurrent.futures import ProcessPoolExecutor
+from namedmask.config.run_file import Config
+from namedmask.run.progress import SilentProgress
+from namedmask.verbs import collect
+
+begin = ProcessPoolExecutor._spawn_process
+
+def begin_late(pool):
+    known, pool._processes = pool._processes, {}
+    begin(pool)
+    late, pool._processes = pool._processes, known
+    for process in known.values():
+        process.kill()
+    while known and not pool._broken:
+        time.sleep(0.01)
+    time.sleep(0.2)  # a broken pool ends the processes that it knows of
+    known.update(late)
+
+ProcessPoolExecutor._spawn_process = begin_late
+collect.fetch(Config.load(sys.argv[1]), SilentProgress())
+"""
+
+
+def test_process_that_began_while_another_died_does_not_keep_the_run_from_its_end(
+    source: str, tmp_path: Path
+) -> None:
+    run_file = tmp_path / "run.toml"
+    run_file.write_text(to_toml(config_of(source, tmp_path / "run", TWO)))
+    done = subprocess.run(
+        [sys.executable, "-c", BEGUN_TOO_LATE, str(run_file)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert "a process that fetches images died" in done.stderr
+
+
 def test_processes_end_with_their_parent(web: toys.SmallWeb, source: str, tmp_path: Path) -> None:
     run_file = tmp_path / "run.toml"
     config: Config = config_of(source, tmp_path / "run", TWO)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -17,6 +22,7 @@ import pytest
 
 from namedmask import images
 from namedmask.archive.store import Archive
+from namedmask.errors import InputError
 from namedmask.evaluate.benchmarks import folder as open_folder
 from namedmask.metadata.urls import sample_id
 from namedmask.miniworld import pictures, web
@@ -27,6 +33,7 @@ from namedmask.run.progress import SilentProgress
 from namedmask.storage.files import digest, row_hashes
 from namedmask.verbs import build as verbs
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = Path(str(resources.files("namedmask.miniworld") / "weights"))
 SMALL = ["retrieve.archive_size=4", "retrieve.candidates=60", "run.wave_rows=100"]
 
@@ -126,6 +133,23 @@ def test_server_trouble_answers_as_its_route_says(world: Path, base: str) -> Non
         images.decode(get(by_kind["truncated"])[1])
     with pytest.raises(OSError):
         get(by_kind["reset"])
+
+
+def test_server_of_a_killed_process_gives_its_port_back(world: Path, tmp_path: Path) -> None:
+    port = reserve_port(tmp_path / "port")
+    code = (
+        "import os, pathlib, signal, sys; from namedmask.miniworld.server import serve\n"
+        "with serve(pathlib.Path(sys.argv[1]), int(sys.argv[2])):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    arguments = [sys.executable, "-c", code, str(world / "web"), str(port)]
+    killed = subprocess.run(arguments, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(InputError), serve(world / "web", port):
+            return
+    raise AssertionError("the port is still in use")
 
 
 def test_curate_funnels_add_up_to_the_metadata(world: Path, curated: Path) -> None:
