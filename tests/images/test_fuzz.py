@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 import zlib
 from multiprocessing import get_context
 from pathlib import Path
@@ -68,7 +69,7 @@ def megabytes(field: str) -> int:
 
 def decode_share(photos: list[Path], rank: int, folder: Path) -> None:
     """Judge every second input; the one in work lies in `folder`, for whoever finds this dead."""
-    images.warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore")
     silence = os.open(folder / f"native-{rank}.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(silence, 2)  # libtiff writes its complaints there
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends native code too

@@ -19,7 +19,7 @@ from namedmask.config.run_file import to_toml
 from namedmask.engine.on_ray import submit
 from namedmask.errors import ConfigError, InputError, RayJobError
 from namedmask.run.progress import SilentProgress
-from namedmask.verbs import build as verbs
+from namedmask.run.verb_table import VERBS
 from tests import toys
 from tests.road import config_of, digests, judged_on_disks, read_json
 
@@ -79,7 +79,7 @@ def test_submit_whole_road_has_the_bytes_of_the_plain_loop(
         source = str(web.write_metadata(tmp_path / "metadata.parquet"))
         config = judged_on_disks(config_of(source, tmp_path / "plain"), tmp_path / "disks")
         for verb in ROAD:
-            getattr(verbs, verb)(config, SilentProgress())
+            VERBS[verb].load()(config, SilentProgress())
         path = tmp_path / "run.toml"
         path.write_text(to_toml(config).replace("tests.toys:", f"{MODULE}:"))
         out = tmp_path / "submitted"
