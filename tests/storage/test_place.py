@@ -451,7 +451,8 @@ def test_storage_run_killed_on_s3_goes_on_to_the_same_rows(
     tree = plain.tree()
     tree["run"]["out"] = str(folder)
     code = (
-        "import json, sys\nfrom namedmask.verbs import build as verbs\nfrom namedmask.config import Config\n"
+        "import json, sys\nfrom namedmask.verbs import build as verbs\n"
+        "from namedmask.config import Config\n"
         "from namedmask.run.progress import SilentProgress\n"
         "verbs.curate(Config.of(json.loads(sys.argv[1])), SilentProgress())\n"
     )
