@@ -55,6 +55,18 @@ def _stage(config: FetchConfig) -> Stage:
     return Fetch(config)
 
 
+def _submitted(
+    pool: ProcessPoolExecutor, wave: Wave, config: FetchConfig, use: Callable[[FetchedWave], T]
+) -> Future[T]:
+    try:
+        return pool.submit(_fetch_here, wave, config, use)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # A process is to begin, but another one died and the pool has just closed its pipes.
+        raise BrokenProcessPool from error
+
+
 def fetched_by_many(
     waves: Iterable[Wave], config: FetchConfig, use: Callable[[FetchedWave], T]
 ) -> Iterator[T]:
@@ -75,7 +87,7 @@ def fetched_by_many(
         try:
             while True:
                 while len(pending) <= count and (wave := next(remaining, None)):
-                    pending.add(pool.submit(_fetch_here, wave, config, use))
+                    pending.add(_submitted(pool, wave, config, use))
                 if not pending:
                     return
                 done = wait(pending, return_when=FIRST_COMPLETED).done.pop()
