@@ -1,17 +1,15 @@
 """Run files with their sections and presets, and the resolution of names in them."""
 
+from namedmask.config.collect_sections import FetchConfig, MetadataConfig, VectorsConfig
 from namedmask.config.run_file import SPEED_ONLY, Config, settings_of
 from namedmask.config.sections import (
     CategoriesConfig,
     CategoryConfig,
     EmbedConfig,
-    FetchConfig,
-    MetadataConfig,
     RayConfig,
     RetrieveConfig,
     RunConfig,
     SearchConfig,
-    VectorsConfig,
 )
 from namedmask.config.training_sections import (
     AugmentConfig,
