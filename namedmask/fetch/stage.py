@@ -200,7 +200,7 @@ async def _fetcher_of(config: FetchConfig, cores: int) -> AsyncIterator[_Fetcher
 async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -> int:
     """Wait until all tasks are done, or until their images have `most_bytes`.
 
-    Return the number of the first tasks that are done, or 1 if the first is not.
+    Return the number of the first tasks that are done and reach the bytes, at least 1.
     """
     ended = asyncio.Event()
     left, held = len(tasks), 0
@@ -217,7 +217,11 @@ async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -
         task.add_done_callback(count)
     if tasks:
         await ended.wait()
-    return max(1, next((n for n, task in enumerate(tasks) if not task.done()), len(tasks)))
+    complete, held = 0, 0
+    while complete < len(tasks) and tasks[complete].done() and held < most_bytes:
+        held += len(tasks[complete].result().image or b"")
+        complete += 1
+    return max(1, complete)
 
 
 class _Fetcher:

@@ -7,7 +7,7 @@ ends with the same bytes, whichever executor did the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from namedmask.run.job import VerbRun
@@ -35,7 +35,7 @@ class Executor(Protocol):
         stages: Sequence[str],
         store_name: str,
         step: Step,
-    ) -> Iterator[Written]:
+    ) -> Generator[Written]:
         """Pass each wave through `stages` and commit it to a store; yield its result, in any order.
 
         `step` advances by the rows that have passed the stages.

@@ -105,8 +105,18 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and (self._held or self._is_empty):
+        if kind is None:
+            self.close()
+        self.abandon()
+
+    def close(self) -> None:
+        """Write the last row group and complete the file."""
+        if self._held or self._is_empty:
             self._end_group()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is; a file that is complete stays complete."""
         self._file.close()
 
     def write(self, table: pa.Table) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,11 +98,12 @@ def _collect(
             with progress.step(kind.verb) as step:
                 waves = _to_do(kind, run, executor.metadata(run), committed, retry, step)
                 run.start(kind.verb)
-                for written in executor.run(run, waves, kind.stages, kind.store, step):
-                    if written.unit in committed:
-                        retried += written.tried
-                    else:
-                        failures.add(written.tried, written.counts)
+                with closing(executor.run(run, waves, kind.stages, kind.store, step)) as results:
+                    for written in results:
+                        if written.unit in committed:
+                            retried += written.tried
+                        else:
+                            failures.add(written.tried, written.counts)
             run.ledger.sweep(kind.store)  # removes the files that retried waves have replaced
             run.result = row_funnel(run, kind.store)
             if kind is EMBED:

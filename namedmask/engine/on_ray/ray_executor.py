@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -72,7 +72,7 @@ class RayExecutor:
         stages: Sequence[str],
         store_name: str,
         step: Step,
-    ) -> Iterator[Written]:
+    ) -> Generator[Written]:
         """Pass each wave through a graph that commits it; yield its result, in any order.
 
         A graph takes seconds to start. If there is only one wave and no stage needs a pool, the
