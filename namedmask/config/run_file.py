@@ -25,7 +25,7 @@ from namedmask.storage import Place, place_of
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "max_failures", "on_device",
+    "actors", "num_cpus", "num_gpus", "max_failures", "on_device", "proxy",
 )  # fmt: skip
 """Keys, in any section, that change the speed of a verb but not its result, except for rounding.
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from namedmask import images
 from namedmask.config import FetchConfig
-from namedmask.fetch.download import Downloader, FailedError, session_of
+from namedmask.fetch.download import Downloader, FailedError, downloader_of
 from namedmask.images import jpegs
 from namedmask.schema.columns import alive, require_columns, update
 from namedmask.schema.status import (
@@ -123,8 +123,8 @@ async def fetch_all(
     and back takes as long as decoding it.
     """
     with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
-        async with session_of(config) as session:
-            fetcher = _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
+        async with downloader_of(config) as downloader:
+            fetcher = _Fetcher(downloader, decoders, config, threaded=cores > 1)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(fetcher.fetch(url, expected))

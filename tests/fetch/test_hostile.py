@@ -111,7 +111,7 @@ HOSTILE = {
     "unknown_packing": ("bad_response", answer(PHOTO, "Content-Encoding: br")),
     "pixel_bomb": ("too_many_pixels", answer(png(50_000, 50_000, squeezed(50_000 * 6251, 15)))),
     "length_too_long": ("reset", then(head(f"Content-Length: {len(PHOTO) * 2}"), PHOTO, end=close)),
-    "length_too_short": ("bad_response", then(head("Content-Length: 500") + PHOTO)),
+    "length_too_short": ("truncated", then(head("Content-Length: 500") + PHOTO)),
     "length_twice": ("bad_response", then(head("Content-Length: 5", "Content-Length: 6"), PHOTO)),
     "length_negative": ("bad_response", then(head("Content-Length: -1"), PHOTO)),
     "length_without_end": ("bad_response", then(head("Content-Length: " + "9" * 5000), PHOTO)),

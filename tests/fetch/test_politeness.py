@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from namedmask.fetch.politeness import Host, may_fetch, opted_out, retry_after
+from namedmask.fetch.politeness import Host, opted_out, retry_after
+from namedmask.fetch.robots import may_fetch
+
+MINE = ("noai", "noimageai", "noml")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +31,7 @@ from namedmask.fetch.politeness import Host, may_fetch, opted_out, retry_after
     ],
 )  # fmt: skip
 def test_opted_out_reads_tags_for_all_agents_and_ours(tags, out):
-    assert opted_out(tags, "NamedMask/0.1 (+https://example.org)") is out
+    assert opted_out(tags, "NamedMask/0.1 (+https://example.org)", MINE) is out
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ AGENT = "NamedMask/0.1 (+https://example.org)"
     ],
 )
 def test_may_fetch_keeps_to_the_rules(text, path, allowed):
-    assert may_fetch(text, AGENT, f"https://example.org{path}") is allowed
+    assert may_fetch(text, AGENT, path) is allowed
 
 
 def test_host_pauses_add_up_until_it_is_given_up():
