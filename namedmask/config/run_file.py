@@ -25,13 +25,17 @@ from namedmask.storage import Place, place_of
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",
-    "actors", "num_cpus", "num_gpus", "max_failures", "on_device", "proxy",
+    "actors", "num_cpus", "num_gpus", "max_failures", "on_device",
 )  # fmt: skip
 """Keys, in any section, that change the speed of a verb but not its result, except for rounding.
 
 With several `train.processes`, each process computes batch norm and dropout on its own share of the
 batch. The result then differs by more than rounding, but by less than that of another seed.
 """
+
+CHANGEABLE = ("proxy", "opt_out_tags")
+"""Keys, in any section, that may change within a run: the way to the images, and which wishes of
+their owners are honored, which may become stricter at any time."""
 
 RENAMED = {
     "fetch.workers": "fetch.processes",
@@ -94,7 +98,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """Return the settings in some sections and keys as a flat dict, `section.key` → value.
 
     `names` are whole sections (`fetch`) or single keys (`run.seed`). Keys that only change the
-    speed (`SPEED_ONLY`) are left out.
+    speed (`SPEED_ONLY`), or may change within a run (`CHANGEABLE`), are left out.
     """
     flat = {
         f"{section}.{key}": value
@@ -106,7 +110,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
         key: value
         for key, value in flat.items()
         if (key in wanted or key.partition(".")[0] in wanted)
-        and key.partition(".")[2] not in SPEED_ONLY
+        and key.partition(".")[2] not in (*SPEED_ONLY, *CHANGEABLE)
     }
 
 
