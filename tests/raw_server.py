@@ -59,9 +59,11 @@ class RawServer:
         self.released = threading.Event()
         self.paths: list[str] = []
         self.connections = 0
-        self.listener = socket.create_server((host, 0), backlog=256)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.listener = socket.create_server((host, 0), backlog=256, family=family)
         self.port: int = self.listener.getsockname()[1]
-        self.url = f"http{'s' if tls else ''}://{host}:{self.port}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http{'s' if tls else ''}://{shown}:{self.port}"
         self.threads = [threading.Thread(target=self._listen)]
 
     def __enter__(self) -> RawServer:

@@ -107,7 +107,7 @@ class Answers(ResponseHandler):
             late = aiohttp.ServerDisconnectedError() if self._used else None
             self._refuse(late or BadHttpMessage("the answer is not HTTP/1"))
             return b""
-        while self._left is None and (end := _HEAD_END.search(received, searched)):
+        while self._left is None and (end := _HEAD_END.search(received, searched, HEAD_BYTES)):
             head, received, searched = received[: end.end()], received[end.end() :], 0
             self._left = self._length = body_bytes(head := repaired(bytes(head)))
             super().data_received(head)

@@ -58,18 +58,24 @@ class Cookies:
 
     def __init__(self) -> None:
         self._jar: aiohttp.CookieJar | None = None
+        self._as_sent: dict[tuple[str, str], str] = {}  # the jar keeps values without their quotes
 
     def keep(self, response: aiohttp.ClientResponse) -> None:
         """Keep the cookies of a redirect."""
         if response.cookies:
-            self._jar = self._jar or aiohttp.CookieJar(unsafe=True)  # also of hosts without a name
+            self._jar = self._jar or aiohttp.CookieJar(unsafe=True, quote_cookie=False)
             self._jar.update_cookies(response.cookies, response.url)
+            for name, cookie in response.cookies.items():
+                self._as_sent[name, cookie.value] = cookie.coded_value
 
     def headers_for(self, target: URL) -> dict[str, str]:
         """Return the Cookie header of a request, if it has one."""
         found = self._jar.filter_cookies(target) if self._jar else {}
-        pairs = "; ".join(f"{cookie.key}={cookie.coded_value}" for cookie in found.values())
-        return {"Cookie": pairs} if pairs else {}
+        pairs = (
+            f"{name}={self._as_sent.get((name, cookie.value), cookie.value)}"
+            for name, cookie in found.items()
+        )
+        return {"Cookie": "; ".join(pairs)} if found else {}
 
 
 def raise_open_file_limit(in_flight: int) -> None:
