@@ -80,12 +80,10 @@ class ProxyServer:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as server:
             if method == "CONNECT":
                 connection.sendall(head(status="200 Connection established"))
+                self._start(self._pump, connection, server)
             else:
-                path = target.split("/", 3)[3]
-                server.sendall(
-                    f"{method} /{path} HTTP/1.1\r\nConnection: close\r\n".encode() + rest
-                )
-            self._start(self._pump, connection, server)
+                server.sendall(f"{method} /{target.split('/', 3)[3]} HTTP/1.1\r\n".encode() + rest)
+                server.shutdown(socket.SHUT_WR)  # one request, then the server hangs up
             self._pump(server, connection)
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
