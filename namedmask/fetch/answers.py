@@ -32,8 +32,8 @@ _WELL_FORMED = re.compile(rb"[^\r\n]*\r?\n(?:" + _NAME + rb":[^\r\n\0]*\r?\n)*\r
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _FIELD = re.compile(rb"(" + _NAME + rb")[ \t]*:([^\0]*)")
 _LENGTH_FIELD = re.compile(rb"\ncontent-length:([^\r\n]*)\r?(?=\n)", re.IGNORECASE)
-_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
+_LENGTH = re.compile(rb"\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r?\n")
+_CHUNKED = re.compile(rb"\ntransfer-encoding:[^\r\n]*chunked")
 _STATUS = re.compile(rb"HTTP/\d\.\d +(\d{3})")
 
 
@@ -149,8 +149,9 @@ def body_bytes(head: bytes) -> float | None:
         return None
     if code in (204, 304):
         return 0
-    length = _LENGTH.search(head)
-    return math.inf if _CHUNKED.search(head) or length is None else int(length[1])
+    fields = head.lower()
+    length = _LENGTH.search(fields)
+    return math.inf if length is None or _CHUNKED.search(fields) else int(length[1])
 
 
 def repaired(head: bytes) -> bytes:
@@ -163,8 +164,12 @@ def repaired(head: bytes) -> bytes:
         first, *lines = _FOLD.sub(b" ", head).splitlines()
         fields = [match.groups() for line in lines if (match := _FIELD.fullmatch(line))]
         head = b"\r\n".join([first, *(name + b":" + value for name, value in fields), b"", b""])
+    lower = head.lower()
+    is_plain = lower.count(b"\ncontent-length:") == 1 and _LENGTH.search(lower)
+    if is_plain and b"\ntransfer-encoding:" not in lower:
+        return head
     lengths = [text.strip() for texts in _LENGTH_FIELD.findall(head) for text in texts.split(b",")]
-    if lengths and (_CHUNKED.search(head) or not any(lengths)):
+    if lengths and (_CHUNKED.search(lower) or not any(lengths)):
         return _LENGTH_FIELD.sub(b"", head)
     if len(lengths) > 1 or (lengths and lengths[0].startswith(b"+")):
         size, *others = {text.removeprefix(b"+") for text in lengths}

@@ -87,7 +87,8 @@ def header_opt_out(
 
     `values_of` returns the values of all headers of one name; if one forbids, that one counts.
     """
-    if opted_out(values_of("X-Robots-Tag"), user_agent, directives):
+    tags = tuple(values_of("X-Robots-Tag"))
+    if tags and opted_out(tags, user_agent, directives):
         return OPTED_OUT
     for field, (key, forbidden, status) in SIGNALS.items():
         if any(preference_of(value, key) == forbidden for value in values_of(field)):

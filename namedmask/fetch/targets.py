@@ -10,6 +10,7 @@ from namedmask.schema.urls import STRAY_PERCENT, authority_of
 _ALLOWED = "%/?:@!$&'()*+,;="
 """Characters besides letters, digits and `-._~` that a path and a query may have (RFC 3986)."""
 
+_PLAIN = re.compile(r"[A-Za-z0-9._~/?:@!$&'()*+,;=-]*")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _URL = re.compile(r"([a-z]+://[^/]*)(/[^?]*)(.*)")
 _ZONE = re.compile(r"[^/?#]*//[^/?#]*\[[^/?#\]]*%")
@@ -74,6 +75,8 @@ def _without_dots(path: str) -> str:
 
 
 def _escaped(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        return text
     if "%" in text:
         text = STRAY_PERCENT.sub("%25", text)
     try:

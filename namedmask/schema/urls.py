@@ -15,6 +15,7 @@ HOST_CHARACTERS = 253
 
 STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_SIMPLE = re.compile(r"[a-z0-9][a-z0-9-]*(?:\.[a-z0-9-]+)+")
 _HOST = re.compile(r"(?=.*[a-z0-9])[a-z0-9._-]+")
 
 
@@ -26,8 +27,12 @@ def authority_of(parts: SplitResult) -> str:
     Raises:
         ValueError: the port, the address or the name is malformed.
     """
+    if parts.scheme not in DEFAULT_PORTS:
+        return ""
+    if len(parts.netloc) <= HOST_CHARACTERS and _SIMPLE.fullmatch(parts.netloc):
+        return parts.netloc  # the common case, which has nothing to map
     host = ascii_host(parts.hostname or "")
-    if parts.scheme not in DEFAULT_PORTS or not host:
+    if not host:
         return ""
     port = "" if parts.port in (None, DEFAULT_PORTS[parts.scheme]) else f":{parts.port}"
     user, at, _ = parts.netloc.rpartition("@")
