@@ -161,7 +161,7 @@ class Downloader:
                 return response.headers["Location"]
             if 200 <= response.status < 300:
                 return await read(response)
-            status = of_http(response.status)
+            status = PROXY_FAILED if proxy and response.status == 407 else of_http(response.status)
             if response.status in PAUSES and "Retry-After" in response.headers:
                 pause = retry_after(response.headers["Retry-After"])
                 self._host(target.raw_host or "").record_pause(status, pause)

@@ -16,6 +16,7 @@ from namedmask.errors import ConfigError
 from namedmask.fetch import addresses, proxies
 from namedmask.fetch.proxies import Proxies, unused_proxy
 from namedmask.fetch.stage import Fetch
+from namedmask.verbs.plan import plan_of
 from tests import toys
 from tests.proxy_server import ProxyServer
 from tests.raw_server import RawServer, answer, certificate
@@ -190,6 +191,8 @@ def test_proxy_that_is_down_or_refuses_is_not_the_fault_of_the_url(names, url):
     with ProxyServer({}, "503 Too Busy") as proxy:
         found = statuses([url], proxy=proxy.url)
     assert found == (["proxy_failed"] if url.startswith("https") else ["http_503"])
+    with ProxyServer({}, "407 Who Are You") as proxy:
+        assert statuses([url], proxy=proxy.url) == ["proxy_failed"]
 
 
 def test_proxy_machine_without_a_name_server_gets_no_warning_about_it(names, web, caplog):
@@ -228,3 +231,11 @@ def test_proxy_without_a_scheme_in_the_environment_is_http(monkeypatch):
     assert found.of(URL("http://a.example/")) == URL("http://proxy.example:3128")
     assert found.of(URL("https://a.example/")) is None
     assert not Proxies("")
+
+
+def test_proxy_that_is_not_used_is_a_note_of_the_plan(tmp_path, monkeypatch):
+    tree = {"run": {"out": str(tmp_path / "out")}, "categories": {"names": ["a cat"]}}
+    config = Config.of(tree)
+    assert not any("proxy" in note for note in plan_of(config)["notes"])
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    assert any("has a proxy (https_proxy)" in note for note in plan_of(config)["notes"])

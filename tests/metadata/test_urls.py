@@ -116,7 +116,7 @@ OWNERS = [
     {"fass.de", "FASS.de", "ｆａｓｓ.de", "faſs.de"},
     {"σίγμας.gr", "ΣΊΓΜΑς.gr"}, {"σίγμασ.gr", "ΣΊΓΜΑΣ.gr"},
     {"نامه\u200cای.com"}, {"نامهای.com"}, {"क्\u200dष.com"}, {"क्ष.com"},  # with and without a joiner
-    {"bücher.example", "BÜCHER.example", "bu\u0308cher.example", "bücher。example",
+    {"bücher.example", "BÜCHER.example", "b\u0075\u0308cher.example", "bücher。example",
      "bücher．example", "bücher｡example", "xn--bcher-kva.example", "XN--BCHER-KVA.example"},
     {"bücher.example."}, {"bucher.example"},
     {"example.org", "EXAMPLE.org", "ｅｘａｍｐｌｅ．ｏｒｇ", "exam\u00adple.org"}, {"example.org."},
