@@ -33,7 +33,7 @@ import pyarrow as pa
 
 from namedmask import images
 from namedmask.config import FetchConfig
-from namedmask.fetch.download import Downloader, FailedError, session_of
+from namedmask.fetch.download import Downloader, FailedError, downloader_of
 from namedmask.fetch.event_loop import driven
 from namedmask.images import jpegs
 from namedmask.images.limits import Limits, within
@@ -193,8 +193,8 @@ async def fetch_all(
 @asynccontextmanager
 async def _fetcher_of(config: FetchConfig, cores: int) -> AsyncIterator[_Fetcher]:
     with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
-        async with session_of(config) as session:
-            yield _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
+        async with downloader_of(config) as downloader:
+            yield _Fetcher(downloader, decoders, config, threaded=cores > 1)
 
 
 async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -> int:

@@ -68,6 +68,7 @@ UNREACHABLE = _status("unreachable", "there is no route to the host", TRANSIENT)
 RESET = _status("reset", "the connection broke", TRANSIENT)
 TIMEOUT = _status("timeout", "the download took longer than fetch.timeout_s", TRANSIENT)
 BAD_TLS = _status("bad_tls", "the TLS certificate cannot be trusted", DEAD)
+PROXY_FAILED = _status("proxy_failed", "the proxy of fetch.proxy gave no connection", TRANSIENT)
 BAD_RESPONSE = _status("bad_response", "the answer is not valid HTTP", DEAD)
 TOO_MANY_REDIRECTS = _status("too_many_redirects", "more hops than fetch.max_redirects", DEAD)
 NO_FILE = _status("no_file", "there is no such file below fetch.file_root", DEAD)
@@ -76,8 +77,20 @@ BLOCKED_ADDRESS = _status(
     "the address is not on the public web, or the file is not below fetch.file_root",
     FORBIDDEN,
 )
-OPTED_OUT = _status("opted_out", "the server's headers forbid machine learning", "opted_out")
+OPTED_OUT = _status("opted_out", "an X-Robots-Tag of fetch.opt_out_tags is set", "opted_out")
+OPTED_OUT_CONTENT_SIGNAL = _status(
+    "opted_out_content_signal", "a Content-Signal says ai-train=no", "opted_out"
+)
+OPTED_OUT_CONTENT_USAGE = _status(
+    "opted_out_content_usage", "a Content-Usage says train-ai=n", "opted_out"
+)
+OPTED_OUT_TDM = _status(
+    "opted_out_tdm", "the rights of text and data mining are reserved", "opted_out"
+)
 ROBOTS_TXT = _status("robots_txt", "the site's robots.txt forbids the download", "opted_out")
+CRAWL_DELAY = _status(
+    "crawl_delay", "the Crawl-delay of robots.txt adds up to more than fetch.max_pause_s", TRANSIENT
+)
 TOO_BIG = _status("too_big", "the file has more bytes than fetch.max_bytes", "too_big")
 TOO_MANY_PIXELS = _status("too_many_pixels", "the image is larger than fetch.max_pixels", "too_big")
 TOO_MANY_SCANS = _status(

@@ -24,6 +24,7 @@ from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.config.presets import departures
 from namedmask.config.registry import resolve
+from namedmask.fetch.proxies import unused_proxy
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import queries_of
 from namedmask.retrieve.vectors import open_vectors
@@ -302,6 +303,8 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
             "images, archives will not be full. Lower retrieve.archive_size or add metadata."
         )
     if warning := face_warning(config.categories, config.faces.enabled):
+        notes.append(warning)
+    if warning := unused_proxy(config.fetch):
         notes.append(warning)
     if not config.evaluate.benchmark:
         notes.append("evaluate.benchmark is empty, so the verb evaluate is not part of the run.")

@@ -582,6 +582,6 @@ def test_fetch_fault_of_the_program_is_crashed_and_logged(server, monkeypatch, c
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(download, "opted_out", broken)
+    monkeypatch.setattr(download, "header_opt_out", broken)
     assert status(f"{server.address}/ok/") == "crashed"
     assert re.search("a bug", caplog.text)
