@@ -38,6 +38,7 @@ from namedmask.miniworld import pictures
 from namedmask.run.job import VerbRun
 from namedmask.run.layout import IMAGES
 from namedmask.run.ledger import open_run
+from namedmask.run.machine import cores
 from namedmask.run.progress import SilentProgress
 from namedmask.run.stages import load_stage
 from namedmask.run.waves import Wave, header_of, write
@@ -104,10 +105,10 @@ def plain_ends(folder: Path, urls: list[str]) -> list[float]:
         config_of(folder, 1),
         waves_of(urls),
     )
-    cores, ends = os.cpu_count() or 1, context.Queue()
+    count, ends = cores(), context.Queue()
     processes = [
-        context.Process(target=plainly, args=(folder / "plain", config, waves[n::cores], ends))
-        for n in range(cores)
+        context.Process(target=plainly, args=(folder / "plain", config, waves[n::count], ends))
+        for n in range(count)
     ]
     for process in processes:
         process.start()
@@ -151,7 +152,7 @@ def main(waves: int) -> None:
             for order in ORDERS:
                 for side in order:
                     ends = (
-                        ray_ends(folder, urls, os.cpu_count() or 1, executor)[0]
+                        ray_ends(folder, urls, cores(), executor)[0]
                         if side == "ray"
                         else plain_ends(folder, urls)
                     )
@@ -166,7 +167,7 @@ def main(waves: int) -> None:
             side: round(statistics.median(of_side), 1) for side, of_side in rates.items()
         },
         "images": waves * ROWS,
-        "cores": os.cpu_count(),
+        "cores": cores(),
     }
     print(json.dumps(result))
 

@@ -66,7 +66,7 @@ class RayConfig(Section):
     memory_limit_gb: float = Field(
         0.0,
         ge=0,
-        description="Memory limit of a stage's process, in GiB; 0: 60 % of the machine's memory.",
+        description="Memory limit of a stage's process, in GiB; 0: 60 % of what the node allows.",
     )
     heartbeat_s: float = Field(
         30.0, gt=0, description="Seconds without progress until a warning names the waiting stages."

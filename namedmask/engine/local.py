@@ -11,7 +11,6 @@ Memory: the encoded images of two waves or, with N fetching processes, of N + 1 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from namedmask.engine.processes import fetched_by_many, process_count
 from namedmask.fetch.stage import Fetch
 from namedmask.metadata import clean as metadata
 from namedmask.run.job import VerbRun
-from namedmask.run.machine import use_threads
+from namedmask.run.machine import cores, use_threads
 from namedmask.run.progress import Step
 from namedmask.run.stages import Stage, batch_size_of, load_stage
 from namedmask.run.waves import FetchedWave, Wave, Written, fetch_wave, slices, write
@@ -127,7 +126,7 @@ def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[Fetc
     if process_count(config) > 1:
         return fetched_by_many(waves, config, _identity)
     if isinstance(fetch, Fetch):
-        fetch.cores = os.cpu_count() or 1  # no other process fetches
+        fetch.cores = cores()  # no other process fetches
     return prefetch_one(fetch_wave(wave, fetch) for wave in waves)
 
 

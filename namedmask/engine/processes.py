@@ -19,6 +19,7 @@ from multiprocessing import forkserver
 from typing import TYPE_CHECKING, TypeVar
 
 from namedmask.errors import NamedMaskError
+from namedmask.run.machine import cores
 
 if TYPE_CHECKING:
     from namedmask.config import FetchConfig
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 def process_count(config: FetchConfig) -> int:
     """Return the number of processes that fetch: `fetch.processes`, or one per core."""
-    return config.processes or os.cpu_count() or 1
+    return config.processes or cores()
 
 
 def begin_server(config: FetchConfig) -> bool:

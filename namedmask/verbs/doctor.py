@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import re
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import namedmask
+from namedmask.run.machine import cores, memory_bytes
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "insightface", "opencv-python",
@@ -30,8 +29,8 @@ def diagnose() -> dict[str, Any]:
         "namedmask": namedmask.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": _memory_gb(),
+        "cores": cores(),
+        "memory_gb": round(memory_bytes() / 2**30, 1),
         "versions": versions,
         "extras": {name: _missing_of(name) or "installed" for name in ("cpu", "gpu", "dev")},
         "problems": _problems(versions),
@@ -44,13 +43,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _memory_gb() -> float:
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return round(min(pages, int(text) if text.isdigit() else pages) / 2**30, 1)
 
 
 def _missing_of(extra: str) -> str:

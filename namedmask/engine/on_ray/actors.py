@@ -11,7 +11,6 @@ the stage in a child process (see isolated.py), and a row that kills the child i
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ import ray
 from namedmask.config import Config
 from namedmask.engine.on_ray.isolated import limit_memory, run_isolated
 from namedmask.errors import NamedMaskError
-from namedmask.run.machine import use_threads
+from namedmask.run.machine import memory_bytes, use_threads
 from namedmask.run.stages import batch_size_of, load_stage, stage_class
 from namedmask.run.waves import Wave, WaveHeader, header_of, write
 from namedmask.storage import Place
@@ -211,11 +210,11 @@ def load_stage_here(name: str, config: Config) -> Any:
 def memory_limit(config: Config) -> int:
     """Return the number of bytes that a process of a stage may allocate.
 
-    The default is 60 % of the machine's memory.
+    The default is 60 % of the memory that this process may use.
     """
     if config.ray.memory_limit_gb:
         return int(config.ray.memory_limit_gb * 2**30)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 6 // 10
+    return memory_bytes() * 6 // 10
 
 
 def with_header(rows: pa.Table, header: WaveHeader, seconds: dict[str, float]) -> pa.Table:

@@ -127,9 +127,13 @@ class _Child:
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Limit the memory that this process may allocate; an allocation beyond the limit fails."""
+    """Limit the memory that this process may allocate; an allocation beyond the limit fails.
+
+    A lower hard limit (`ulimit -d`), which a process cannot raise, stays.
+    """
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
+    soft = memory_bytes if hard == resource.RLIM_INFINITY else min(memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _serve(read: IO[bytes], write: IO[bytes]) -> None:

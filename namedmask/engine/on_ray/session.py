@@ -16,6 +16,7 @@ from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
 from namedmask.errors import ClusterTooSmallError, InputError
+from namedmask.run.machine import cores
 from namedmask.run.stages import checking_stages
 from namedmask.storage import is_s3
 from namedmask.weights.catalog import known_weights
@@ -60,7 +61,7 @@ def session(config: Config) -> Iterator[None]:
         else:
             ray.init(
                 "local",
-                num_cpus=settings.num_cpus or max(os.cpu_count() or 1, cpus_needed(config)),
+                num_cpus=settings.num_cpus or max(cores(), cpus_needed(config)),
                 object_store_memory=settings.object_store_mb << 20 or None,
                 include_dashboard=False,
                 log_to_driver=False,
