@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from namedmask.images.codec import decode as decode
     from namedmask.images.codec import decode_coarse as decode_coarse
     from namedmask.images.codec import decode_gray as decode_gray
+    from namedmask.images.codec import decode_stored as decode_stored
     from namedmask.images.codec import encode_jpeg as encode_jpeg
     from namedmask.images.codec import encode_png as encode_png
     from namedmask.images.codec import fitted as fitted
-    from namedmask.images.codec import hash_of as hash_of
     from namedmask.images.codec import opened as opened
     from namedmask.images.codec import orientation_of as orientation_of
     from namedmask.images.codec import resize as resize
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from namedmask.images.codec import size_of as size_of
     from namedmask.images.codec import to_tensor as to_tensor
     from namedmask.images.codec import turned as turned
+    from namedmask.images.hashes import hash_of as hash_of
     from namedmask.images.masks import decode_mask as decode_mask
     from namedmask.images.masks import draw_regions as draw_regions
     from namedmask.images.masks import encode_mask as encode_mask
@@ -42,6 +43,7 @@ __all__ = [
     "decode_coarse",
     "decode_gray",
     "decode_mask",
+    "decode_stored",
     "draw_regions",
     "encode_jpeg",
     "encode_mask",
@@ -71,12 +73,13 @@ __getattr__, __dir__ = lazy_names(
         "decode_coarse": "codec",
         "decode_gray": "codec",
         "decode_mask": "masks",
+        "decode_stored": "codec",
         "draw_regions": "masks",
         "encode_jpeg": "codec",
         "encode_mask": "masks",
         "encode_png": "codec",
         "fitted": "codec",
-        "hash_of": "codec",
+        "hash_of": "hashes",
         "opened": "codec",
         "orientation_of": "codec",
         "resize": "codec",
