@@ -6,7 +6,6 @@ To add a benchmark, write a function (root, split) → Benchmark (label_maps.py)
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from namedmask import images
 from namedmask.categories import load_category_set
 from namedmask.config import EvaluateConfig
 from namedmask.config.registry import resolve
 from namedmask.errors import ConfigError, InputError, unknown_name
 from namedmask.evaluate import imagenet_s
+from namedmask.evaluate.coco_instances import read_instances
 from namedmask.evaluate.label_maps import (
     Benchmark,
     LabeledFiles,
@@ -30,7 +29,7 @@ from namedmask.evaluate.label_maps import (
     read_labels,
 )
 from namedmask.metrics import Absent
-from namedmask.schema.columns import IGNORE, LABEL_DTYPE
+from namedmask.schema.columns import IGNORE
 
 EIGHT_BIT_IGNORE = 255
 """Value of ignored pixels in VOC's label maps, and in the COCO label maps of the method."""
@@ -70,7 +69,7 @@ def coco2017(root: Path, split: str) -> Benchmark:
     semantic_segmentation_masks of 8 bit PNGs (1 to 80, 255 ignored), which takes precedence, or
     the published instances_val2017.json. Method: such PNGs; how they were made is not published.
     From the instances, a pixel gets the category of the smallest object that covers it; crowds lie
-    below all objects.
+    below all objects. Objects that cannot be drawn are left out and counted.
 
     Raises:
         InputError: a folder or file is missing, or the categories are not COCO's 80.
@@ -81,16 +80,19 @@ def coco2017(root: Path, split: str) -> Benchmark:
         known = [path.name.removesuffix("2017") for path in root.glob("*2017")]
         raise _no_split("coco2017", split, known, photos)
     paths = sorted(photos.glob("*.jpg"))
-    maps = root / "annotations" / "semantic_segmentation_masks"
+    maps, left_out = root / "annotations" / "semantic_segmentation_masks", 0
     if maps.is_dir():
         read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
         pairs = ((photo, maps / f"{photo.stem}.png") for photo in paths)
         samples = _samples_of(pairs, read)
     else:
         file = root / "annotations" / f"instances_{split}2017.json"
-        draw = _instance_drawer(file, names)
+        instances = read_instances(file, names)
+        draw = instances.label_map
         samples = [Sample(photo.stem, photo, file, partial(draw, photo.name)) for photo in paths]
-    return LabeledFiles("coco2017", names, "skip", _require_samples(samples, photos))
+        left_out = instances.left_out
+    checked = _require_samples(samples, photos)
+    return LabeledFiles("coco2017", names, "skip", checked, objects_left_out=left_out)
 
 
 def coca(root: Path, split: str) -> Benchmark:
@@ -266,39 +268,6 @@ def _read_colored(path: Path) -> np.ndarray:
         return imagenet_s.decode_ids(read_bytes(path))
     except ValueError as error:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
-
-
-def _instance_drawer(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.ndarray]:
-    """Return a function that draws the label map, (H, W) uint16, of the photo with a file name."""
-    try:
-        tree = json.loads(read_bytes(path))
-        categories = sorted(tree["categories"], key=lambda category: category["id"])
-        label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
-        given = [category["name"] for category in categories]
-        photos = {image["file_name"]: image for image in tree["images"]}
-        shapes: dict[int, list[tuple[float, int, Any]]] = {}
-        for entry in tree["annotations"]:
-            area = np.inf if entry.get("iscrowd") else entry["area"]
-            shape = (area, label_of[entry["category_id"]], entry["segmentation"])
-            shapes.setdefault(entry["image_id"], []).append(shape)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not hold COCO instances: {error!r}.") from error
-    if given != list(names):
-        raise InputError(f"{path} has other categories than COCO's 80: {', '.join(given[:5])}, …")
-
-    def draw(name: str, _path: Path) -> np.ndarray:
-        if name not in photos:
-            raise InputError(f"{path} lists no photo {name}. Use the annotations of its split.")
-        photo = photos[name]
-        labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
-        for _, label, regions in sorted(shapes.get(photo["id"], []), key=lambda shape: -shape[0]):
-            try:
-                labels[images.draw_regions(regions, *labels.shape)] = label
-            except ValueError as error:
-                raise InputError(f"{path}, photo {name}: {error}") from error
-        return labels
-
-    return draw
 
 
 def _samples_of(

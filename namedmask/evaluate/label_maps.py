@@ -72,6 +72,7 @@ class LabeledFiles:
     absent: Absent
     samples: tuple[Sample, ...]
     by_size: bool = False
+    objects_left_out: int = 0  # objects of the truth that cannot be drawn
 
     def __len__(self) -> int:
         return len(self.samples)

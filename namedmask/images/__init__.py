@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     from namedmask.images.codec import to_tensor as to_tensor
     from namedmask.images.codec import turned as turned
     from namedmask.images.hashes import hash_of as hash_of
+    from namedmask.images.masks import MAX_MASK_PIXELS as MAX_MASK_PIXELS
     from namedmask.images.masks import decode_mask as decode_mask
     from namedmask.images.masks import draw_regions as draw_regions
     from namedmask.images.masks import encode_mask as encode_mask
+    from namedmask.images.masks import refuse_regions as refuse_regions
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MAX_MASK_PIXELS",
     "MAX_SCANS",
     "SIDEWAYS",
     "BadImage",
@@ -52,6 +55,7 @@ __all__ = [
     "hash_of",
     "opened",
     "orientation_of",
+    "refuse_regions",
     "resize",
     "resize_shorter_side",
     "size_of",
@@ -65,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
         "BadImage": "codec",
         "IMAGENET_MEAN": "codec",
         "IMAGENET_STD": "codec",
+        "MAX_MASK_PIXELS": "masks",
         "MAX_SCANS": "codec",
         "SIDEWAYS": "codec",
         "center_crop": "codec",
@@ -82,6 +87,7 @@ __getattr__, __dir__ = lazy_names(
         "hash_of": "hashes",
         "opened": "codec",
         "orientation_of": "codec",
+        "refuse_regions": "masks",
         "resize": "codec",
         "resize_shorter_side": "codec",
         "size_of": "codec",
