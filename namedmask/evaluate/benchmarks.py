@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from namedmask.categories import load_category_set
+from namedmask.categories import load_category_set, refuse_label_names
 from namedmask.config import EvaluateConfig
 from namedmask.config.registry import resolve
 from namedmask.errors import ConfigError, InputError, unknown_name
@@ -248,6 +248,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
             f"{path}: 'names' must hold at least one name, each once, without background; got "
             f"{names!r}."
         )
+    refuse_label_names(f"{path}: 'names'", names)
     if not isinstance(ignore_id, int) or not len(names) < ignore_id <= IGNORE:
         raise ConfigError(
             f"{path}: 'ignore' is {ignore_id!r}; expected a label id above the {len(names)} names, "
