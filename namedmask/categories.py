@@ -30,6 +30,7 @@ from typing import Any
 from namedmask.config import CategoriesConfig
 from namedmask.errors import ConfigError, unknown_name
 from namedmask.schema.columns import IGNORE
+from namedmask.storage.files import text_of
 
 PROMPT_TEMPLATES: tuple[str, ...]
 """The method's 85 prompt templates: open_clip's 80 for ImageNet, then `SCENE_TEMPLATES`.
@@ -107,10 +108,10 @@ def load_category_set(name_or_path: str | Path) -> CategorySet:
     else:
         raise unknown_name("category set", str(name_or_path), (*SHIPPED, "a path to a .toml file"))
     try:
-        tree = tomllib.loads(source.read_text(encoding="utf-8"))
+        tree = tomllib.loads(text_of(source.read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"category set file {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"category set file {path} cannot be read as TOML: {error}") from error
     return _category_set_of_tree(path.stem, tree)
 

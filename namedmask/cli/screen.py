@@ -33,7 +33,7 @@ def show(tree: Mapping[str, Any]) -> None:
 
 def show_settings(config: Config) -> None:
     """Write to stderr each key whose value differs from its default."""
-    defaults = Config.of({"run": {"out": ""}}).tree()
+    defaults = Config.of({"run": {"out": "."}}).tree()
     for section, values in config.tree().items():
         for key, value in values.items():
             if value != defaults[section][key]:

@@ -30,6 +30,7 @@ from namedmask.evaluate.label_maps import (
 )
 from namedmask.metrics import Absent
 from namedmask.schema.columns import IGNORE
+from namedmask.storage.files import text_of
 
 EIGHT_BIT_IGNORE = 255
 """Value of ignored pixels in VOC's label maps, and in the COCO label maps of the method."""
@@ -57,9 +58,16 @@ def voc2012(root: Path, split: str) -> Benchmark:
     names = load_category_set("voc2012").names
     read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
     photos, labels = folder / "JPEGImages", folder / "SegmentationClass"
-    stems = (lists / f"{split}.txt").read_text(encoding="utf-8").split()
+    stems = _lines(lists / f"{split}.txt")
     samples = (Sample(stem, photos / f"{stem}.jpg", labels / f"{stem}.png", read) for stem in stems)
     return LabeledFiles("voc2012", names, "skip", _require_samples(samples, lists / f"{split}.txt"))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return text_of(read_bytes(path)).split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 or UTF-16: {error}. Convert it.") from error
 
 
 def coco2017(root: Path, split: str) -> Benchmark:
@@ -233,8 +241,8 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
     try:
-        tree: Mapping[str, Any] = tomllib.loads(read_bytes(path).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tree: Mapping[str, Any] = tomllib.loads(text_of(read_bytes(path)))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     known = ("names", "ignore", "absent")
     for key in tree:
