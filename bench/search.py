@@ -114,7 +114,7 @@ def add_wave(out: Path, number: int, vectors: np.ndarray, captions: list[str]) -
         "status": [schema.OK] * len(vectors),
     }
     with open_run(out):
-        write_wave(out, EMBEDDINGS, f"{number:05d}", pa.table(columns), f"{number}")
+        write_wave(out, EMBEDDINGS, f"{number:05d}", [pa.table(columns)], f"{number}")
 
 
 def write_store(out: Path, count: int, world: World) -> None:

@@ -23,6 +23,7 @@ from scipy import sparse
 from namedmask import images, schema
 from namedmask.config import BilateralConfig
 from namedmask.errors import ConfigError, InputError
+from namedmask.images.limits import Limits
 from namedmask.schema.status import BAD_MASK
 
 YUV = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
@@ -310,6 +311,7 @@ class Bilateral:
     name = "bilateral"
     reads = ("image", "mask")
     adds = ("mask", "status")
+    limits = Limits()
 
     def __init__(self, config: BilateralConfig) -> None:
         self.config = config
@@ -324,16 +326,15 @@ class Bilateral:
         if not self.config.enabled:
             return table
         rows = schema.alive(table)
-        alive = table.take(rows)
-        pairs = zip(alive["image"].to_pylist(), alive["mask"].to_pylist(), strict=True)
-        results = [self._row(image, mask) for image, mask in pairs]
-        statuses, masks = zip(*results, strict=True) if results else ((), ())
-        table = schema.update(table, rows, {"mask": masks, "status": statuses})
+        images, masks = table["image"], table["mask"]
+        results = [self._row(images[row].as_py(), masks[row].as_py()) for row in rows.tolist()]
+        statuses, snapped = zip(*results, strict=True) if results else ((), ())
+        table = schema.update(table, rows, {"mask": snapped, "status": statuses})
         return schema.bury(table, ("image", "saliency", "mask"))
 
     def _row(self, image_bytes: bytes, counts: bytes) -> tuple[str, bytes | None]:
         try:
-            image = images.decode(image_bytes)
+            image = images.decode(image_bytes, self.limits.max_pixels)
         except images.BadImage as error:
             return error.status, None
         try:

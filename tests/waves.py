@@ -44,9 +44,8 @@ def add_wave(
     }
     arrays = [pa.array(columns[field.name], field.type) for field in schema.EMBEDDINGS]
     with open_run(out):
-        write_wave(
-            out, EMBEDDINGS, unit, pa.Table.from_arrays(arrays, schema=schema.EMBEDDINGS), unit
-        )
+        table = pa.Table.from_arrays(arrays, schema=schema.EMBEDDINGS)
+        write_wave(out, EMBEDDINGS, unit, [table], unit)
     return vectors
 
 

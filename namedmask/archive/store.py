@@ -27,12 +27,13 @@ from namedmask.run.label_ids import Label
 from namedmask.run.layout import MANIFEST, REFINED
 from namedmask.storage import Place
 from namedmask.storage.files import (
+    NO_LIMIT,
+    TableWriter,
     read_json,
     read_parquet,
     refuse_newer,
     write_file,
     write_json,
-    write_parquet,
 )
 from namedmask.storage.place import fetched
 
@@ -62,7 +63,7 @@ class Accepted:
 
     label: Label
     digest: str  # of everything the entries depend on
-    entries: Callable[[], pa.Table]  # schema.ARCHIVE, ascending rank
+    entries: Callable[[], Iterable[pa.Table]]  # schema.ARCHIVE, ascending rank, in parts
 
 
 def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) -> Archive:
@@ -88,13 +89,11 @@ def write_archive(folder: Place, categories: Iterable[Accepted], wanted: int) ->
         file = f"{stem(label.label_id, label.name)}.parquet"
         row = by_digest.get((file, category.digest))
         if row is None or not (folder / file).exists():
-            table = schema.conform(
-                category.entries(), schema.ARCHIVE, f"the archive of '{label.name}'"
-            )
             (folder / MANIFEST).unlink(missing_ok=True)
-            record = write_file(folder / file, partial(_write_shard, table))
+            counts: list[int] = []
+            record = write_file(folder / file, partial(_write_shard, category, counts))
             row = ArchivedCategory(
-                label.name, label.label_id, label.query, file, table.num_rows, wanted,
+                label.name, label.label_id, label.query, file, sum(counts), wanted,
                 record["sha256"], category.digest,
             )  # fmt: skip
         rows.append(row)
@@ -246,8 +245,13 @@ class Archive:
         return masks
 
 
-def _write_shard(table: pa.Table, path: Path) -> None:
-    write_parquet(table, path, row_group_size=ROWS_PER_GROUP)
+def _write_shard(category: Accepted, counts: list[int], path: Path) -> None:
+    """Write the entries of a category to `path`; append the number of rows of each part."""
+    origin = f"the archive of '{category.label.name}'"
+    with TableWriter(path, schema.ARCHIVE, ROWS_PER_GROUP, NO_LIMIT) as writer:
+        for part in category.entries():
+            writer.write(schema.conform(part, schema.ARCHIVE, origin))
+            counts.append(part.num_rows)
 
 
 def _check_shard(path: Place, category: ArchivedCategory, manifest: Place, verify: bool) -> None:

@@ -43,6 +43,12 @@ class RunConfig(Section):
     out: Folder = Field(description="Run folder, or s3://bucket/prefix; created when missing.")
     seed: int = Field(0, ge=0, description="Seed of every random choice. Method: 0")
     threads: int = Field(0, ge=0, description="Torch threads per process; 0: one per CPU core.")
+    memory_gb: float = Field(
+        0.0,
+        ge=0,
+        description="Memory of a machine that the run may use, in GiB; 0: all that the system "
+        "allows (cgroup, ulimit).",
+    )
     wave_rows: Count = Field(
         2000, description="Metadata rows per wave, the unit of work that is committed and resumed."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -22,6 +23,7 @@ from namedmask.embed.clip_weights import add_in_float32, create_open_clip, loadi
 from namedmask.errors import CheckpointError
 from namedmask.images.codec import decode
 from namedmask.images.jpegs import decode_coarse
+from namedmask.images.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     import torch
@@ -42,9 +44,9 @@ T = TypeVar("T")
 class Embedder(Protocol):
     """An embedder turns images and texts into vectors of one space.
 
-    An embedder may also have a thread-safe `decode(data: bytes) -> np.ndarray` that is faster than
-    `images.decode`. It returns the part of an image file that the embedder needs, as an image that
-    `embed_images` accepts, and raises BadImage like `images.decode`.
+    An embedder may also have a thread-safe `decode(data: bytes, max_pixels: int) -> np.ndarray`
+    that is faster than `images.decode`. It returns the part of an image file that the embedder
+    needs, as an image that `embed_images` accepts, and raises BadImage like `images.decode`.
     """
 
     dim: int
@@ -58,13 +60,12 @@ class Embedder(Protocol):
         ...
 
 
-def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:
-    """Return the embedder's `decode`, or `images.decode` if it has none.
+def decoder_of(embedder: Embedder, max_pixels: int = MAX_PIXELS) -> Callable[[bytes], np.ndarray]:
+    """Return the embedder's `decode`, or `images.decode` if it has none, for up to `max_pixels`.
 
     The function maps the bytes of an image file to (H, W, 3) uint8 RGB.
     """
-    decoder: Callable[[bytes], np.ndarray] = getattr(embedder, "decode", decode)
-    return decoder
+    return partial(getattr(embedder, "decode", decode), max_pixels=max_pixels)
 
 
 def in_padded_batches(
@@ -136,13 +137,14 @@ class OpenClip:
         )
         self.dim: int = self.embed_texts([""]).shape[1]
 
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Return the image at the model's input size (S, S), as (S, S, 3) uint8 RGB.
 
         Raises:
             BadImage: the file cannot be decoded; see `images.decode`.
         """
-        return self._fitted(decode_coarse(data, DECODE_OVERSAMPLING * max(self._size)))
+        least_side = DECODE_OVERSAMPLING * max(self._size)
+        return self._fitted(decode_coarse(data, least_side, max_pixels))
 
     def embed_images(self, images: list[np.ndarray]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B images (H, W, 3) uint8 RGB of any sizes."""

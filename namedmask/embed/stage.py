@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +14,8 @@ from namedmask import schema
 from namedmask.config import EmbedConfig
 from namedmask.config.registry import resolve
 from namedmask.embed.open_clip import EMBEDDERS, decoder_of, in_padded_batches
-from namedmask.images.codec import BadImage
+from namedmask.images.codec import BadImage, size_of
+from namedmask.images.limits import Limits, within
 from namedmask.schema.status import CONTENT_CHANGED, NOT_FINITE
 from namedmask.storage.read_ahead import prefetch_one
 
@@ -40,6 +42,7 @@ class Embed:
     name = "embed"
     reads = ("image",)
     adds = ("embedding", "status")
+    limits = Limits()
 
     def __init__(self, config: EmbedConfig) -> None:
         self.embedder = resolve("embedder", config.model, EMBEDDERS)(config)
@@ -54,7 +57,7 @@ class Embed:
         """
         schema.require_columns(table, self.reads, self.name)
         rows = schema.alive(table)
-        data = table["image"].take(rows).to_pylist()
+        data = table["image"].take(rows)
         embeddings: list[np.ndarray | None] = []
         statuses: list[str] = []
         for decoded in self._decoded(data):
@@ -66,7 +69,7 @@ class Embed:
         table = schema.update(table, rows, {"embedding": embeddings, "status": statuses})
         return schema.bury(table, ("image",))
 
-    def _decoded(self, data: list[bytes]) -> Iterator[list[np.ndarray | str]]:
+    def _decoded(self, data: pa.ChunkedArray) -> Iterator[list[np.ndarray | str]]:
         """Yield the batches of images or statuses; with a GPU, prefetch the next batch.
 
         Without a GPU there is no prefetch, because the forward pass uses all cores, and the other
@@ -74,14 +77,22 @@ class Embed:
         """
         import torch
 
-        read = partial(_decode, decoder_of(self.embedder))
-        batches = [
-            data[start : start + self._batch_size]
-            for start in range(0, len(data), self._batch_size)
-        ]
+        read = partial(_decode, decoder_of(self.embedder, self.limits.max_pixels))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            decoded = (list(pool.map(read, batch)) for batch in batches)
+            decoded = (list(pool.map(read, batch)) for batch in self._batches(data))
             yield from prefetch_one(decoded) if self._prefetches else decoded
+
+    def _batches(self, data: pa.ChunkedArray) -> Iterator[list[bytes]]:
+        """Yield the encoded images in batches.
+
+        An embedder with a decoder of its own returns small images. Otherwise a batch is smaller if
+        its images have more than `limits.decoded_bytes`.
+        """
+        returns_small = hasattr(self.embedder, "decode")
+        for start in range(0, len(data), self._batch_size):
+            batch = data.slice(start, self._batch_size).to_pylist()
+            limit = self.limits.decoded_bytes
+            yield from [batch] if returns_small else within(batch, _decoded_bytes, limit)
 
     def _embed(self, decoded: list[np.ndarray | str]) -> Iterator[tuple[np.ndarray | None, str]]:
         good = [image for image in decoded if not isinstance(image, str)]
@@ -96,6 +107,15 @@ class Embed:
             vector = next(vectors)
             finite = bool(np.isfinite(vector).all())
             yield (vector, schema.OK) if finite else (None, NOT_FINITE)
+
+
+def _decoded_bytes(data: bytes) -> int:
+    """Return the bytes of an image after decoding; 0 if it cannot be decoded."""
+    try:
+        height, width = size_of(data, sys.maxsize)
+    except BadImage:
+        return 0
+    return 3 * height * width
 
 
 def _drop_changed(

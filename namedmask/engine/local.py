@@ -6,26 +6,29 @@ fetched while the current wave passes the other stages. If `fetch.processes` is 
 processes fetch, one wave each. Modules that a verb does not need are not imported, because torch
 alone takes seconds.
 
-Memory: the encoded images of two waves or, with N fetching processes, of N + 1 waves.
+Memory: the encoded images of three slices (`Limits.encoded_bytes` each) or, with N fetching
+processes, of N + 2 slices here and two in each process.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from namedmask import schema
-from namedmask.engine.processes import fetched_by_many, process_count
+from namedmask.engine.processes import fetched_by_many, process_count, slices_by_many
 from namedmask.fetch.stage import Fetch
 from namedmask.metadata import clean as metadata
 from namedmask.run.job import VerbRun
 from namedmask.run.machine import cores, use_threads
 from namedmask.run.progress import Step
 from namedmask.run.stages import Stage, batch_size_of, load_stage
-from namedmask.run.waves import FetchedWave, Wave, Written, fetch_wave, slices, write
+from namedmask.run.waves import FetchedSlice, Wave, Written, fetch_wave, in_batches, write
 from namedmask.storage import Place
 from namedmask.storage.read_ahead import prefetch_one
 
@@ -59,18 +62,12 @@ class PlainLoop:
             return
         loaded = [load_stage(name, run.config) for name in others]
         use_threads(run.config)
-        batch_size = batch_size_of(stages, run.config)
-        for fetched in _fetched(run, waves, load_stage(first, run.config)):
-            run.seconds[first] += fetched.seconds
-            parts = []
-            for part in slices(fetched.table, batch_size):
-                for stage in loaded:
-                    with run.clock(stage.name):
-                        part = stage(part)
-                step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
-                parts.append(part)
-            whole = pa.concat_tables(parts)
-            yield write(run.ledger.folder, store_name, fetched.header, whole)
+        fetched = _fetched(run, waves, load_stage(first, run.config))
+        by_wave = itertools.groupby(fetched, key=lambda part: part.header.unit)
+        for slices in map(itemgetter(1), by_wave):
+            head = next(slices)
+            passed = _passed(run, itertools.chain([head], slices), loaded, step)
+            yield write(run.ledger.folder, store_name, head.header, passed)
 
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
@@ -120,14 +117,29 @@ def _identity(item: T) -> T:
     return item
 
 
-def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Stage) -> Iterator[FetchedWave]:
-    """Yield each wave once it is fetched; fetch the next wave in the background."""
-    config = run.config.fetch
-    if process_count(config) > 1:
-        return fetched_by_many(waves, config, _identity)
-    if isinstance(fetch, Fetch):
-        fetch.cores = cores()  # no other process fetches
-    return prefetch_one(fetch_wave(wave, fetch) for wave in waves)
+def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Fetch) -> Iterator[FetchedSlice]:
+    """Yield the slices of all waves once they are fetched; fetch the next in the background."""
+    if process_count(run.config.fetch) > 1:
+        yield from slices_by_many(waves, run.config)
+        return
+    fetch.cores = cores()  # no other process fetches
+    yield from prefetch_one(part for wave in waves for part in fetch_wave(wave, fetch))
+
+
+def _passed(
+    run: VerbRun, slices: Iterable[FetchedSlice], stages: Sequence[Stage], step: Step
+) -> Iterator[pa.Table]:
+    """Yield the rows of fetched slices after the other stages, in order."""
+    names = [stage.name for stage in stages]
+    batch_size = batch_size_of(("fetch", *names), run.config)
+    for fetched in slices:
+        run.seconds["fetch"] += fetched.seconds
+        for part in in_batches(fetched.table, batch_size):
+            for stage in stages:
+                with run.clock(stage.name):
+                    part = stage(part)
+            step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
+            yield part
 
 
 def _collected_by_many(
@@ -135,11 +147,24 @@ def _collected_by_many(
 ) -> Iterator[Written]:
     """Yield the result of each wave that the worker processes have fetched and committed."""
     commit = partial(_commit, run.ledger.folder.absolute(), store_name)
-    for written, seconds in fetched_by_many(waves, run.config.fetch, commit):
+    for written, seconds in fetched_by_many(waves, run.config, commit):
         run.seconds["fetch"] += seconds
         step.advance(sum(written.counts.values()), written.counts)
         yield written
 
 
-def _commit(folder: Place, store_name: str, fetched: FetchedWave) -> tuple[Written, float]:
-    return write(folder, store_name, fetched.header, fetched.table), fetched.seconds
+def _commit(
+    folder: Place, store_name: str, slices: Iterator[FetchedSlice]
+) -> tuple[Written, float]:
+    """Commit a wave while its slices are fetched; return its result and the fetch's seconds."""
+    seconds = 0.0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal seconds
+        for part in itertools.chain([head], slices):
+            seconds += part.seconds
+            yield part.table
+
+    head = next(slices)
+    written = write(folder, store_name, head.header, tables())
+    return written, seconds

@@ -12,19 +12,22 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from namedmask.errors import NamedMaskError
-from namedmask.run.machine import cores
+from namedmask.run.machine import cores, limits_of
 
 if TYPE_CHECKING:
-    from namedmask.config import FetchConfig
-    from namedmask.run.stages import Stage
-    from namedmask.run.waves import FetchedWave, Wave
+    from namedmask.config import Config, FetchConfig
+    from namedmask.fetch.stage import Fetch
+    from namedmask.images.limits import Limits
+    from namedmask.run.waves import FetchedSlice, Wave
 
 T = TypeVar("T")
 
@@ -43,24 +46,32 @@ def begin_server(config: FetchConfig) -> bool:
     return True
 
 
-def _fetch_here(wave: Wave, config: FetchConfig, use: Callable[[FetchedWave], T]) -> T:
-    from namedmask.run.waves import fetch_wave
+@dataclass(frozen=True)
+class _Task:
+    """The fetch of a wave's rows from `start` on, and the use of their slices, in a process."""
 
-    return use(fetch_wave(wave, _stage(config)))
+    config: FetchConfig
+    limits: Limits
+    use: Callable[[Iterator[FetchedSlice]], Any]
+
+    def __call__(self, wave: Wave, start: int) -> Any:
+        from namedmask.run.waves import fetch_wave
+
+        return self.use(fetch_wave(wave, _stage(self.config, self.limits), start))
 
 
 @functools.cache
-def _stage(config: FetchConfig) -> Stage:
+def _stage(config: FetchConfig, limits: Limits) -> Fetch:
     from namedmask.fetch.stage import Fetch
 
-    return Fetch(config)
+    stage = Fetch(config)
+    stage.limits = limits
+    return stage
 
 
-def _submitted(
-    pool: ProcessPoolExecutor, wave: Wave, config: FetchConfig, use: Callable[[FetchedWave], T]
-) -> Future[T]:
+def _submitted(pool: ProcessPoolExecutor, task: _Task, wave: Wave, start: int = 0) -> Future[Any]:
     try:
-        return pool.submit(_fetch_here, wave, config, use)
+        return pool.submit(task, wave, start)
     except OSError as error:
         if error.errno is not None:
             raise
@@ -68,32 +79,69 @@ def _submitted(
         raise BrokenProcessPool from error
 
 
-def fetched_by_many(
-    waves: Iterable[Wave], config: FetchConfig, use: Callable[[FetchedWave], T]
-) -> Iterator[T]:
-    """Yield the result of `use` for each fetched wave, in any order.
+def _result(pool: ProcessPoolExecutor, task: _Task, wave: Wave, start: int) -> Any:
+    return _submitted(pool, task, wave, start).result()
 
-    `use` is called in the worker process that fetched the wave. Each worker process has one wave,
-    and one further wave is queued, so that an idle worker process does not wait for this process.
+
+def slices_by_many(waves: Iterable[Wave], config: Config) -> Iterator[FetchedSlice]:
+    """Yield the fetched slices of each wave, in order; the waves come in any order.
+
+    A process returns one slice at a time, so that its memory does not depend on the wave.
 
     Raises:
         NamedMaskError: a worker process died.
     """
-    begin_server(config)
+    results = _by_many(waves, config, next)
+    for first, rest in results:
+        yield first
+        done = first.table.num_rows
+        while done < first.header.rows:
+            try:
+                following = rest(done)
+            except BrokenProcessPool as error:
+                results.throw(error)  # it ends the pool and raises the error with a message
+            yield following
+            done += following.table.num_rows
+
+
+def fetched_by_many(
+    waves: Iterable[Wave], config: Config, use: Callable[[Iterator[FetchedSlice]], T]
+) -> Iterator[T]:
+    """Yield the result of `use` for the slices of each wave, in any order.
+
+    `use` is called in the worker process that fetches the wave.
+
+    Raises:
+        NamedMaskError: a worker process died.
+    """
+    for result, _ in _by_many(waves, config, use):
+        yield result
+
+
+def _by_many(
+    waves: Iterable[Wave], config: Config, use: Callable[[Iterator[FetchedSlice]], T]
+) -> Generator[tuple[T, Callable[[int], T]]]:
+    """Yield the result of `use` for each wave, and a function that uses its rows from a row on.
+
+    Each worker process has one wave, and one further wave is queued, so that an idle worker process
+    does not wait for this process.
+    """
+    begin_server(config.fetch)
     others = set(multiprocessing.active_children())
-    count, remaining = process_count(config), iter(waves)
+    count, remaining = process_count(config.fetch), iter(waves)
+    task = _Task(config.fetch, limits_of(config, count + 1), use)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_end_with_parent) as pool:
-        pending: set[Future[T]] = set()
+        pending: dict[Future[T], Wave] = {}
         try:
             while True:
                 while len(pending) <= count and (wave := next(remaining, None)):
-                    pending.add(_submitted(pool, wave, config, use))
+                    pending[_submitted(pool, task, wave)] = wave
                 if not pending:
                     return
                 done = wait(pending, return_when=FIRST_COMPLETED).done.pop()
-                pending.remove(done)
-                yield done.result()
+                wave = pending.pop(done)
+                yield done.result(), partial(_result, pool, task, wave)
         except BrokenProcessPool:
             # The pool ends the processes that it knows of. One that began at that moment is not
             # among them and would wait for work for ever, and the exit of this process for it.

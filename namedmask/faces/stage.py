@@ -13,6 +13,7 @@ from namedmask.config.registry import resolve
 from namedmask.errors import ConfigError
 from namedmask.faces.detectors import FACE_DETECTORS, FaceDetector
 from namedmask.images.codec import BadImage, decode, resize
+from namedmask.images.limits import Limits
 from namedmask.schema.status import HAS_FACE
 
 
@@ -107,6 +108,7 @@ class Faces:
     name = "faces"
     reads = ("image",)
     adds = ("num_faces", "status")
+    limits = Limits()
 
     def __init__(self, config: FacesConfig) -> None:
         if not config.scales or not all(0 < scale <= 1 for scale in config.scales):
@@ -126,7 +128,7 @@ class Faces:
         """
         schema.require_columns(table, self.reads, self.name)
         rows = schema.alive(table)
-        results = [self._check(data) for data in table["image"].take(rows).to_pylist()]
+        results = [self._check(table["image"][row].as_py()) for row in rows.tolist()]
         table = schema.update(
             table,
             rows,
@@ -140,7 +142,7 @@ class Faces:
     def _check(self, data: bytes) -> tuple[int | None, str]:
         """Return the number of faces, None if the image cannot be decoded, and the status."""
         try:
-            image = decode(data)
+            image = decode(data, self.limits.max_pixels)
         except BadImage as error:
             return None, error.status
         count = len(find_faces(self.detector, image, self._scales, self._nms_iou))

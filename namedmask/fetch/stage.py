@@ -15,8 +15,16 @@ import asyncio
 import gc
 import hashlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+import math
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -26,7 +34,9 @@ import pyarrow as pa
 from namedmask import images
 from namedmask.config import FetchConfig
 from namedmask.fetch.download import Downloader, FailedError, session_of
+from namedmask.fetch.event_loop import driven
 from namedmask.images import jpegs
+from namedmask.images.limits import Limits, within
 from namedmask.schema.columns import alive, require_columns, update
 from namedmask.schema.status import (
     BLOCKED_ADDRESS,
@@ -44,6 +54,9 @@ BACKOFF_S = 0.5
 """Seconds before the first retry; the delay doubles with each further retry."""
 
 JPEG_QUALITY = 95
+
+PILOT_ROWS = 32
+"""Number of urls in the first slice of a process, which tells the size of the images."""
 
 SMALL_BYTES, SMALL_PIXELS = 2**18, 2**21
 """Maximum bytes and pixels of a JPEG that is decoded on the event loop if the stage has one core.
@@ -78,9 +91,12 @@ class Fetch:
     reads = ("url",)
     adds = ("image", "image_height", "image_width", "status")
 
+    limits = Limits()
+
     def __init__(self, config: FetchConfig) -> None:
         self.config = config
         self.cores = max(1, int(config.num_cpus))
+        self._mean_bytes = 0.0  # per row of the last slice; 0 before the first
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return `table` with image, size and status; rows whose status is not ok stay unchanged.
@@ -88,11 +104,49 @@ class Fetch:
         Raises:
             SchemaError: `table` lacks `url` or `status`.
         """
+        return pa.concat_tables(list(self.slices(table)))
+
+    def slices(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Yield all rows of `table`, in order, as `__call__` returns them, in slices.
+
+        The images of a slice have about half of `limits.encoded_bytes`, as far as their sizes are
+        known before the download: a file's size, or the mean size of the images of the last slice.
+        If they have more than `limits.encoded_bytes`, the slice is cut.
+
+        Raises:
+            SchemaError: as `__call__`.
+        """
         require_columns(table, (*self.reads, "status"), self.name)
+        yield from driven(self._slices(table))
+
+    async def _slices(self, table: pa.Table) -> AsyncGenerator[pa.Table]:
+        start = 0
+        async with _fetcher_of(self.config, self.cores) as fetcher:
+            while start < table.num_rows or not start:
+                part = table.slice(start, self._rows_at_once(table, start))
+                part = await self._fetched(fetcher, part)
+                yield part
+                start += max(1, part.num_rows)
+
+    def _rows_at_once(self, table: pa.Table, start: int) -> int:
+        """Return the number of rows from `start` on that are fetched at once."""
+        most = self.limits.encoded_bytes / 2
+        mean = self._mean_bytes or most / PILOT_ROWS
+        urls = table["url"].slice(start, int(most / mean) + 1).to_pylist()
+        first = next(within(urls, lambda url: _expected_bytes(url, mean), int(most)), [])
+        return max(1, len(first))
+
+    async def _fetched(self, fetcher: _Fetcher, table: pa.Table) -> pa.Table:
+        """Return the rows of `table` after the fetch, or the first of them if all are too large."""
         rows = alive(table)
         urls = table["url"].take(rows).to_pylist()
-        hashes = hashes_of(table.take(rows))
-        fetched = _run(fetch_all(urls, self.config, hashes, self.cores)) if urls else []
+        hashes, most = hashes_of(table.take(rows)), self.limits.encoded_bytes
+        fetched = await fetcher.fetch_all(urls, hashes, most) if urls else []
+        if len(fetched) < len(rows):
+            table, rows = table.slice(0, rows[len(fetched)]), rows[: len(fetched)]
+        total = sum(len(result.image or b"") for result in fetched)
+        if rows.size:
+            self._mean_bytes = max(1.0, total / table.num_rows, self._mean_bytes / 2)
         return update(
             table,
             rows,
@@ -114,6 +168,16 @@ def hashes_of(table: pa.Table) -> list[Hashes]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
+def _expected_bytes(url: str, mean: float) -> int:
+    """Return the size of a file, or the mean size `mean` of the images that are downloaded."""
+    if not url.startswith("file:"):
+        return int(mean) + 1
+    try:
+        return Path(unquote(urlsplit(url).path)).stat().st_size
+    except (OSError, ValueError):  # the fetch itself finds the status
+        return 0
+
+
 async def fetch_all(
     urls: Sequence[str], config: FetchConfig, hashes: Sequence[Hashes] = (), cores: int = 1
 ) -> list[Fetched]:
@@ -122,25 +186,38 @@ async def fetch_all(
     With one core, small images are decoded on the event loop, because passing an image to a thread
     and back takes as long as decoding it.
     """
+    async with _fetcher_of(config, cores) as fetcher:
+        return await fetcher.fetch_all(urls, hashes or [{}] * len(urls))
+
+
+@asynccontextmanager
+async def _fetcher_of(config: FetchConfig, cores: int) -> AsyncIterator[_Fetcher]:
     with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
         async with session_of(config) as session:
-            fetcher = _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(fetcher.fetch(url, expected))
-                    for url, expected in zip(urls, hashes or [{}] * len(urls), strict=True)
-                ]
-    return [task.result() for task in tasks]
+            yield _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
 
 
-def _run(work: Coroutine[Any, Any, list[Fetched]]) -> list[Fetched]:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    # A notebook or an async actor already runs an event loop in this thread.
-    with ThreadPoolExecutor(1, "namedmask-fetch") as thread:
-        return thread.submit(asyncio.run, work).result()
+async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -> int:
+    """Wait until all tasks are done, or until their images have `most_bytes`.
+
+    Return the number of the first tasks that are done, or 1 if the first is not.
+    """
+    ended = asyncio.Event()
+    left, held = len(tasks), 0
+
+    def count(task: asyncio.Task[Fetched]) -> None:
+        nonlocal left, held
+        left -= 1
+        if not task.cancelled() and not task.exception():
+            held += len(task.result().image or b"")
+        if not left or held >= most_bytes:
+            ended.set()
+
+    for task in tasks:
+        task.add_done_callback(count)
+    if tasks:
+        await ended.wait()
+    return max(1, next((n for n, task in enumerate(tasks) if not task.done()), len(tasks)))
 
 
 class _Fetcher:
@@ -157,6 +234,24 @@ class _Fetcher:
         self.decoders = decoders
         self.config = config
         self.threaded = threaded
+
+    async def fetch_all(
+        self, urls: Sequence[str], hashes: Sequence[Hashes], most_bytes: float = math.inf
+    ) -> list[Fetched]:
+        """Return the result for each url, in the order of `urls`.
+
+        Once all images have `most_bytes`, the fetch ends early: the results are those of the first
+        urls, at least of one.
+        """
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.fetch(url, expected))
+                for url, expected in zip(urls, hashes, strict=True)
+            ]
+            complete = await _complete(tasks, most_bytes)
+            for task in tasks[complete:]:
+                task.cancel()
+        return [task.result() for task in tasks[:complete]]
 
     async def fetch(self, url: str, hashes: Hashes) -> Fetched:
         for attempt in range(self.config.retries + 1):

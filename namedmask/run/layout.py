@@ -107,7 +107,7 @@ EXPERTS = "experts"
 SHARED_EXPERT = "shared"
 """Unit name of the shared expert, from which all other experts start."""
 
-_WAVE = r"(wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet"
+_WAVE = r"((wave|tombstones)-\d{5,}(\.[0-9a-f]{8})?\.parquet|part-\d{5,}-\d{5,}\.arrow)"
 _CATEGORY = r"\d{5}-[a-z0-9-]+"
 STORE_FILES = {
     FETCHED: _WAVE,
@@ -133,6 +133,11 @@ def commit_files() -> str:
 def wave_file(store_name: str, kind: str, unit: str) -> str:
     """Return the path of a wave's file in the run folder; `kind` is `wave` or `tombstones`."""
     return f"{store_name}/{kind}-{unit}.parquet"
+
+
+def part_file(store_name: str, unit: str, number: int) -> str:
+    """Return the path of a slice of an uncommitted wave in the run folder, an Arrow stream."""
+    return f"{store_name}/part-{unit}-{number:05d}.arrow"
 
 
 def wave_files() -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from namedmask.config import Config
+from namedmask.images.limits import Limits
 
 _ROOT = Path("/")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -67,6 +68,30 @@ def memory_bytes(root: Path = _ROOT) -> int:
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
             limits += [limit for limit in _numbers(folder / name) if limit > 0]
     return min(limits)
+
+
+def limits_of(config: Config, processes: int = 1) -> Limits:
+    """Return the limits of one of `processes` processes that share this machine.
+
+    They follow from `run.memory_gb`, or else from the memory that this process may use. A stage
+    may hold encoded images of a 64th of its share and decoded images of a 16th, because the copies
+    that libraries make, and the networks, need a multiple.
+    """
+    share = budget_bytes(config) // processes
+    return Limits(
+        config.fetch.max_pixels,
+        decoded_bytes=_between(64 << 20, share // 16, 512 << 20),
+        encoded_bytes=_between(16 << 20, share // 64, 256 << 20),
+    )
+
+
+def budget_bytes(config: Config) -> int:
+    """Return the bytes of memory that all processes of the run on this machine may use."""
+    return int(config.run.memory_gb * 2**30) or memory_bytes()
+
+
+def _between(least: int, number: int, most: int) -> int:
+    return max(least, min(number, most))
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

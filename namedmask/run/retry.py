@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
-from namedmask.run.ledger import Commit, read_commit, write_unit
-from namedmask.run.stores import GOOD, file_of, files_of_wave
+from namedmask.run.ledger import Commit, read_commit
+from namedmask.run.stores import GOOD, commit_wave, file_of
 from namedmask.schema.status import FAILURE_CLASSES, KEPT, failure_class_of
 from namedmask.storage import Place
-from namedmask.storage.files import digest, read_parquet, row_hashes
+from namedmask.storage.files import read_parquet, row_groups
 
 
 def refuse_unknown_classes(failure_classes: Iterable[str]) -> None:
@@ -65,33 +65,59 @@ def rows_again(
     return schema.update(table, rows, {"status": new})
 
 
-def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> Commit:
+def rewrite_wave(folder: Place, store_name: str, unit: str, slices: Iterable[pa.Table]) -> Commit:
     """Replace a committed wave by the rows from `rows_again`, which have passed the stages again.
 
-    Return the new commit record. Rows with status `kept` are copied from the store. If a process
-    that was wrongly thought dead writes the wave a second time, the store does not change.
+    Return the new commit record. `slices` are all rows of the wave, in order. Rows with status
+    `kept` are copied from the store. If a process that was wrongly thought dead writes the wave a
+    second time, the store does not change.
 
     Raises:
         InputError: a file is unreadable, or another process writes to the folder.
     """
     commit = read_commit(folder, store_name, unit)
-    path = folder / file_of(commit, "wave")
+    stored = _StoredRows(folder / file_of(commit, "wave"))
+    pairs = (_good_and_dead(table, stored, store_name) for table in slices)
+    return commit_wave(folder, store_name, unit, pairs, commit.input_digest, over=commit)
+
+
+def _good_and_dead(
+    table: pa.Table, stored: _StoredRows, store_name: str
+) -> tuple[pa.Table, pa.Table]:
     is_good = pc.is_in(table["status"], pa.array([schema.OK, KEPT]))
-    dead = table.filter(pc.invert(is_good))
+    kept = table["sample_id"].filter(pc.equal(table["status"], KEPT))
     new = table.filter(pc.equal(table["status"], schema.OK))
-    good = pa.concat_tables([read_parquet(path), schema.conform(new, GOOD[store_name], store_name)])
+    good = pa.concat_tables(
+        [stored.next_rows(kept.to_pylist()), schema.conform(new, GOOD[store_name], store_name)]
+    )
     places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
-    if places.null_count:
-        raise InputError(
-            f"{path} has lost {places.null_count} of its rows since they were read. Let only one "
-            "run at a time write to this run.out, and run the same command again."
-        )
-    counts = schema.counts_by_status([schema.OK] * len(places) + dead["status"].to_pylist())
-    edition = digest(row_hashes(dead, ("sample_id", "status")))[:8]
-    files = files_of_wave(store_name, f"{unit}.{edition}", good.take(places), dead)
-    if files.keys() == commit.files.keys():
-        return commit
-    return write_unit(
-        folder, store_name, unit, files, rows=commit.rows, counts=counts,
-        input_digest=commit.input_digest, over=commit,
-    )  # fmt: skip
+    return good.take(places), table.filter(pc.invert(is_good))
+
+
+class _StoredRows:
+    """The good rows of a committed wave, read in order, one row group at a time."""
+
+    def __init__(self, path: Place) -> None:
+        self._path = path
+        self._groups = row_groups(path)
+        self._group = next(self._groups)
+
+    def next_rows(self, ids: list[str]) -> pa.Table:
+        """Return the next rows, which must have these sample ids.
+
+        Raises:
+            InputError: the file has other rows, or is unreadable.
+        """
+        parts, missing = [self._group.slice(0, len(ids))], len(ids) - self._group.num_rows
+        self._group = self._group.slice(len(ids))
+        while missing > 0 and (group := next(self._groups, None)) is not None:
+            parts.append(group.slice(0, missing))
+            self._group = group.slice(missing)
+            missing -= group.num_rows
+        rows = pa.concat_tables(parts)
+        if rows["sample_id"].to_pylist() != ids:
+            raise InputError(
+                f"{self._path} has lost some of its rows since they were read. Let only one run at "
+                "a time write to this run.out, and run the same command again."
+            )
+        return rows

@@ -6,22 +6,33 @@ A new stage needs one folder with its class, one section in the config, and one 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from namedmask.config import Config
+from namedmask.config import Config, PoolSection
+from namedmask.images.limits import Limits
+from namedmask.run.machine import cores, limits_of
 
 
 class Stage(Protocol):
     """A callable that takes a table and returns the same rows with more columns."""
 
     name: str
+    limits: Limits
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return `table` with the columns that the stage adds; `table` itself does not change."""
+        ...
+
+
+class Fetcher(Stage, Protocol):
+    """A stage that also gives back its rows in slices, each as soon as it is fetched."""
+
+    def slices(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Yield all rows of `table`, in order, with the columns that the stage adds."""
         ...
 
 
@@ -52,15 +63,28 @@ STAGES = {
 """All stages by name, in the order in which an image passes them."""
 
 
-def load_stage(name: str, config: Config) -> Stage:
+def processes_here(config: Config) -> int:
+    """Return the largest number of processes of a graph that can be on this machine at once."""
+    graphs = (("fetch", "embed"), checking_stages(config))
+    return 1 + max(sum(_processes_of(getattr(config, name)) for name in graph) for graph in graphs)
+
+
+def _processes_of(pool: PoolSection) -> int:
+    return min(pool.actors[1], max(1, int(cores() / (pool.num_cpus or 1))))
+
+
+def load_stage(name: str, config: Config, processes: int = 1) -> Any:
     """Return a stage that is ready to run in this process; import its module.
+
+    `processes` is the number of processes that share the memory of this machine.
 
     Raises:
         ConfigError: its model or detector is unknown, or a setting is wrong.
         CheckpointError: its weights cannot be loaded.
         InputError: its device is missing.
     """
-    loaded: Stage = stage_class(name)(getattr(config, name))
+    loaded = stage_class(name)(getattr(config, name))
+    loaded.limits = limits_of(config, processes)
     return loaded
 
 

@@ -13,8 +13,10 @@ and status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -28,46 +30,86 @@ from namedmask.run import layout
 from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
 from namedmask.run.ledger import Commit, Ledger, write_unit
 from namedmask.storage import Place
-from namedmask.storage.files import digest, read_parquet
+from namedmask.storage import place as storage
+from namedmask.storage.files import (
+    Content,
+    TableWriter,
+    blob_bytes,
+    digest,
+    read_group,
+    read_parquet,
+    row_groups,
+    row_hashes,
+)
 
-OPEN_UNITS = 4
-"""Number of units of checked images that are cached in memory while archives are written."""
+OPEN_GROUPS = 4
+"""Number of row groups of checked images that are cached in memory while archives are written."""
+
+SMALL_BYTES = 64 << 20
+"""Bytes of images below which the entries of an archive are put in order in memory."""
+
+IMAGE_COLUMNS = ("sample_id", "image", "image_height", "image_width", "mask")
+"""Columns of a checked image that an archive entry takes over."""
 
 GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 """Schema of the good rows, by store."""
 
 
 def write_wave(
-    folder: Place, store_name: str, unit: str, table: pa.Table, input_digest: str
+    folder: Place, store_name: str, unit: str, slices: Iterable[pa.Table], input_digest: str
 ) -> Commit:
-    """Commit the good rows and the tombstones of a wave; return the commit record."""
-    is_ok = pc.equal(table["status"], schema.OK)
-    dead = table.filter(pc.invert(is_ok))
-    files = files_of_wave(store_name, unit, table.filter(is_ok), dead)
-    counts = schema.counts_by_status(table["status"].to_pylist())
-    return write_unit(
-        folder,
-        store_name,
-        unit,
-        files,
-        rows=table.num_rows,
-        counts=counts,
-        input_digest=input_digest,
+    """Commit the good rows and the tombstones of a wave; return the commit record.
+
+    `slices` are the rows of the wave, in order; one of them is in memory at a time.
+    """
+    pairs = (
+        (table.filter(is_ok), table.filter(pc.invert(is_ok)))
+        for table in slices
+        for is_ok in [pc.equal(table["status"], schema.OK)]
     )
+    return commit_wave(folder, store_name, unit, pairs, input_digest)
 
 
-def files_of_wave(
-    store_name: str, name: str, good: pa.Table, dead: pa.Table
-) -> dict[str, pa.Table]:
-    """Return the tables of good and of dead rows of a wave, by their paths in the run folder."""
-    return {
-        layout.wave_file(store_name, "wave", name): schema.conform(
-            good, GOOD[store_name], store_name
-        ),
-        layout.wave_file(store_name, "tombstones", name): schema.conform(
-            dead, schema.ROW_TOMBSTONES, store_name
-        ),
-    }
+def commit_wave(
+    folder: Place,
+    store_name: str,
+    unit: str,
+    pairs: Iterable[tuple[pa.Table, pa.Table]],
+    input_digest: str,
+    over: Commit | None = None,
+) -> Commit:
+    """Commit a wave that is given as pairs (good rows, dead rows), one pair per slice.
+
+    With `over`, the wave replaces the files of that commit record, under new names.
+    """
+    good_rows, dead = 0, [schema.ROW_TOMBSTONES.empty_table()]
+    with storage.scratch(folder / layout.wave_file(store_name, "wave", unit)) as scratch:
+        with TableWriter(scratch, GOOD[store_name]) as writer:
+            for good, rest in pairs:
+                writer.write(schema.conform(good, GOOD[store_name], store_name))
+                dead.append(schema.conform(rest, schema.ROW_TOMBSTONES, store_name))
+                good_rows += good.num_rows
+        tombstones = pa.concat_tables(dead)
+        statuses = tombstones["status"].to_pylist()
+        edition = f".{digest(row_hashes(tombstones, ('sample_id', 'status')))[:8]}" if over else ""
+        files: dict[str, Content] = {
+            layout.wave_file(store_name, "wave", unit + edition): _moved(scratch),
+            layout.wave_file(store_name, "tombstones", unit + edition): tombstones,
+        }
+        if over and files.keys() == over.files.keys():
+            return over
+        return write_unit(
+            folder, store_name, unit, files, rows=good_rows + len(statuses),
+            counts=schema.counts_by_status([schema.OK] * good_rows + statuses),
+            input_digest=input_digest, over=over,
+        )  # fmt: skip
+
+
+def _moved(scratch: Path) -> Callable[[Path], None]:
+    def move(path: Path) -> None:
+        scratch.replace(path)
+
+    return move
 
 
 def file_of(commit: Commit, kind: str) -> str:
@@ -155,14 +197,11 @@ class ImageStore:
         self._units: dict[str, str] = {}  # sample_id of a good image → its unit
         self.statuses: dict[str, str] = {}  # by sample id
         self.hashes: dict[str, int] = {}  # perceptual hashes of the good images, by sample id
+        self._group = lru_cache(OPEN_GROUPS)(read_group)
         units = list(ledger.commits(IMAGES))
         self._next = int(units[-1]) + 1 if units else 0
         for unit in units:
-            for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
-                path = ledger.folder / layout.wave_file(IMAGES, kind, unit)
-                table = read_parquet(path, ["sample_id", "status", *columns])
-                self.add_unit(unit, statuses_by_id(table), hashes_by_id(table))
-        self._open = lru_cache(OPEN_UNITS)(self._read)
+            self.add_unit(unit, *findings_of(ledger.folder, unit))
 
     def new_unit(self) -> str:
         """Return a new unit name, for the next wave of checked images."""
@@ -176,23 +215,75 @@ class ImageStore:
         good = (sample_id for sample_id, status in statuses.items() if status == schema.OK)
         self._units.update(dict.fromkeys(good, unit))
 
-    def entries(self, candidates: pa.Table) -> pa.Table:
-        """Return the archive entries (schema.ARCHIVE) of one category's accepted candidates."""
-        ids = candidates["sample_id"].to_pylist()
-        units = [self._units[sample_id] for sample_id in ids]
-        names = ["sample_id", "image", "image_height", "image_width", "mask"]
-        parts = [self._open(unit).select(names) for unit in dict.fromkeys(units)]
-        if not parts:
-            return schema.ARCHIVE.empty_table()
-        images = pa.concat_tables(parts)
-        rows = pc.index_in(candidates["sample_id"], images["sample_id"].combine_chunks())
-        images = images.take(rows)
-        for name in names[1:]:
-            candidates = candidates.append_column(name, images[name])
-        return schema.conform(candidates, schema.ARCHIVE, "the archive")
+    def entries(self, candidates: pa.Table) -> Iterator[pa.Table]:
+        """Yield the archive entries (schema.ARCHIVE) of one category's accepted candidates.
 
-    def _read(self, unit: str) -> pa.Table:
-        return read_parquet(self._ledger.folder / layout.wave_file(IMAGES, "wave", unit))
+        The entries are in the order of the candidates. Each table has one entry, except that all
+        entries are in one table if their images take less than `SMALL_BYTES`.
+        """
+        if not candidates.num_rows:
+            return
+        images = self._images(candidates["sample_id"].to_pylist())
+        scratch = self._ledger.folder / layout.part_file(IMAGES, "00000", 0)
+        for number, image in _in_order(images, scratch):
+            entry = candidates.slice(number, image.num_rows)
+            for name in IMAGE_COLUMNS[1:]:
+                entry = entry.append_column(name, image[name])
+            yield schema.conform(entry, schema.ARCHIVE, "the archive")
+
+    def _images(self, ids: Sequence[str]) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Yield, per row group with any of the images, their positions in `ids` and their rows."""
+        position_of = {sample_id: position for position, sample_id in enumerate(ids)}
+        for unit in dict.fromkeys(self._units[sample_id] for sample_id in ids):
+            path = self._ledger.folder / layout.wave_file(IMAGES, "wave", unit)
+            for group, table in enumerate(row_groups(path, ["sample_id"])):
+                in_group = table["sample_id"].to_pylist()
+                rows = [row for row, one in enumerate(in_group) if one in position_of]
+                if rows:
+                    images = self._group(path, group, IMAGE_COLUMNS).take(rows)
+                    yield np.array([position_of[in_group[row]] for row in rows]), images
+
+
+def _in_order(
+    groups: Iterable[tuple[np.ndarray, pa.Table]], scratch: Place
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (position, rows from there on) in ascending order of the positions of all rows.
+
+    If all rows together are small, they are sorted in memory and yielded at once. Otherwise they
+    are written to a file beside `scratch`, one record batch per row, and are read back in order.
+    """
+    held: list[tuple[np.ndarray, pa.Table]] = []
+    remaining = iter(groups)
+    for positions, table in remaining:
+        held.append((positions, table))
+        if sum(int(blob_bytes(part).sum()) for _, part in held) >= SMALL_BYTES:
+            break
+    else:
+        positions = np.concatenate([part for part, _ in held])
+        yield 0, pa.concat_tables([table for _, table in held]).take(np.argsort(positions))
+        return
+    with storage.scratch(scratch) as path:
+        order: list[int] = []
+        with pa.ipc.new_file(path, held[0][1].schema) as file:
+            for positions, table in itertools.chain(held, remaining):
+                file.write_table(table, max_chunksize=1)
+                order += positions.tolist()
+            held.clear()
+        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+            for position, row in enumerate(np.argsort(order).tolist()):
+                yield position, pa.Table.from_batches([reader.get_batch(row)])
+
+
+def findings_of(folder: Place, unit: str) -> tuple[dict[str, str], dict[str, int]]:
+    """Return the statuses and the hashes of a committed unit of checked images, by sample id."""
+    statuses: dict[str, str] = {}
+    hashes: dict[str, int] = {}
+    for kind, columns in (("wave", ["hash"]), ("tombstones", [])):
+        path = folder / layout.wave_file(IMAGES, kind, unit)
+        table = read_parquet(path, ["sample_id", "status", *columns])
+        statuses.update(statuses_by_id(table))
+        hashes.update(hashes_by_id(table))
+    return statuses, hashes
 
 
 def statuses_by_id(table: pa.Table) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Waves of rows. The rows of a wave are read, pass the stages, and are committed together.
 
-A committed wave is one unit of a store. The functions that read and write a wave can run in any
+The rows pass the stages in slices, whose images are limited in bytes (`Limits.encoded_bytes`), so
+that memory depends neither on the number of rows of a wave nor on the size of its images. A
+committed wave is one unit of a store. The functions that read and write a wave can run in any
 process. The plain loop calls them one after the other; a graph on a cluster calls them in the
 processes of its pools.
 """
@@ -8,25 +10,33 @@ processes of its pools.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from namedmask import schema
+from namedmask.run import layout
 from namedmask.run.layout import IMAGES
+from namedmask.run.ledger import read_commit
 from namedmask.run.retry import rewrite_wave
-from namedmask.run.stores import hashes_by_id, statuses_by_id, with_hashes, write_wave
+from namedmask.run.stores import (
+    findings_of,
+    hashes_by_id,
+    statuses_by_id,
+    with_hashes,
+    write_wave,
+)
 from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
 
 if TYPE_CHECKING:
-    from namedmask.run.stages import Stage
+    from namedmask.run.stages import Fetcher
 
 
 SLICE_BATCHES = 8
-"""Number of batches in a slice of a wave; progress advances after each slice."""
+"""Number of batches that pass a stage together; progress advances after them."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,13 @@ class WaveHeader:
     again: bool
     input_digest: str  # as the function `input_digest` returns it
     tried: int  # number of rows that were ok when they were read
+    rows: int
 
 
 def header_of(wave: Wave, rows: pa.Table) -> WaveHeader:
     """Return the header of a wave; `rows` are the rows that its `read` returned."""
-    return WaveHeader(wave.unit, wave.again, input_digest(rows), int(schema.alive(rows).size))
+    tried = int(schema.alive(rows).size)
+    return WaveHeader(wave.unit, wave.again, input_digest(rows), tried, rows.num_rows)
 
 
 @dataclass(frozen=True)
@@ -74,39 +86,71 @@ def digest_of(wave: Wave) -> str:
     return input_digest(wave.read())
 
 
-def slices(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
-    """Yield the rows of a table in slices of `SLICE_BATCHES` batches."""
+def in_batches(table: pa.Table, batch_size: int) -> Iterator[pa.Table]:
+    """Yield the rows of a table in parts of `SLICE_BATCHES` batches."""
     rows = SLICE_BATCHES * batch_size
     for start in range(0, table.num_rows, rows):
         yield table.slice(start, rows)
 
 
-def write(folder: Place, store_name: str, header: WaveHeader, table: pa.Table) -> Written:
-    """Commit a wave that has passed all stages to a run folder, and return its result."""
+def write(
+    folder: Place, store_name: str, header: WaveHeader, slices: Iterable[pa.Table]
+) -> Written:
+    """Commit a wave to a run folder, and return its result.
+
+    `slices` are all rows of the wave, in order, which have passed all stages. One slice is in
+    memory at a time.
+    """
     unit, tried = header.unit, header.tried
     if header.again:
-        return Written(unit, tried, rewrite_wave(folder, store_name, unit, table).counts)
+        return Written(unit, tried, rewrite_wave(folder, store_name, unit, slices).counts)
     if store_name != IMAGES:
-        commit = write_wave(folder, store_name, unit, table, header.input_digest)
+        commit = write_wave(folder, store_name, unit, slices, header.input_digest)
         return Written(unit, tried, commit.counts)
-    table = with_hashes(table)
-    commit = write_wave(folder, store_name, unit, table, header.input_digest)
-    return Written(unit, tried, commit.counts, statuses_by_id(table), hashes_by_id(table))
+    statuses: dict[str, str] = {}
+    hashes: dict[str, int] = {}
+    hashed = _with_findings(slices, statuses, hashes)
+    commit = write_wave(folder, store_name, unit, hashed, header.input_digest)
+    return Written(unit, tried, commit.counts, statuses, hashes)
+
+
+def _with_findings(
+    slices: Iterable[pa.Table], statuses: dict[str, str], hashes: dict[str, int]
+) -> Iterator[pa.Table]:
+    """Yield the slices with perceptual hashes; add their statuses and hashes to the dicts."""
+    for table in slices:
+        table = with_hashes(table)
+        statuses.update(statuses_by_id(table))
+        hashes.update(hashes_by_id(table))
+        yield table
+
+
+def written_before(folder: Place, store_name: str, header: WaveHeader) -> Written | None:
+    """Return the result of a wave that is committed already; None if it is not."""
+    path = folder / store_name / layout.commit_file(header.unit)
+    if header.again or not path.is_file():
+        return None
+    commit = read_commit(folder, store_name, header.unit)
+    if commit.input_digest != header.input_digest:
+        return None
+    findings = findings_of(folder, header.unit) if store_name == IMAGES else ({}, {})
+    return Written(header.unit, header.tried, commit.counts, *findings)
 
 
 @dataclass(frozen=True)
-class FetchedWave:
-    """A wave whose rows were read and fetched, with the seconds that the fetch took."""
+class FetchedSlice:
+    """Consecutive rows of a wave with their images, and the seconds that their fetch took."""
 
     header: WaveHeader
     table: pa.Table
     seconds: float
 
 
-def fetch_wave(wave: Wave, fetch: Stage) -> FetchedWave:
-    """Read the rows of a wave, fetch their images, and return the fetched wave."""
-    table = wave.read()
-    header = header_of(wave, table)
+def fetch_wave(wave: Wave, fetch: Fetcher, start: int = 0) -> Iterator[FetchedSlice]:
+    """Read the rows of a wave, fetch their images from row `start` on, and yield them in slices."""
+    rows = wave.read()
+    header = header_of(wave, rows)
     began = time.perf_counter()
-    fetched = fetch(table)
-    return FetchedWave(header, fetched, time.perf_counter() - began)
+    for table in fetch.slices(rows.slice(start)):
+        yield FetchedSlice(header, table, time.perf_counter() - began)
+        began = time.perf_counter()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 
 from namedmask import images as imagelib
 from namedmask.config import SaliencyConfig
 from namedmask.config.registry import resolve
+from namedmask.images.limits import Limits, within
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.saliency.selfmask import SelfMask as SelfMask
 from namedmask.schema.columns import alive, bury, require_columns, update
@@ -21,6 +24,18 @@ def pseudo_mask(saliency: np.ndarray) -> np.ndarray:
     """Return the (H, W) bool mask of a saliency map (H, W) float32 in [0, 1]."""
     mask: np.ndarray = saliency > THRESHOLD
     return mask
+
+
+BYTES_PER_PIXEL = 8
+"""Bytes per pixel of an image in work: three of the image, four of its map, one of its mask."""
+
+
+def _bytes_of(decoded: np.ndarray | str) -> int:
+    """Return the bytes that an image takes with its map and its mask; a status takes none."""
+    if isinstance(decoded, str):
+        return 0
+    height, width = decoded.shape[:2]
+    return int(height) * int(width) * BYTES_PER_PIXEL
 
 
 class Saliency:
@@ -46,6 +61,7 @@ class Saliency:
     name = "saliency"
     reads = ("image",)
     adds = ("saliency", "mask", "status")
+    limits = Limits()
 
     def __init__(self, config: SaliencyConfig) -> None:
         self.config = config
@@ -58,25 +74,36 @@ class Saliency:
             SchemaError: `table` lacks `image` or `status`.
         """
         require_columns(table, self.reads, self.name)
-        rows, photos, bad = [], [], {}
-        for row in alive(table).tolist():
-            try:
-                photos.append(imagelib.decode(table["image"][row].as_py()))
-                rows.append(row)
-            except imagelib.BadImage as error:
-                bad[row] = error.status
-        maps = self.detector.saliency(photos) if photos else []
-        masks = [pseudo_mask(saliency) for saliency in maps]
-        values: dict[str, list[object]] = {
-            "saliency": [
-                imagelib.encode_png(np.round(saliency * 255).astype(np.uint8)) for saliency in maps
-            ],
-            "mask": [imagelib.encode_mask(mask) for mask in masks],
-            "status": [OK if self._plausible(mask) else NO_MASK for mask in masks],
-        }
-        table = update(table, np.array(rows, np.int64), values)
-        table = update(table, np.array(list(bad), np.int64), {"status": list(bad.values())})
+        rows = alive(table)
+        results: list[tuple[bytes | None, bytes | None, str]] = []
+        decoded = (self._decode(table["image"][row].as_py()) for row in rows.tolist())
+        for part in within(decoded, _bytes_of, self.limits.decoded_bytes):
+            results += self._masked(part)
+        maps, masks, statuses = zip(*results, strict=True) if results else ((), (), ())
+        table = update(table, rows, {"saliency": maps, "mask": masks, "status": statuses})
         return bury(table, ("image", "saliency", "mask"))
+
+    def _decode(self, data: bytes) -> np.ndarray | str:
+        """Return the image, (H, W, 3) uint8 RGB, or the status of a row that cannot be decoded."""
+        try:
+            return imagelib.decode(data, self.limits.max_pixels)
+        except imagelib.BadImage as error:
+            return error.status
+
+    def _masked(
+        self, decoded: list[np.ndarray | str]
+    ) -> Iterator[tuple[bytes | None, bytes | None, str]]:
+        """Yield the encoded map, the encoded mask and the status of each image or status."""
+        photos = [photo for photo in decoded if not isinstance(photo, str)]
+        maps = iter(self.detector.saliency(photos) if photos else [])
+        for photo in decoded:
+            if isinstance(photo, str):
+                yield None, None, photo
+                continue
+            saliency = next(maps)
+            mask = pseudo_mask(saliency)
+            png = imagelib.encode_png(np.round(saliency * 255).astype(np.uint8))
+            yield png, imagelib.encode_mask(mask), OK if self._plausible(mask) else NO_MASK
 
     def _plausible(self, mask: np.ndarray) -> bool:
         share = float(mask.mean())

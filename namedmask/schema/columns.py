@@ -46,7 +46,7 @@ TYPES: dict[str, pa.DataType] = {
     "md5": pa.string(),  # lower-case hex, of the image file that the metadata describes
     "sha256": pa.string(),
     "status": pa.string(),
-    "image": pa.binary(),  # encoded bytes (JPEG, PNG, WebP)
+    "image": pa.large_binary(),  # encoded bytes (JPEG, PNG, WebP); a wave may have more than 2 GiB
     "image_height": pa.int32(),  # of the decoded image, after EXIF orientation
     "image_width": pa.int32(),
     "embedding": pa.list_(pa.float32()),  # unit L2 norm; null on tombstones
@@ -60,8 +60,8 @@ TYPES: dict[str, pa.DataType] = {
     "duplicate_of": pa.string(),  # sample_id of the better-ranked accepted candidate, or null
     "neighbors": pa.list_(pa.int32()),  # better ranks whose images are near duplicates of this one
     "num_faces": pa.int32(),
-    "saliency": pa.binary(),  # PNG, 8 bit, (H, W): saliency map × 255
-    "mask": pa.binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
+    "saliency": pa.large_binary(),  # PNG, 8 bit, (H, W): saliency map × 255
+    "mask": pa.large_binary(),  # COCO compressed RLE `counts` of the (H, W) bool mask
     "hash": pa.uint64(),  # perceptual, of the decoded image; see images.hash_of
 }
 
@@ -160,7 +160,7 @@ def bury(table: pa.Table, heavy: Sequence[str]) -> pa.Table:
     for name in heavy:
         if name in table.column_names:
             index = table.schema.get_field_index(name)
-            nulls = pa.scalar(None, TYPES[name])
+            nulls = pa.scalar(None, table[name].type)
             table = table.set_column(index, name, pc.if_else(dead, nulls, table[name]))
     return table
 

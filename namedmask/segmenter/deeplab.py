@@ -32,8 +32,12 @@ class DeepLabV3Plus(nn.Module):
 
         `images`: (B, 3, H, W) float32 RGB, normalized with the ImageNet mean and deviation.
         """
-        logits = self.classifier(self.backbone(images))
+        logits = self.coarse(images)
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+    def coarse(self, images: Tensor) -> Tensor:
+        """Return the logits, (B, K, h, w) float32, before they are resized to the images."""
+        return cast(Tensor, self.classifier(self.backbone(images)))
 
 
 class Head(nn.Module):

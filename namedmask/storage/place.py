@@ -72,6 +72,24 @@ def replaced(place: Place) -> Iterator[Path]:
     _flush_folder(place.parent)
 
 
+@contextmanager
+def scratch(place: Place) -> Iterator[Path]:
+    """Yield a local path for a file that is to become `place`; a file left there is removed.
+
+    On a disk, the path is on the file system of `place`, so that a rename completes the file.
+    """
+    if isinstance(place, S3Path):
+        with tempfile.TemporaryDirectory(prefix="namedmask-") as folder:
+            yield Path(folder) / place.name
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path = place.with_name(f".{place.name}.part")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def create(place: Place, data: bytes) -> None:
     """Write a file that no other process may write with different content.
 

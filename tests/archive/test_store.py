@@ -58,7 +58,7 @@ def entries_of(label_id: int, seeds: range) -> pa.Table:
 def accepted(*tables: pa.Table) -> list[Accepted]:
     """Return what makes up the archives of the first categories."""
     return [
-        Accepted(Label(label_id, name, query), digest_of(table), lambda table=table: table)
+        Accepted(Label(label_id, name, query), digest_of(table), lambda table=table: [table])
         for label_id, (name, query, table) in enumerate(
             zip(CATEGORIES.names, CATEGORIES.queries, tables, strict=False), start=1
         )
@@ -305,7 +305,8 @@ def test_samples_of_a_row_that_holds_no_image_are_told_by_file_and_row(tmp_path:
     cut = [data[: 40 * (row != 3)] or data for row, data in enumerate(table["image"].to_pylist())]
     place = table.schema.get_field_index("image")
     broken = table.set_column(place, "image", pa.array(cut, pa.binary()))
-    file_store.write_parquet(broken, path, row_group_size=8)
+    with file_store.TableWriter(path, broken.schema, group_rows=8) as writer:
+        writer.write(broken)
     samples = Archive.open(tmp_path).samples(refined=False)
     assert samples[19 + 3][0].shape[2] == 3
     with pytest.raises(InputError, match=r"00002-mug\.parquet: row 4 holds no sample"):

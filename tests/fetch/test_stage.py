@@ -484,7 +484,7 @@ def test_fetch_table_with_nothing_to_fetch_has_all_columns(statuses):
     out = Fetch(FetchConfig())(table)
     assert out.num_rows == len(statuses)
     assert set(Fetch.adds) <= set(out.column_names)
-    assert out["image"].type == pa.binary()
+    assert out["image"].type == pa.large_binary()
 
 
 def test_fetch_without_url_column_says_what_is_missing():

@@ -29,7 +29,7 @@ CATEGORIES = CategorySet("zoo", ("zebra", "crane <b>", "mug"), ("zebra", "crane 
 def accepted(names, queries, tables) -> list[Accepted]:
     """Return what makes up the archives of these categories."""
     return [
-        Accepted(Label(label_id, name, query), str(label_id), lambda table=table: table)
+        Accepted(Label(label_id, name, query), str(label_id), lambda table=table: [table])
         for label_id, (name, query, table) in enumerate(
             zip(names, queries, tables, strict=True), start=1
         )

@@ -35,8 +35,8 @@ def table_of(*sample_ids: str) -> pa.Table:
             "category": ["horse"] * len(sample_ids),
             "rank": pa.array(range(len(sample_ids)), pa.int32()),
             "sample_id": list(sample_ids),
-            "image": [name.encode() * 50 for name in sample_ids],
-            "mask": [b"m" + name.encode() for name in sample_ids],
+            "image": pa.array([name.encode() * 50 for name in sample_ids], pa.large_binary()),
+            "mask": pa.array([b"m" + name.encode() for name in sample_ids], pa.large_binary()),
         }
     )
 

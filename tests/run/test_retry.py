@@ -259,11 +259,11 @@ def test_retry_wave_written_twice_ends_as_written_once(
     web.trouble = {}
     for name in ("fetch", "embed"):
         table = load_stage(name, config)(table)
-    once = rewrite_wave(tmp_path, "embeddings", unit, table)
+    once = rewrite_wave(tmp_path, "embeddings", unit, [table])
     assert once.counts["ok"] > old.counts["ok"]
     assert once.files.keys() != old.files.keys()
     rows = rows_of(tmp_path)
-    assert rewrite_wave(tmp_path, "embeddings", unit, table) == once
+    assert rewrite_wave(tmp_path, "embeddings", unit, [table]) == once
     assert rows_of(tmp_path) == rows
     counts_of(tmp_path)
 

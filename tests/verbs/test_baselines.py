@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def entries(place: int) -> pa.Table:
 
 def write_archives(folder: Path) -> None:
     def accepted(place: int, name: str) -> Accepted:
-        return Accepted(Label(place + 1, name, name), name, partial(entries, place))
+        return Accepted(Label(place + 1, name, name), name, lambda: [entries(place)])
 
     write_archive(folder, map(accepted, range(len(NAMES)), NAMES), KEPT)
 
@@ -205,7 +204,7 @@ def test_reco_needs_archives_of_every_category(own: Path) -> None:
 
 def test_context_is_what_another_archive_has(own: Path) -> None:
     context = own / "context"
-    write_archive(context, [Accepted(Label(1, "car", "car"), "c", partial(entries, 1))], KEPT)
+    write_archive(context, [Accepted(Label(1, "car", "car"), "c", lambda: [entries(1)])], KEPT)
     plain, turned = config_of(own), config_of(own, f'baselines.context="{context}"')
     job = baselines.VerbRun(plain, ledger.Ledger(own / "run"), SilentProgress())
     before = baselines._class_vectors("reco", PlainLoop(), job, [("fish", "fish"), ("car", "car")])

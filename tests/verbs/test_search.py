@@ -166,7 +166,7 @@ def add_copy(out: Path, unit: str) -> None:
     table = read_parquet(out / EMBEDDINGS / "wave-00000.parquet")
     ids = pa.array([unit + one[5:] for one in table["sample_id"].to_pylist()])
     with open_run(out):
-        write_wave(out, EMBEDDINGS, unit, table.set_column(0, "sample_id", ids), unit)
+        write_wave(out, EMBEDDINGS, unit, [table.set_column(0, "sample_id", ids)], unit)
 
 
 def test_search_with_templates_uses_those_of_the_run(out: Path) -> None:
@@ -198,7 +198,7 @@ def test_search_of_vectors_of_two_lengths_is_refused(out: Path) -> None:
     )
     place = table.schema.get_field_index("embedding")
     with open_run(out):
-        write_wave(out, EMBEDDINGS, "00002", table.set_column(place, "embedding", short), "2")
+        write_wave(out, EMBEDDINGS, "00002", [table.set_column(place, "embedding", short)], "2")
     with pytest.raises(InputError, match="vectors of 108 and of 50 numbers"):
         search(search_config(out), "red", 5, QUIET)
 

@@ -1,37 +1,37 @@
 """The classes that run in the processes of a graph: a reader, the stages, a sink, and a mapper.
 
-A wave is one block of Ray Data. The data about the wave as a whole (its header, and the seconds per
-stage) is JSON in the column `_wave`, the same in every row.
+A wave enters the graph in one parcel (see parcels.py). The fetch divides it into slices, whose
+images are limited in bytes, and the sinks join the slices again.
 
-Ray restarts a process that dies and gives it the same block again, without limit. Before each wave,
-a stage therefore asks the work registry whether it has begun this wave before. If so, the rows pass
-the stage in a child process (see isolated.py), and a row that kills the child is `crashed`.
+Ray restarts a process that dies and gives it the same block again, without limit. Before each
+slice, a stage therefore asks the work registry whether it has begun this slice before. If so, the
+rows pass the stage in a child process (see isolated.py), and a row that kills the child is
+`crashed`.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
 from namedmask.config import Config
 from namedmask.engine.on_ray.isolated import limit_memory, run_isolated
+from namedmask.engine.on_ray.parcels import Parcel, from_bytes, pack, to_bytes, unpack
 from namedmask.errors import NamedMaskError
+from namedmask.images.limits import within
+from namedmask.run.layout import part_file
 from namedmask.run.machine import memory_bytes, use_threads
-from namedmask.run.stages import batch_size_of, load_stage, stage_class
-from namedmask.run.waves import Wave, WaveHeader, header_of, write
+from namedmask.run.stages import batch_size_of, load_stage, processes_here, stage_class
+from namedmask.run.waves import Wave, WaveHeader, Written, header_of, write, written_before
 from namedmask.storage import Place
-
-HEADER = "_wave"
-"""Name of the column that carries a wave's header and the seconds of its stages, as JSON."""
+from namedmask.storage.files import blob_bytes, write_file
 
 MAP = "map"
 """Name under which a `Mapper` registers its work."""
@@ -46,6 +46,8 @@ class WorkRegistry:
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
         self._begun: dict[tuple[str, str], int] = {}
+        self._cuts: dict[str, list[int]] = {}
+        self._parts: dict[str, dict[int, Parcel]] = {}
 
     def item(self, number: int) -> Any:
         """Return the item at a position of the list."""
@@ -61,13 +63,28 @@ class WorkRegistry:
         """Record that a stage has ended a unit."""
         self._begun.pop((stage, unit), None)
 
+    def cuts(self, unit: str) -> list[int]:
+        """Return the ends of the slices into which a fetch has cut a unit, as numbers of rows."""
+        return self._cuts.get(unit, [])
+
+    def add_cut(self, unit: str, end: int) -> None:
+        """Record the end of the next slice of a unit."""
+        self._cuts.setdefault(unit, []).append(end)
+
+    def add_part(self, parcel: Parcel) -> list[Parcel]:
+        """Record that a slice of a wave is written; return all slices, in order, if all are."""
+        parts = self._parts.setdefault(parcel.header.unit, {})
+        parts[parcel.number] = parcel
+        complete = sum(part.rows for part in parts.values()) == parcel.header.rows
+        return [parts[number] for number in sorted(parts)] if complete else []
+
     def active(self) -> int:
         """Return the number of (stage, unit) pairs that are in progress."""
         return len(self._begun)
 
 
 class Read:
-    """A reader, which turns the number of a wave into its rows, with the header column."""
+    """A reader, which turns the number of a wave into a parcel with all its rows."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
@@ -76,7 +93,7 @@ class Read:
         """Return the rows of a wave; `table` has one row with the number of the wave in `id`."""
         wave: Wave = ray.get(self._registry.item.remote(table["id"][0].as_py()))
         rows = wave.read()
-        return with_header(rows, header_of(wave, rows), {})
+        return pack(Parcel(header_of(wave, rows), 0, 0, rows.num_rows, {}), rows)
 
 
 class StageWorker:
@@ -96,40 +113,109 @@ class StageWorker:
         except NamedMaskError as error:
             self._broken = error
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Return the rows of the wave with the columns that the stage adds."""
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Yield the parcels of a block with the columns that the stage adds."""
+        for parcel, rows in unpack(block):
+            yield from (pack(*passed) for passed in self.passed(parcel, rows))
+
+    def passed(self, parcel: Parcel, rows: pa.Table) -> Iterator[tuple[Parcel, pa.Table]]:
+        """Yield the rows of a parcel after the stage, in one parcel or, after a fetch, in several.
+
+        If Ray runs a fetch again, it takes the new parcels for those of the first time. So they
+        must have the same rows as then, which the registry knows.
+        """
         if self._broken:
             raise self._broken
-        header, seconds, rows = without_header(table)
-        earlier = ray.get(self._registry.begin.remote(self._name, header.unit))
-        began = time.perf_counter()
-        rows = self._run_in_child(rows) if earlier else self._run_here(rows)
-        seconds[self._name] = time.perf_counter() - began
-        self._registry.end.remote(self._name, header.unit)
-        return with_header(rows, header, seconds)
+        earlier = ray.get(self._registry.begin.remote(self._name, parcel.name))
+        tables = self._tables(parcel, rows, alone=bool(earlier))
+        first, began = parcel.first, time.perf_counter()
+        for number, table in enumerate(tables, parcel.number):
+            seconds = {**parcel.seconds, self._name: time.perf_counter() - began}
+            yield Parcel(parcel.header, number, first, table.num_rows, seconds), table
+            first, began = first + table.num_rows, time.perf_counter()
+        self._registry.end.remote(self._name, parcel.name)
 
-    def _run_here(self, rows: pa.Table) -> pa.Table:
+    def _tables(self, parcel: Parcel, rows: pa.Table, alone: bool) -> Iterator[pa.Table]:
+        """Yield the rows after the stage; with `alone`, in a child process that a row may kill."""
+        run = self._run_in_child if alone else self._run_here
+        if not hasattr(self._stage, "slices"):
+            yield pa.concat_tables(list(run(rows)), promote_options="default")
+            return
+        start = 0
+        for end in ray.get(self._registry.cuts.remote(parcel.name)):
+            known = rows.slice(start, end - start)
+            yield pa.concat_tables(list(run(known)), promote_options="default")
+            start = end
+        for table in self._in_slices(run(rows.slice(start)) if start < rows.num_rows else ()):
+            start += table.num_rows
+            ray.get(self._registry.add_cut.remote(parcel.name, start))
+            yield table
+
+    def _in_slices(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield tables joined to slices of about half of `limits.encoded_bytes`."""
+        limit = self._stage.limits.encoded_bytes // 2
+        for part in within(tables, lambda table: int(blob_bytes(table).sum()), limit):
+            yield pa.concat_tables(part, promote_options="default")
+
+    def _run_here(self, rows: pa.Table) -> Iterator[pa.Table]:
         try:
-            return self._stage(rows)
+            done = 0
+            slices = getattr(self._stage, "slices", lambda table: iter([self._stage(table)]))
+            for table in slices(rows):
+                yield table
+                done += table.num_rows
         except MemoryError:
-            return self._run_in_child(rows)
+            yield from self._run_in_child(rows.slice(done))
 
-    def _run_in_child(self, rows: pa.Table) -> pa.Table:
+    def _run_in_child(self, rows: pa.Table) -> Iterator[pa.Table]:
         make = pickle.dumps(self._make)
         return run_isolated(make, rows, self._adds, self._batch_size, self._memory_bytes)
 
 
 class Sink:
-    """A sink, which commits a wave that has passed all stages, and returns its result."""
+    """A sink, which commits the waves that have passed all stages, and returns their results.
 
-    def __init__(self, folder: Place, store_name: str) -> None:
-        self._folder, self._store_name = folder, store_name
+    The slices of a wave may come in any order and to several sinks. Each is written to the store as
+    a part, and the sink that writes the last one commits the wave. A wave in one slice has no part.
+    """
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row, the pickled pair (Written, seconds by stage)."""
-        header, seconds, rows = without_header(table)
-        written = write(self._folder, self._store_name, header, rows)
-        return pickled((written, seconds))
+    def __init__(self, folder: Place, store_name: str, registry: Any = None) -> None:
+        self._folder, self._store_name, self._registry = folder, store_name, registry
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return one row, the pickled pair (Written, seconds by stage), per wave that is done."""
+        results = [self._taken(parcel, rows) for parcel, rows in unpack(block)]
+        return pickled(*(result for result in results if result))
+
+    def write(
+        self, header: WaveHeader, slices: Iterable[pa.Table], seconds: Mapping[str, float]
+    ) -> pa.Table:
+        """Commit a wave; return one row, as `__call__`."""
+        return pickled((write(self._folder, self._store_name, header, slices), seconds))
+
+    def _taken(self, parcel: Parcel, rows: pa.Table) -> tuple[Written, Mapping[str, float]] | None:
+        header = parcel.header
+        if parcel.rows == header.rows:
+            return write(self._folder, self._store_name, header, [rows]), parcel.seconds
+        if done := written_before(self._folder, self._store_name, header):
+            return done, {}
+        path = self._folder / part_file(self._store_name, header.unit, parcel.number)
+        write_file(path, to_bytes(rows).to_pybytes())
+        parts = ray.get(self._registry.add_part.remote(parcel))
+        if not parts:
+            return None
+        paths = [
+            self._folder / part_file(self._store_name, header.unit, part.number) for part in parts
+        ]
+        slices = (from_bytes(path.read_bytes()) for path in paths)
+        written = write(self._folder, self._store_name, header, slices)
+        if not header.again:  # a wave that replaces another can be committed twice with its parts
+            for path in paths:
+                path.unlink(missing_ok=True)
+        seconds = Counter[str]()
+        for part in parts:
+            seconds.update(part.seconds)
+        return written, dict(seconds)
 
 
 class StageAndSink:
@@ -140,9 +226,20 @@ class StageAndSink:
     ) -> None:
         self._stage, self._sink = StageWorker(name, config, registry), Sink(folder, store_name)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Return one row, as `Sink` returns it."""
-        return self._sink(self._stage(table))
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Yield one row per wave, as `Sink` returns it."""
+        for parcel, rows in unpack(block):
+            seconds = Counter[str]()
+            passed = self._counted(self._stage.passed(parcel, rows), seconds)
+            yield self._sink.write(parcel.header, passed, seconds)
+
+    @staticmethod
+    def _counted(
+        passed: Iterable[tuple[Parcel, pa.Table]], seconds: Counter[str]
+    ) -> Iterator[pa.Table]:
+        for parcel, table in passed:
+            seconds.update(parcel.seconds)
+            yield table
 
 
 class Mapper:
@@ -181,20 +278,23 @@ class Mapper:
 
 
 class Chain:
-    """Several stages that run one after the other in one process."""
+    """Several stages that run one after the other in one process, the first of which fetches."""
 
     def __init__(self, names: Sequence[str], config: Config) -> None:
-        self._stages = [load_stage_here(name, config) for name in names]
+        self._fetch, *self._stages = [load_stage_here(name, config) for name in names]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the rows of the wave with the columns that the stages add."""
-        for stage in self._stages:
-            table = stage(table)
-        return table
+        parts = []
+        for part in self._fetch.slices(table):
+            for stage in self._stages:
+                part = stage(part)
+            parts.append(part)
+        return pa.concat_tables(parts)
 
 
-def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Table:
-    """Return the rows of a wave after the stages, which run in a child of this process."""
+def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield the rows of a wave after the stages, which run in a child of this process."""
     adds = [column for name in names for column in stage_class(name).adds]
     make = pickle.dumps(partial(Chain, names, config))
     return run_isolated(make, rows, adds, batch_size_of(names, config), memory_limit(config))
@@ -202,7 +302,7 @@ def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Tab
 
 def load_stage_here(name: str, config: Config) -> Any:
     """Load a stage in this process, limit its threads as configured, and return it."""
-    stage = load_stage(name, config)
+    stage = load_stage(name, config, processes_here(config))
     use_threads(config)
     return stage
 
@@ -217,19 +317,8 @@ def memory_limit(config: Config) -> int:
     return memory_bytes() * 6 // 10
 
 
-def with_header(rows: pa.Table, header: WaveHeader, seconds: dict[str, float]) -> pa.Table:
-    """Return the rows with the column `HEADER`, which is the same in every row."""
-    text = pa.array([json.dumps({"header": asdict(header), "seconds": seconds})])
-    column = pa.DictionaryArray.from_arrays(np.zeros(rows.num_rows, np.int32), text)
-    return rows.append_column(HEADER, column)
-
-
-def without_header(table: pa.Table) -> tuple[WaveHeader, dict[str, float], pa.Table]:
-    """Return the header of a wave, its seconds by stage, and its rows without the header column."""
-    carried = json.loads(table[HEADER][0].as_py())
-    return WaveHeader(**carried["header"]), carried["seconds"], table.drop_columns(HEADER)
-
-
-def pickled(value: object) -> pa.Table:
-    """Return a table whose only row holds the pickled value."""
-    return pa.table({"value": pa.array([pickle.dumps(value)], pa.large_binary())})
+def pickled(*values: object) -> pa.Table:
+    """Return a table with one row per value, which is pickled."""
+    return pa.table(
+        {"value": pa.array([pickle.dumps(value) for value in values], pa.large_binary())}
+    )

@@ -1,9 +1,9 @@
 """Streaming graphs of Ray Data, in which numbered items pass pools of actors.
 
-The number of each wave is a block of its own, so that the rows of a wave stay together and do not
-depend on other waves. The results are pickled, and leave the graph in any order. At most as many
-blocks are in progress as the pools have actors, which limits the memory in use and the work that is
-repeated when the driver dies. If nothing moves for `ray.heartbeat_s`, a log line names the waiting
+The number of each wave is a block of its own, and each slice of a wave is a row that Ray does not
+divide (see parcels.py). The results are pickled, and leave the graph in any order. At most as many
+waves are in progress as the pools have actors, which limits the work that is repeated when the
+driver dies. If nothing moves for `ray.heartbeat_s`, a log line names the waiting
 pools and the resources that they need. If nothing moves for `ray.stall_timeout_s`, the run ends
 with the same message.
 
@@ -26,6 +26,9 @@ from namedmask.config import RayConfig
 from namedmask.engine.on_ray.session import Pool
 from namedmask.engine.on_ray.watch import GraphState, stage_of, watch_of
 from namedmask.errors import NamedMaskError
+
+BLOCK_BYTES = 1 << 20
+"""Bytes at which a block is complete; each larger slice of a wave is then a block of its own."""
 
 IN_FLIGHT = 2
 """Maximum number of blocks per actor. The second block waits, which tells Ray to add an actor."""
@@ -94,7 +97,7 @@ def _named(pool: Pool) -> type:
 
 def _context(pools: list[Pool], config: RayConfig, state: GraphState) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
-    context.target_max_block_size = None  # a wave is one block, whatever its size
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # otherwise an error of Ray hides the original
@@ -109,10 +112,10 @@ def _context(pools: list[Pool], config: RayConfig, state: GraphState) -> ray.dat
 
 
 class Gate(backpressure_policy.BackpressurePolicy):
-    """Admits a block to the first pool while fewer blocks are in progress than pools have actors.
+    """Admits a wave to the first pool while fewer waves are in progress than pools have actors.
 
-    A block is in progress from its arrival at the first pool until the last pool has finished it.
-    Ray counts both events in the process that schedules, so the count is never too low.
+    A wave is in progress from its arrival at the first pool until the last pool has returned its
+    result, one row. Ray counts both in the process that schedules, so the count is never too low.
     """
 
     pools: ClassVar[list[Pool]]
@@ -123,7 +126,7 @@ class Gate(backpressure_policy.BackpressurePolicy):
         if stage_of(op.name) != first:
             return True
         ended = sum(
-            operator.metrics.num_tasks_finished
+            operator.metrics.rows_task_outputs_generated
             for operator in self._topology
             if stage_of(operator.name) == last
         )

@@ -39,8 +39,8 @@ class _Lost(Exception):
 
 def run_isolated(
     make: bytes, table: pa.Table, adds: Sequence[str], batch_size: int, memory_bytes: int
-) -> pa.Table:
-    """Return `table` after the stage; rows that kill the child process are `crashed`.
+) -> Iterator[pa.Table]:
+    """Yield the rows of `table` after the stage, in parts; rows that kill the child are `crashed`.
 
     Args:
         make: pickle of a function without arguments that returns the stage.
@@ -54,14 +54,10 @@ def run_isolated(
     """
     child = _Child(make, memory_bytes)
     try:
-        parts = [
-            part
-            for start in range(0, table.num_rows, batch_size)
-            for part in _batch(child, table.slice(start, batch_size), adds)
-        ]
+        for start in range(0, table.num_rows, batch_size):
+            yield from _batch(child, table.slice(start, batch_size), adds)
     finally:
         child.stop()
-    return pa.concat_tables(parts, promote_options="default") if parts else table
 
 
 def _batch(child: _Child, batch: pa.Table, adds: Sequence[str]) -> Iterator[pa.Table]:

@@ -103,7 +103,7 @@ class RayExecutor:
             pools = [
                 _pool(config, name, StageWorker, name=name, registry=registry) for name in stages
             ]
-            pools.append(Pool("sink", Sink, target))
+            pools.append(Pool("sink", Sink, target | {"registry": registry}))
         reader = Pool("read", Read, {"registry": registry}, num_cpus=cpus)
         state = GraphState()
         for written, seconds in stream(len(listed), reader, pools, config.ray, state):
@@ -119,8 +119,8 @@ class RayExecutor:
         rows = wave.read()
         with run.clock("+".join(stages)):
             passed = run_in_child(stages, run.config, rows)
-        written = write(run.ledger.folder, store_name, header_of(wave, rows), passed)
-        step.advance(passed.num_rows, written.counts)
+            written = write(run.ledger.folder, store_name, header_of(wave, rows), passed)
+        step.advance(rows.num_rows, written.counts)
         return written
 
     def map(

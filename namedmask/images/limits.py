@@ -1,0 +1,40 @@
+"""Limits on the memory that images take, and the division of work into parts within them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MAX_PIXELS = 50_000_000
+"""Default of `fetch.max_pixels`, the maximum number of pixels of an image that is decoded."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of one process; `run.machine.limits_of` derives them from the config."""
+
+    max_pixels: int = MAX_PIXELS  # of one image
+    decoded_bytes: int = 256 << 20  # of the decoded images that a stage holds at once, or one image
+    encoded_bytes: int = 64 << 20  # of the encoded images in a slice of a wave, or one image
+    downloads: int = 1 << 30  # number of concurrent requests
+
+
+def within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Yield all items, in order, in lists that end with the item that reaches `limit` bytes.
+
+    An item's bytes are those that `size` returns. The sizes in a list sum to less than `limit` plus
+    the size of its last item.
+    """
+    part: list[T] = []
+    held = 0
+    for item in items:
+        part.append(item)
+        held += size(item)
+        if held >= limit:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
