@@ -40,6 +40,7 @@ from namedmask.cli.screen import (
     write,
     write_json,
 )
+from namedmask.cli.streams import flush_results, mend_streams
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
@@ -62,6 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set this before torch is imported. If waiting threads spin, training on cores that another
     # program uses is 19 times slower (0.2 against 3.8 steps per second on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    mend_streams()
+    code = _run(arguments)
+    try:
+        flush_results()
+    except BrokenPipeError:  # the reader wants no more, as `head`
+        return code or 1
+    except OSError as error:
+        return code or explain(error)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="namedmask")
     except SystemExit as stop:
