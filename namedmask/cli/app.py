@@ -25,6 +25,7 @@ from namedmask.cli.options import (
     Overrides,
     Retry,
     RunFile,
+    path_of,
     progress,
     run_verb,
 )
@@ -89,7 +90,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="seed of the mini world and of the run")] = 0,
-    out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="run folder", parser=path_of)] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="use more images and train longer")] = False,
     local: Local = False,
     as_json: AsJson = False,
@@ -188,7 +189,9 @@ def predict(
         ),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="folder for the results", parser=path_of)] = Path(
+        "predictions"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda; a missing GPU is an error")] = "cpu",
     overrides: Annotated[
         list[str] | None,
@@ -239,7 +242,7 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="description of the images")],
     k: Annotated[int, typer.Option("--k", min=1, help="number of images to find")] = 50,
     html: Annotated[
-        Path | None, typer.Option(help="also write a page of links to this file")
+        Path | None, typer.Option(help="also write a page of links to this file", parser=path_of)
     ] = None,
     templates: Annotated[
         bool, typer.Option("--templates", help="put TEXT into the run's prompt templates")

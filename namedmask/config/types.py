@@ -37,8 +37,8 @@ def expanded(path: str) -> str:
     if path.startswith("~") and home == path:
         name = path.partition("/")[0]
         raise ValueError(
-            f"the home folder '{name}' is not known: set the variable HOME, or write the whole "
-            f"path; a file of this name is './{name}'"
+            f"the home folder {name!r} is not known: set the variable HOME, or write the whole "
+            "path; './~' is a folder of this name"
         )
     return home
 
@@ -47,7 +47,7 @@ def _value(variable: re.Match[str]) -> str:
     name = variable[1] or variable[2]
     if name not in os.environ:
         raise ValueError(
-            f"the environment variable '{name}' is not set: set it, or write the whole path"
+            f"the environment variable {name!r} is not set: set it, or write the whole path"
         )
     return os.environ[name]
 
@@ -66,7 +66,12 @@ def _source(text: str) -> str:
     return text
 
 
-Folder = Annotated[Place, PlainValidator(_place), PlainSerializer(str, return_type=str)]
+def _text(place: Place) -> str:
+    text = str(place)
+    return f"./{text}" if text.startswith("~") else text  # else it would be a home folder
+
+
+Folder = Annotated[Place, PlainValidator(_place), PlainSerializer(_text, return_type=str)]
 """Folder to write to; `~` and `$VARIABLE` are replaced."""
 Source = Annotated[str, AfterValidator(_source)]
 """Path, url, or name of weights; `~` and `$VARIABLE` are replaced in a path."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,9 @@ def session(config: Config) -> Iterator[None]:
             ray.init(settings.address or None, log_to_driver=False, logging_level=logging.WARNING)
         else:
             refuse_unusable(Path(get_default_ray_temp_dir()))
+            if not os.access(os.path.expanduser("~/"), os.W_OK):
+                # Ray would keep its token in the home folder; this Ray ends with this process
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init(
                 "local",
                 num_cpus=settings.num_cpus or max(cores(), cpus_needed(config)),
