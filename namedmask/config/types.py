@@ -19,6 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})")
 
 
@@ -30,7 +31,7 @@ def expanded(path: str) -> str:
     """
     if "\0" in path:
         raise ValueError("a path cannot hold the character NUL")
-    if "://" in path:
+    if _URL.match(path):
         return path
     path = _VARIABLE.sub(_value, path)
     home = os.path.expanduser(path)

@@ -79,7 +79,11 @@ def replaced(place: Place) -> Iterator[Path]:
 
 @contextmanager
 def named(place: Path) -> Iterator[None]:
-    """Add the path to errors of files inside the block that name no file, as those of writes."""
+    """Add the path to errors of files inside the block that name no file, as those of writes.
+
+    Raises:
+        OSError: the error, with the path as its `filename`.
+    """
     try:
         yield
     except (ConnectionError, TimeoutError):
