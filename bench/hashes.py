@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from namedmask.images.codec import decode, encode_jpeg, hash_of, resize
+from namedmask.images.codec import decode, encode_jpeg, resize
+from namedmask.images.hashes import hash_of
 
 DISTANCES = (0, 2, 4, 6, 8, 10)
 """Hamming distances in bits for which the shares are printed."""

@@ -30,6 +30,7 @@ from typing import Any
 from namedmask.config import CategoriesConfig
 from namedmask.errors import ConfigError, unknown_name
 from namedmask.schema.columns import IGNORE
+from namedmask.storage.files import text_of
 
 PROMPT_TEMPLATES: tuple[str, ...]
 """The method's 85 prompt templates: open_clip's 80 for ImageNet, then `SCENE_TEMPLATES`.
@@ -52,6 +53,12 @@ PEOPLE = frozenset(
 )  # fmt: skip
 """Words that mark a category as people if its name contains them."""
 
+BACKGROUND_NAME = "background"
+"""Name of label id 0, which no category can have."""
+
+_TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
+"""Classes of the characters that change the direction of the text after them."""
+
 _FOLDER = resources.files("namedmask").joinpath("data", "category_sets")
 
 SHIPPED = tuple(sorted(Path(file.name).stem for file in _FOLDER.iterdir()))
@@ -63,8 +70,9 @@ class CategorySet:
     """Categories in label order; label id i + 1 has the name `names[i]` and the query `queries[i]`.
 
     Raises:
-        ConfigError: there are no names, a name or query is empty, two names or two queries are
-            equal, or there are more names than label ids.
+        ConfigError: there are no names, a name is `background`, a name or query is empty or holds
+            control characters, two names or two queries are equal but for white space or the
+            form of their characters, or there are more names than label ids.
     """
 
     name: str
@@ -80,10 +88,10 @@ class CategorySet:
                 f"{location} has {len(self.names)} names; label id {IGNORE} would collide with the "
                 f"ignore id. Expected at most {IGNORE - 1}."
             )
-        _refuse_empty(location, "name", self.names)
-        _refuse_empty(location, "query", self.queries)
-        _refuse_equal(location, "name", self.names, str)
-        _refuse_equal(location, "query", self.queries, str.lower)  # CLIP lowercases texts
+        refuse_label_names(location, self.names)
+        _refuse_unreadable(location, "query", self.queries)
+        # CLIP lowercases texts
+        _refuse_equal(location, "query", self.queries, lambda text: plain(text).lower())
 
 
 def load_category_set(name_or_path: str | Path) -> CategorySet:
@@ -100,10 +108,10 @@ def load_category_set(name_or_path: str | Path) -> CategorySet:
     else:
         raise unknown_name("category set", str(name_or_path), (*SHIPPED, "a path to a .toml file"))
     try:
-        tree = tomllib.loads(source.read_text(encoding="utf-8"))
+        tree = tomllib.loads(text_of(source.read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"category set file {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"category set file {path} cannot be read as TOML: {error}") from error
     return _category_set_of_tree(path.stem, tree)
 
@@ -265,10 +273,43 @@ _NAMES_FROM: dict[str, Callable[[str, Sequence[Any]], tuple[str, ...]]] = {
 }
 
 
-def _refuse_empty(location: str, kind: str, texts: Sequence[Any]) -> None:
+def refuse_label_names(location: str, names: Sequence[Any]) -> None:
+    """Raise unless all label names can be told apart, from each other and from the background.
+
+    Raises:
+        ConfigError: as for `CategorySet`; its message begins with `location`.
+    """
+    _refuse_unreadable(location, "name", names)
+    for index, name in enumerate(names):
+        if plain(name).casefold() == BACKGROUND_NAME:
+            raise ConfigError(
+                f"{location}: name {index + 1} is {name!r}, which is label id 0 of every segmenter "
+                "and needs no images. Leave it out of the names."
+            )
+    _refuse_equal(location, "name", names, plain)
+
+
+def plain(text: str) -> str:
+    """Return a text by which texts are compared, with white space and characters in one form."""
+    visible = (letter for letter in text if unicodedata.category(letter) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", "".join(visible)).split())
+
+
+def _refuse_unreadable(location: str, kind: str, texts: Sequence[Any]) -> None:
     for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not plain(text):
             raise ConfigError(f"{location}: {kind} {index + 1} is {text!r}; expected text.")
+        if any(_is_control(letter) for letter in text):
+            raise ConfigError(
+                f"{location}: {kind} {index + 1} is {text!r}; expected text without line ends, "
+                "tabs and other control characters. Remove them."
+            )
+
+
+def _is_control(letter: str) -> bool:
+    """Return whether a character ends a line, controls a terminal, or turns the text around."""
+    is_control = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return is_control or unicodedata.bidirectional(letter) in _TURNS
 
 
 def _refuse_equal(
@@ -279,6 +320,6 @@ def _refuse_equal(
         earlier = first.setdefault(key(text), index)
         if earlier != index:
             raise ConfigError(
-                f"{location}: {kind} {earlier + 1} and {kind} {index + 1} are both '{text}'. "
+                f"{location}: {kind} {earlier + 1} and {kind} {index + 1} are both {text!r}. "
                 "Remove one of them, or make them differ, as 'crane bird' and 'tower crane' do."
             )

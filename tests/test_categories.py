@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from namedmask import categories
@@ -17,6 +18,7 @@ from namedmask.categories import (
     category_set_of,
     imagenet_names,
     load_category_set,
+    plain,
     slug,
     templates_of,
 )
@@ -173,3 +175,78 @@ def test_fill_leaves_other_braces_alone() -> None:
 )  # fmt: skip
 def test_slug_is_safe_in_a_file_name(name: str, expected: str) -> None:
     assert re.fullmatch(expected, slug(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["background", "Background", "BACKGROUND", " background ", "back\u200bground", "ｂackground",
+     "\u00a0background", "background\ufeff"],
+)  # fmt: skip
+def test_background_is_no_category_however_it_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"name 2 is .* label id 0"):
+        category_set_of(CategoriesConfig(names=("cat", name)))
+    path = tmp_path / "set.toml"
+    path.write_text(f'names = ["cat", "{name}"]', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"category set 'set': name 2 is .* label id 0"):
+        load_category_set(path)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u00a0", "\u200b", "\ufeff \u2060"])
+def test_name_without_a_visible_character_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name 1 is .*; expected text"):
+        category_set_of(CategoriesConfig(names=(name,)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb", "a\tb", "\x1b[2J", "a\x00", "a\x7f", "a\x9b", "a\u2028b", "\u202egac", "\ud800"],
+)
+def test_name_with_a_control_character_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"name 1 is .* control characters") as caught:
+        category_set_of(CategoriesConfig.model_construct(names=(name,)))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("caf\u00e9", "cafe\u0301"), ("cat", " cat"), ("polar bear", "polar  bear"),
+     ("fish", "\ufb01sh"), ("polar bear", "polar\u00a0bear"), ("cat", "c\u00adat")],
+)  # fmt: skip
+def test_names_that_look_alike_are_refused(one: str, other: str) -> None:
+    queries = ("first", "second")
+    with pytest.raises(ConfigError, match="name 1 and name 2 are both"):
+        CategorySet("two", (one, other), queries)
+    with pytest.raises(ConfigError, match="query 1 and query 2 are both"):
+        CategorySet("two", queries, (one, other))
+
+
+@pytest.mark.parametrize(
+    "name", ["crème brûlée", "猫", "می\u200cخواهم", "👩\u200d🚀", "(x)", "C++", "№ 5"]
+)
+def test_names_in_any_script_are_kept_as_they_are(name: str) -> None:
+    assert category_set_of(CategoriesConfig(names=(name, "cat"))).names == (name, "cat")
+
+
+def test_generated_names_are_kept_or_refused_in_one_line() -> None:
+    rng = np.random.default_rng(0)
+    odd = [0, 9, 10, 27, 127, 0xA0, 0xAD, 0x200B, 0x200D, 0x2028, 0x202E, 0x2066, 0x3000, 0xD800]
+    odd += [0xFEFF, 0xFB01, 0x1F600, 0x10FFFF]
+    letters = [*"abcdefghij" * 4, *"ab \u00e9e\u0301", *map(chr, odd), "background"]
+    kept = refused = 0
+    for _ in range(2000):
+        names = tuple(
+            "".join(letters[n] for n in rng.integers(0, len(letters), rng.integers(0, 4)))
+            for _ in range(rng.integers(1, 4))
+        )
+        try:
+            made = CategorySet("any", names, names)
+        except ConfigError as error:
+            refused += 1
+            assert str(error).isprintable(), names
+            continue
+        kept += 1
+        assert made.names == names
+        assert len({plain(name) for name in names}) == len(names)
+        assert all(plain(name) not in ("", "background") for name in names)
+        assert all(name.encode() and "\n" not in name for name in names)
+    assert min(kept, refused) > 300

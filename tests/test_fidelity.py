@@ -53,7 +53,7 @@ def test_page_says_what_was_chosen_for_each_unknown_and_how_to_change_it() -> No
 
 
 def test_page_names_only_keys_that_exist() -> None:
-    tree = Config.of({"run": {"out": ""}}).tree()
+    tree = Config.of({"run": {"out": "."}}).tree()
     named = set(re.findall(r"`([a-z]+)\.([a-z_]+)(?: = [^`]*)?`", PAGE)) - {("labels", "json")}
     assert named, "the page names keys"
     for section, key in named:

@@ -25,6 +25,7 @@ from namedmask.cli.options import (
     Overrides,
     Retry,
     RunFile,
+    path_of,
     progress,
     run_verb,
 )
@@ -40,6 +41,7 @@ from namedmask.cli.screen import (
     write,
     write_json,
 )
+from namedmask.cli.streams import flush_results, mend_streams
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
@@ -62,6 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set this before torch is imported. If waiting threads spin, training on cores that another
     # program uses is 19 times slower (0.2 against 3.8 steps per second on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    mend_streams()
+    code = _run(arguments)
+    try:
+        flush_results()
+    except BrokenPipeError:  # the reader wants no more, as `head`
+        return code or 1
+    except OSError as error:
+        return code or explain(error)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=arguments, prog_name="namedmask")
     except SystemExit as stop:
@@ -76,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="seed of the mini world and of the run")] = 0,
-    out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="run folder", parser=path_of)] = Path("runs/demo"),
     full: Annotated[bool, typer.Option("--full", help="use more images and train longer")] = False,
     local: Local = False,
     as_json: AsJson = False,
@@ -175,7 +189,9 @@ def predict(
         ),
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="image files")],
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("predictions"),
+    out: Annotated[Path, typer.Option(help="folder for the results", parser=path_of)] = Path(
+        "predictions"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda; a missing GPU is an error")] = "cpu",
     overrides: Annotated[
         list[str] | None,
@@ -226,7 +242,7 @@ def search(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="description of the images")],
     k: Annotated[int, typer.Option("--k", min=1, help="number of images to find")] = 50,
     html: Annotated[
-        Path | None, typer.Option(help="also write a page of links to this file")
+        Path | None, typer.Option(help="also write a page of links to this file", parser=path_of)
     ] = None,
     templates: Annotated[
         bool, typer.Option("--templates", help="put TEXT into the run's prompt templates")

@@ -101,4 +101,4 @@ def config_of_checkpoint(overrides: Sequence[str]) -> Config:
     An override without `=` names a category set: `voc2012` means `categories.set=voc2012`.
     """
     settings = [text if "=" in text else f"categories.set={json.dumps(text)}" for text in overrides]
-    return Config.of({"run": {"out": ""}}, settings)
+    return Config.of({"run": {"out": "."}}, settings)

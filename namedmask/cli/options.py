@@ -11,10 +11,30 @@ import typer
 
 from namedmask.cli.screen import say_already_done, show, show_settings, write_json
 from namedmask.config import Config
+from namedmask.config.types import expanded
 from namedmask.engine.processes import begin_server
+from namedmask.errors import InputError
 from namedmask.run.progress import Progress, SilentProgress, progress_for
 from namedmask.run.verb_table import VerbFunction
 from namedmask.storage.place import ensure_writable
+
+
+def path_of(text: str | Path) -> Path:
+    """Return the path that an option names, expanded as in a run file.
+
+    Raises:
+        InputError: the text is empty, or names an unknown variable or home folder.
+    """
+    if isinstance(text, Path):
+        return text
+    try:
+        path = expanded(text.strip())
+    except ValueError as error:
+        raise InputError(f"{text!r}: {error}.") from error
+    if not path:
+        raise InputError("an option that names a file or folder is empty; '.' is this folder.")
+    return Path(path)
+
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="the run file")]
 Overrides = Annotated[

@@ -33,7 +33,7 @@ def show(tree: Mapping[str, Any]) -> None:
 
 def show_settings(config: Config) -> None:
     """Write to stderr each key whose value differs from its default."""
-    defaults = Config.of({"run": {"out": ""}}).tree()
+    defaults = Config.of({"run": {"out": "."}}).tree()
     for section, values in config.tree().items():
         for key, value in values.items():
             if value != defaults[section][key]:
@@ -185,8 +185,9 @@ def write(line: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write a JSON document to stdout."""
-    write(json.dumps(value, indent=2, ensure_ascii=False))
+    """Write a JSON document to stdout, with escapes if its encoding lacks characters."""
+    is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    write(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
 
 
 def explain(error: NamedMaskError | OSError) -> int:
@@ -206,9 +207,21 @@ def complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True).print(line)
 
 
+def _code_of(error: BaseException) -> str:
+    """Return the function of this package that an error came from, in place of a file name."""
+    names = ["the command"]
+    trace = error.__traceback__
+    while trace:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("namedmask."):
+            names.append(f"{module}.{trace.tb_frame.f_code.co_name}")
+        trace = trace.tb_next
+    return names[-1]
+
+
 def _explain_file(error: OSError) -> int:
     """Write what is wrong with a file or disk; return 2 if the user can correct it, else 1."""
-    place = f"{error.filename}: " if error.filename else ""
+    place = f"{error.filename or _code_of(error)}: "
     problem = error.strerror or str(error)
     ways_out = {
         READ_ONLY: "Choose a writable folder with --out or run.out.",

@@ -116,7 +116,9 @@ class FetchConfig(PoolSection):
         "https_proxy say; empty: none. no_proxy is respected.",
     )
     allow_loopback: bool = Field(False, description="Allow urls on this machine (tests, demo).")
-    file_root: str = Field("", description="Folder to read file:// urls from; empty: refuse them.")
+    file_root: Source = Field(
+        "", description="Folder to read file:// urls from; empty: refuse them."
+    )
 
     @property
     def summary(self) -> str:

@@ -22,6 +22,7 @@ from namedmask.config.sections import Sections
 from namedmask.config.types import Section
 from namedmask.errors import ConfigError
 from namedmask.storage import Place, place_of
+from namedmask.storage.files import text_of
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",
@@ -64,10 +65,10 @@ class Config(Sections):
         """
         path = place_of(path)
         try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+            tree = tomllib.loads(text_of(path.read_bytes()))
         except FileNotFoundError:
             raise ConfigError(f"run file {path} does not exist.") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"run file {path} cannot be read as TOML: {error}") from error
         return cls.of(tree, overrides, place=str(path))
 

@@ -88,7 +88,7 @@ class CategoryConfig(Section):
     queries: tuple[str, ...] = Field(
         (), description="Further texts to search for; the query vector is the mean of all texts."
     )
-    examples: tuple[str, ...] = Field(
+    examples: tuple[Source, ...] = Field(
         (), description="Image files, also on s3://; each counts as a further text."
     )
     negatives: tuple[str, ...] = Field(
@@ -111,7 +111,7 @@ class CategoryConfig(Section):
 class CategoriesConfig(Section):
     """The categories to segment: a category set by name or path, or a list of label names."""
 
-    set: str = Field("", description="Name of a shipped category set, or path of a TOML file.")
+    set: Source = Field("", description="Name of a shipped category set, or path of a TOML file.")
     names: tuple[str, ...] = Field((), description="Label names, if no category set is named.")
     templates: tuple[str, ...] = Field(
         (), description="Prompt templates with one {} for the name; empty: the method's 85."
@@ -129,7 +129,7 @@ class EmbedConfig(ModelSection):
         description="`miniworld`, a model of open_clip such as `open_clip:ViT-L-14`, or a dotted "
         "path `pkg.mod:name`.",
     )
-    weights: str = Field(
+    weights: Source = Field(
         "",
         description="open_clip tag, file, or name of `namedmask weights`; empty: miniworld's own.",
     )

@@ -20,7 +20,7 @@ class FacesConfig(ModelSection):
         description="`miniworld`, `scrfd`, `retinaface_priors`, `retinaface_mxnet`, or a dotted "
         "path `pkg.mod:name`.",
     )
-    weights: str = Field(
+    weights: Source = Field(
         "", description="ONNX file, or name of `namedmask weights`; empty: miniworld's own."
     )
     min_score: Share = Field(
@@ -48,7 +48,7 @@ class SaliencyConfig(ModelSection):
         "miniworld",
         description="`miniworld`, `selfmask`, `tokencut`, or a dotted path `pkg.mod:name`.",
     )
-    weights: str = Field(
+    weights: Source = Field(
         "", description="File, or name of `namedmask weights`; empty: miniworld's own."
     )
     batch_size: Count = Field(16, description="Maximum number of images per forward pass.")
@@ -120,7 +120,7 @@ class SegmenterConfig(Section):
         description="`deeplabv3plus_resnet50`, `deeplabv3plus_resnet101`, `deeplabv3plus_tiny`, or "
         "a dotted path `pkg.mod:name`.",
     )
-    backbone_weights: str = Field(
+    backbone_weights: Source = Field(
         "",
         description="Initial weights of the backbone: a file, a name of `namedmask weights`, or "
         "`miniworld`; empty: random.",
@@ -207,7 +207,7 @@ class ExpertsConfig(OptimConfig):
 class TrainConfig(OptimConfig):
     """The training of the segmenter on all archives."""
 
-    start: str = Field(
+    start: Source = Field(
         "",
         description="Checkpoint whose weights the training starts from; its categories may differ; "
         "empty: none.",
@@ -235,7 +235,7 @@ class EvaluateConfig(ModelSection):
         description="`voc2012`, `coco2017`, … (docs/guide.md lists all), or a dotted path "
         "`pkg.mod:name`; empty: none.",
     )
-    root: str = Field("", description="Folder of the benchmark, in its published layout.")
+    root: Source = Field("", description="Folder of the benchmark, in its published layout.")
     split: str = Field("val", description="Split of the benchmark, such as `val` or `test`.")
     max_side: int = Field(
         0,
@@ -263,7 +263,7 @@ class BaselinesConfig(Section):
         description="CLIP model: `miniworld`, or a ResNet or ViT of open_clip, such as "
         "`open_clip:RN50-quickgelu`.",
     )
-    weights: str = Field(
+    weights: Source = Field(
         "",
         description="CLIP weights: open_clip tag, file, or name of `namedmask weights`; empty: "
         "miniworld's own. Method: OpenAI's RN50, RN50x16",
@@ -299,7 +299,7 @@ class BaselinesConfig(Section):
         description="ReCo: image encoder, `miniworld`, a model of timm such as "
         "`timm:vit_small_patch16_224`, or a dotted path `pkg.mod:name`.",
     )
-    encoder_weights: str = Field(
+    encoder_weights: Source = Field(
         "",
         description="ReCo: weights of the encoder, a file or a name of `namedmask weights`; empty: "
         "miniworld's own. Method: DeiT-S/16, trained on stylized ImageNet",

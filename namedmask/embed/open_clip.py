@@ -221,7 +221,7 @@ def load_clip_folder(folder: Path, device: torch.device, precision: str = "auto"
                 "another embedder in embed.model."
             )
     with loading(str(folder)):
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(config_path.read_bytes())
         text = config["text_cfg"]
         tokenizer = open_clip.SimpleTokenizer(str(merges), context_length=text["context_length"])
         if tokenizer.vocab_size != text["vocab_size"]:

@@ -6,7 +6,6 @@ To add a benchmark, write a function (root, split) → Benchmark (label_maps.py)
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from namedmask import images
-from namedmask.categories import load_category_set
+from namedmask.categories import load_category_set, refuse_label_names
 from namedmask.config import EvaluateConfig
 from namedmask.config.registry import resolve
 from namedmask.errors import ConfigError, InputError, unknown_name
 from namedmask.evaluate import imagenet_s
+from namedmask.evaluate.coco_instances import read_instances
 from namedmask.evaluate.label_maps import (
     Benchmark,
     LabeledFiles,
@@ -30,7 +29,8 @@ from namedmask.evaluate.label_maps import (
     read_labels,
 )
 from namedmask.metrics import Absent
-from namedmask.schema.columns import IGNORE, LABEL_DTYPE
+from namedmask.schema.columns import IGNORE
+from namedmask.storage.files import text_of
 
 EIGHT_BIT_IGNORE = 255
 """Value of ignored pixels in VOC's label maps, and in the COCO label maps of the method."""
@@ -58,9 +58,16 @@ def voc2012(root: Path, split: str) -> Benchmark:
     names = load_category_set("voc2012").names
     read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
     photos, labels = folder / "JPEGImages", folder / "SegmentationClass"
-    stems = (lists / f"{split}.txt").read_text(encoding="utf-8").split()
+    stems = _lines(lists / f"{split}.txt")
     samples = (Sample(stem, photos / f"{stem}.jpg", labels / f"{stem}.png", read) for stem in stems)
     return LabeledFiles("voc2012", names, "skip", _require_samples(samples, lists / f"{split}.txt"))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return text_of(read_bytes(path)).split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text in UTF-8 or UTF-16: {error}. Convert it.") from error
 
 
 def coco2017(root: Path, split: str) -> Benchmark:
@@ -70,7 +77,7 @@ def coco2017(root: Path, split: str) -> Benchmark:
     semantic_segmentation_masks of 8 bit PNGs (1 to 80, 255 ignored), which takes precedence, or
     the published instances_val2017.json. Method: such PNGs; how they were made is not published.
     From the instances, a pixel gets the category of the smallest object that covers it; crowds lie
-    below all objects.
+    below all objects. Objects that cannot be drawn are left out and counted.
 
     Raises:
         InputError: a folder or file is missing, or the categories are not COCO's 80.
@@ -81,16 +88,19 @@ def coco2017(root: Path, split: str) -> Benchmark:
         known = [path.name.removesuffix("2017") for path in root.glob("*2017")]
         raise _no_split("coco2017", split, known, photos)
     paths = sorted(photos.glob("*.jpg"))
-    maps = root / "annotations" / "semantic_segmentation_masks"
+    maps, left_out = root / "annotations" / "semantic_segmentation_masks", 0
     if maps.is_dir():
         read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
         pairs = ((photo, maps / f"{photo.stem}.png") for photo in paths)
         samples = _samples_of(pairs, read)
     else:
         file = root / "annotations" / f"instances_{split}2017.json"
-        draw = _instance_drawer(file, names)
+        instances = read_instances(file, names)
+        draw = instances.label_map
         samples = [Sample(photo.stem, photo, file, partial(draw, photo.name)) for photo in paths]
-    return LabeledFiles("coco2017", names, "skip", _require_samples(samples, photos))
+        left_out = instances.left_out
+    checked = _require_samples(samples, photos)
+    return LabeledFiles("coco2017", names, "skip", checked, objects_left_out=left_out)
 
 
 def coca(root: Path, split: str) -> Benchmark:
@@ -231,8 +241,8 @@ def open_benchmark(config: EvaluateConfig) -> Benchmark:
 
 def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
     try:
-        tree: Mapping[str, Any] = tomllib.loads(read_bytes(path).decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tree: Mapping[str, Any] = tomllib.loads(text_of(read_bytes(path)))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}") from error
     known = ("names", "ignore", "absent")
     for key in tree:
@@ -246,6 +256,7 @@ def _read_names(path: Path) -> tuple[tuple[str, ...], int, Absent]:
             f"{path}: 'names' must hold at least one name, each once, without background; got "
             f"{names!r}."
         )
+    refuse_label_names(f"{path}: 'names'", names)
     if not isinstance(ignore_id, int) or not len(names) < ignore_id <= IGNORE:
         raise ConfigError(
             f"{path}: 'ignore' is {ignore_id!r}; expected a label id above the {len(names)} names, "
@@ -266,39 +277,6 @@ def _read_colored(path: Path) -> np.ndarray:
         return imagenet_s.decode_ids(read_bytes(path))
     except ValueError as error:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
-
-
-def _instance_drawer(path: Path, names: Sequence[str]) -> Callable[[str, Path], np.ndarray]:
-    """Return a function that draws the label map, (H, W) uint16, of the photo with a file name."""
-    try:
-        tree = json.loads(read_bytes(path))
-        categories = sorted(tree["categories"], key=lambda category: category["id"])
-        label_of = {category["id"]: label for label, category in enumerate(categories, start=1)}
-        given = [category["name"] for category in categories]
-        photos = {image["file_name"]: image for image in tree["images"]}
-        shapes: dict[int, list[tuple[float, int, Any]]] = {}
-        for entry in tree["annotations"]:
-            area = np.inf if entry.get("iscrowd") else entry["area"]
-            shape = (area, label_of[entry["category_id"]], entry["segmentation"])
-            shapes.setdefault(entry["image_id"], []).append(shape)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not hold COCO instances: {error!r}.") from error
-    if given != list(names):
-        raise InputError(f"{path} has other categories than COCO's 80: {', '.join(given[:5])}, …")
-
-    def draw(name: str, _path: Path) -> np.ndarray:
-        if name not in photos:
-            raise InputError(f"{path} lists no photo {name}. Use the annotations of its split.")
-        photo = photos[name]
-        labels = np.zeros((photo["height"], photo["width"]), LABEL_DTYPE)
-        for _, label, regions in sorted(shapes.get(photo["id"], []), key=lambda shape: -shape[0]):
-            try:
-                labels[images.draw_regions(regions, *labels.shape)] = label
-            except ValueError as error:
-                raise InputError(f"{path}, photo {name}: {error}") from error
-        return labels
-
-    return draw
 
 
 def _samples_of(

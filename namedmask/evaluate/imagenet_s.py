@@ -11,12 +11,10 @@ Differs: the published evaluation also splits the boundary mean by size; this on
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from namedmask import images
 from namedmask.metrics import mean_iou, overlap_iou
@@ -53,12 +51,7 @@ def decode_ids(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the data is not a PNG, or the PNG has no colors or a blue that is not 0.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            image.load()
-            mode, colors = image.mode, np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    mode, colors = images.decode_stored(data)
     if mode != "RGB" or colors[..., 2].any():
         raise ValueError(f"expected red and green that give a label id, without blue; got {mode}")
     return colors[..., 0] + np.uint16(256) * colors[..., 1]

@@ -6,7 +6,6 @@ its label maps 0 is background, label id i + 1 is `names[i]`, and ignored pixels
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from namedmask import images
 from namedmask.errors import InputError
@@ -74,6 +72,7 @@ class LabeledFiles:
     absent: Absent
     samples: tuple[Sample, ...]
     by_size: bool = False
+    objects_left_out: int = 0  # objects of the truth that cannot be drawn
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -137,10 +136,8 @@ def read_label_map(path: Place) -> np.ndarray:
         InputError: the file does not exist, cannot be decoded, or holds colors instead of ids.
     """
     try:
-        with Image.open(io.BytesIO(read_bytes(path)), formats=("PNG",)) as image:
-            image.load()
-            mode, array = image.mode, np.array(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        mode, array = images.decode_stored(read_bytes(path))
+    except images.BadImage as error:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
     if mode not in LABEL_MODES:
         raise InputError(

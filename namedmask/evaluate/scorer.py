@@ -57,7 +57,8 @@ def score_benchmark(
     `miou` and `pixel_accuracy` cover the split. `iou` has one IoU per label name, including
     `background`. `scenes` has one {name, index, miou} per sample, where `miou` is the mean over the
     labels in its truth or prediction. ImageNet-S adds `miou_s`, `miou_ms`, `miou_ml`, `miou_l`,
-    `boundary_miou`, and the means over scenes `f_measure` and `image_accuracy`.
+    `boundary_miou`, and the means over scenes `f_measure` and `image_accuracy`. If the truth has
+    objects that cannot be drawn, `objects_left_out` is their number.
 
     Args:
         parts_of: a function from ranges of scenes to the results of a `Scorer` for each range, in
@@ -201,12 +202,14 @@ def sum_up(
     labels = [BACKGROUND, *label_of[1 : len(benchmark.names) + 1].tolist()]
     iou = total.iou()[labels]
     further = _further_scores(overlaps, scenes, labels) if benchmark.by_size else {}
+    left_out = getattr(benchmark, "objects_left_out", 0)
     return {
         "benchmark": benchmark.name,
         "split": config.split,
         "names": list(names),
         "absent": benchmark.absent,
         "num_scenes": len(scenes),
+        **({"objects_left_out": left_out} if left_out else {}),
         "miou": _plain(mean_iou(iou, benchmark.absent)) if total.counts.any() else None,
         "pixel_accuracy": _plain(total.pixel_accuracy()),
         **further,

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from namedmask.images.codec import decode as decode
     from namedmask.images.codec import decode_coarse as decode_coarse
     from namedmask.images.codec import decode_gray as decode_gray
+    from namedmask.images.codec import decode_stored as decode_stored
     from namedmask.images.codec import encode_jpeg as encode_jpeg
     from namedmask.images.codec import encode_png as encode_png
     from namedmask.images.codec import fitted as fitted
-    from namedmask.images.codec import hash_of as hash_of
     from namedmask.images.codec import opened as opened
     from namedmask.images.codec import orientation_of as orientation_of
     from namedmask.images.codec import resize as resize
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from namedmask.images.codec import size_of as size_of
     from namedmask.images.codec import to_tensor as to_tensor
     from namedmask.images.codec import turned as turned
+    from namedmask.images.hashes import hash_of as hash_of
+    from namedmask.images.masks import MAX_MASK_PIXELS as MAX_MASK_PIXELS
     from namedmask.images.masks import decode_mask as decode_mask
     from namedmask.images.masks import draw_regions as draw_regions
     from namedmask.images.masks import encode_mask as encode_mask
+    from namedmask.images.masks import refuse_regions as refuse_regions
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "MAX_MASK_PIXELS",
     "MAX_SCANS",
     "SIDEWAYS",
     "BadImage",
@@ -42,6 +46,7 @@ __all__ = [
     "decode_coarse",
     "decode_gray",
     "decode_mask",
+    "decode_stored",
     "draw_regions",
     "encode_jpeg",
     "encode_mask",
@@ -50,6 +55,7 @@ __all__ = [
     "hash_of",
     "opened",
     "orientation_of",
+    "refuse_regions",
     "resize",
     "resize_shorter_side",
     "size_of",
@@ -63,6 +69,7 @@ __getattr__, __dir__ = lazy_names(
         "BadImage": "codec",
         "IMAGENET_MEAN": "codec",
         "IMAGENET_STD": "codec",
+        "MAX_MASK_PIXELS": "masks",
         "MAX_SCANS": "codec",
         "SIDEWAYS": "codec",
         "center_crop": "codec",
@@ -71,14 +78,16 @@ __getattr__, __dir__ = lazy_names(
         "decode_coarse": "codec",
         "decode_gray": "codec",
         "decode_mask": "masks",
+        "decode_stored": "codec",
         "draw_regions": "masks",
         "encode_jpeg": "codec",
         "encode_mask": "masks",
         "encode_png": "codec",
         "fitted": "codec",
-        "hash_of": "codec",
+        "hash_of": "hashes",
         "opened": "codec",
         "orientation_of": "codec",
+        "refuse_regions": "masks",
         "resize": "codec",
         "resize_shorter_side": "codec",
         "size_of": "codec",

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from namedmask.images import structure
 from namedmask.schema.status import NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_MANY_SCANS, TRUNCATED
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ WHITE = (255, 255, 255, 255)
 
 _OF_SIXTEEN_BIT = np.rint(np.arange(65536) * (255 / 65535)).astype(np.uint8)
 
-_HASH_SIDE = 32
-
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _UPRIGHT = {
@@ -68,9 +67,7 @@ together may cover at most 20 times `max_pixels`. A file of 100 kB can have a th
 and libjpeg visits all pixels for each of them, which would take minutes. Encoders write about ten
 scans."""
 
-_JPEG = b"\xff\xd8\xff"
-_START_OF_SCAN = b"\xff\xda"
-_SIGNATURES = (_JPEG, b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\x00", b"MM\x00*")
+_SIGNATURES = (structure.JPEG, structure.PNG, structure.GIF, structure.RIFF, *structure.TIFFS)
 _AVIF = (b"ftypavif", b"ftypavis")  # they begin at the fifth byte
 
 
@@ -153,14 +150,16 @@ def size_of(data: bytes, max_pixels: int = 50_000_000) -> tuple[int, int]:
     return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
 
 
-def opened(data: bytes, max_pixels: int) -> Image.Image:
+def opened(data: bytes, max_pixels: int = 50_000_000) -> Image.Image:
     """Return the Pillow image of `data`, with its header read and no pixel decoded.
 
     Raises:
         BadImage: the header is not valid or has too many pixels or scans; see `decode`.
     """
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own limit, also while it reads a header
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = _opened(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(TOO_MANY_PIXELS, str(error)) from error
     except Exception as error:  # per-row guard, as in `_pixels`
@@ -172,10 +171,21 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImage(TOO_MANY_PIXELS, f"{width} × {height}, at most {max_pixels} pixels")
     if _tile_pixels(image) > max_pixels:
         raise BadImage(TOO_MANY_PIXELS, f"tiles of more than {max_pixels} pixels")
-    scans = data.count(_START_OF_SCAN) if data.startswith(_JPEG) else 1
-    if scans > min(MAX_SCANS, 20 * max_pixels // max(1, width * height)):
-        raise BadImage(TOO_MANY_SCANS, f"{width} × {height} in {scans} scans")
+    most = min(MAX_SCANS, 20 * max_pixels // max(1, width * height))
+    if data.startswith(structure.JPEG) and structure.has_more_scans(data, most):
+        raise BadImage(TOO_MANY_SCANS, f"{width} × {height} in more than {most} scans")
     return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    """Return the Pillow image of `data`, whose metadata are no reason to refuse it."""
+    try:
+        return Image.open(io.BytesIO(structure.without_misleading(data)), formats=FORMATS)
+    except Exception:
+        bare = structure.without_metadata(data)
+        if bare is None:
+            raise
+        return Image.open(io.BytesIO(bare), formats=FORMATS)
 
 
 def _tile_pixels(image: Image.Image) -> int:
@@ -193,6 +203,8 @@ def _tile_pixels(image: Image.Image) -> int:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation; 1, and any number that is not in 2 to 8, means upright."""
     if image.format == "TIFF":  # Pillow itself turns a TIFF upright
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look further
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -264,6 +276,22 @@ def decode_gray(data: bytes, max_pixels: int = 50_000_000) -> np.ndarray:
         raise BadImage(TRUNCATED, str(error)) from error
 
 
+def decode_stored(data: bytes, max_pixels: int = 50_000_000) -> tuple[str, np.ndarray]:
+    """Return Pillow's mode of a PNG and its pixels as they are stored, (H, W) or (H, W, C).
+
+    Raises:
+        BadImage: the data are not a PNG, or cannot be decoded; see `decode`.
+    """
+    image = opened(data, max_pixels)
+    if image.format != "PNG":
+        raise BadImage(NOT_AN_IMAGE, f"expected a PNG, got {image.format}")
+    try:
+        image.load()
+        return image.mode, np.array(image)
+    except Exception as error:  # per-row guard, as in `_pixels`
+        raise BadImage(TRUNCATED, str(error)) from error
+
+
 def resize(image: np.ndarray, height: int, width: int, *, nearest: bool = False) -> np.ndarray:
     """Return `image`, (H, W) or (H, W, C), resized to (height, width); dtype and channels are kept.
 
@@ -306,23 +334,6 @@ def center_crop(image: np.ndarray, side: int) -> np.ndarray:
         raise ValueError(f"an image of {height} × {width} is too small for a crop of {side}.")
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
-
-
-def hash_of(data: bytes, max_pixels: int = 50_000_000) -> int:
-    """Return the perceptual hash of an encoded image, an integer of 64 bits.
-
-    The hash hardly changes if an image is encoded again, shrunk or changed in tone. The gray image
-    is resized to 32 × 32 pixels. Each bit says whether one of the 8 × 8 lowest frequencies of its
-    cosine transform is above their median. Cost per 1,000 photos of 500 pixels on one busy core:
-    1.6 s, by bench/hashes.py.
-
-    Raises:
-        BadImage: the image cannot be decoded; see `decode`.
-    """
-    gray = cv2.cvtColor(decode(data, max_pixels, 2 * _HASH_SIDE), cv2.COLOR_RGB2GRAY)
-    waves = cv2.dct(resize(gray, _HASH_SIDE, _HASH_SIDE).astype(np.float32))[:8, :8].ravel()
-    bits = waves > np.median(waves[1:])  # the first is the mean gray
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def to_tensor(

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from namedmask import schema
 from namedmask.errors import SchemaError
-from namedmask.images.codec import hash_of
+from namedmask.images.hashes import hash_of
 from namedmask.run import layout
 from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
 from namedmask.run.ledger import Commit, Ledger, write_unit

@@ -5,6 +5,7 @@ No file contains a time, a path or a run id, so that equal input gives equal byt
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -159,6 +160,16 @@ def write_json(path: Place, value: Any) -> None:
     write_file(path, _json(value))
 
 
+def text_of(data: bytes) -> str:
+    """Return the text in a file that any editor may have written: UTF-8 or UTF-16 with its mark.
+
+    Raises:
+        UnicodeDecodeError: the text is in another encoding.
+    """
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+
+
 def read_json(path: Place) -> dict[str, Any]:
     """Return the object in a JSON file.
 
@@ -180,7 +191,7 @@ def _json(value: Any) -> bytes:
 def _parsed(data: bytes, path: Place) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return value
 

@@ -50,6 +50,11 @@ def _flock(path: Path) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             raise _in_use(path, lock.read().strip() or "unknown", "") from None
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be locked: {error.strerror}. The file system has no locks, so two "
+                "runs could write there at once. Set run.out to a local folder or to s3://."
+            ) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

@@ -8,6 +8,7 @@ these settings.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import hashlib
@@ -25,6 +26,9 @@ from namedmask.errors import ConfigError, InputError
 from namedmask.storage.s3 import SCHEME, S3File, S3Path
 
 Place: TypeAlias = Path | S3Path
+
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""Answers of file systems that cannot flush a folder or file: CIFS, VirtualBox, some of FUSE."""
 
 READERS = 16
 """Number of threads that read small objects concurrently."""
@@ -61,15 +65,33 @@ def replaced(place: Place) -> Iterator[Path]:
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_name(f".{place.name}.part")
+    with named(place):
+        try:
+            yield part
+            with part.open("rb+") as file:
+                _flush(file.fileno())
+            part.replace(place)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _flush_folder(place.parent)
+
+
+@contextmanager
+def named(place: Path) -> Iterator[None]:
+    """Add the path to errors of files inside the block that name no file, as those of writes.
+
+    Raises:
+        OSError: the error, with the path as its `filename`.
+    """
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(place)
-    except BaseException:
-        part.unlink(missing_ok=True)
+        yield
+    except (ConnectionError, TimeoutError):
         raise
-    _flush_folder(place.parent)
+    except OSError as error:
+        if error.filename is not None or type(error).__module__ != "builtins":
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(place)) from error
 
 
 @contextmanager
@@ -262,7 +284,7 @@ def check_writable(folder: Place) -> None:
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
         return
-    with tempfile.TemporaryFile(dir=folder):
+    with named(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
 
@@ -309,6 +331,18 @@ def _cache() -> Path:
 def _flush_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _flush(handle)
     finally:
         os.close(handle)
+
+
+def _flush(handle: int) -> None:
+    """Write an open file or folder to the disk, where the file system can do this.
+
+    Many shares cannot do it for a folder; the file is there nevertheless.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from namedmask.config import Config
-from namedmask.errors import CheckpointError
+from namedmask.config.types import expanded
+from namedmask.errors import CheckpointError, InputError
 from namedmask.storage import Place, place_of
 
 CACHE_VARIABLE = "NAMEDMASK_CACHE"
@@ -65,10 +66,24 @@ def known_weights() -> Mapping[str, Weights]:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder: $NAMEDMASK_CACHE, or `namedmask` in the user's cache folder."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(folder) if folder else base / "namedmask"
+    """Return the cache folder: $NAMEDMASK_CACHE, or `namedmask` in the user's cache folder.
+
+    Raises:
+        InputError: none of the variables is set, and the user has no home folder.
+    """
+    for variable, inside in ((CACHE_VARIABLE, "."), ("XDG_CACHE_HOME", "namedmask")):
+        if os.environ.get(variable):
+            try:
+                return Path(expanded(os.environ[variable])) / inside
+            except ValueError as error:
+                raise InputError(f"${variable}: {error}.") from error
+    try:
+        return Path.home() / ".cache" / "namedmask"
+    except RuntimeError as error:
+        raise InputError(
+            f"there is no folder for weights, because this user has no home folder. Set "
+            f"{CACHE_VARIABLE} to a folder, such as /tmp/namedmask-weights."
+        ) from error
 
 
 def path_of(value: str) -> Path:

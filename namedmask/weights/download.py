@@ -16,7 +16,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from namedmask.errors import CheckpointError, InputError, NamedMaskError, unknown_name
-from namedmask.storage.place import replaced
+from namedmask.storage.place import ensure_writable, replaced
 from namedmask.weights.catalog import (
     CHUNK,
     LOCK_FILE,
@@ -67,6 +67,7 @@ def fetch_weights(
                 f"weights '{entry.name}' are under '{entry.license}', which is not a free license: "
                 f"{entry.note}. To accept it, add --accept-license {entry.license}"
             )
+    ensure_writable(cache_folder(), "NAMEDMASK_CACHE")
     return [_fetch(entry, folder, mirror, say) for entry in entries]
 
 

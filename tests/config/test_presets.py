@@ -63,7 +63,7 @@ def flat(tree: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, dict[str, Any]]:
-    return Config.of({"run": {"out": ""}}).tree()
+    return Config.of({"run": {"out": "."}}).tree()
 
 
 def test_preset_paper_gives_every_key_that_shapes_a_result() -> None:

@@ -70,7 +70,9 @@ def test_load_wrong_override_says_place_and_way_out(
     ("content", "message"),
     [
         (b"[run\n", "cannot be read as TOML"),
-        (b"\xff\xfe", "cannot be read as TOML"),
+        (b"\xff\xfd", "cannot be read as TOML"),
+        (b"\xff\xfe[", "cannot be read as TOML"),
+        (b"\xff\xfe", "run: Field required"),
         (b"", "run: Field required"),
         (b"[run]\n", "run.out: Field required"),
     ],
@@ -131,7 +133,7 @@ def test_template_holds_every_key_at_its_default() -> None:
     import tomllib
 
     written = tomllib.loads((RUNS / "template.toml").read_text(encoding="utf-8"))
-    defaults = Config.of({"run": {"out": ""}}).tree()
+    defaults = Config.of({"run": {"out": "."}}).tree()
     assert {(s, k) for s in written for k in written[s]} == {
         (s, k) for s in defaults for k in defaults[s]
     }

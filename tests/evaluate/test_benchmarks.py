@@ -200,6 +200,9 @@ def test_folder_without_names_file_is_refused(folder_tree) -> None:
     [("names = []", "at least one name"), ('names = ["a", "a"]', "each once"),
      ("names = [1]", "list of names"), ("ignore = 255", "'names' must be a list"),
      ('names = ["a", "b"]\nignore = 2', "'ignore' is 2"), ('names = ["a"]\nabsent = "no"', "'no'"),
+     ('names = ["a", "Background "]', "name 2 is 'Background '"),
+     ('names = ["a", " a"]', "name 1 and name 2 are both"),
+     ('names = ["a\\u001b[2J"]', "control characters"),
      ('names = ["a"]\nnam = 1', "'nam' is unknown"), ("names = [", "cannot be read as TOML")],
 )  # fmt: skip
 def test_folder_with_wrong_names_file_is_refused(folder_tree, text, words) -> None:

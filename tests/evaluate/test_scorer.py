@@ -262,14 +262,14 @@ def test_checkpoint_alone_is_judged_on_a_folder(tmp_path) -> None:
     (tmp_path / "own" / "val" / "images" / "x.png").write_bytes(images.encode_png(picture))
     (tmp_path / "own" / "val" / "labels" / "x.png").write_bytes(images.encode_png(truth))
     section = {"benchmark": "folder", "root": str(tmp_path / "own")}
-    config = Config.of({"run": {"out": ""}, "evaluate": section})
+    config = Config.of({"run": {"out": "."}, "evaluate": section})
     found = evaluate_checkpoint(tmp_path / "a.pt", config, SilentProgress())
     matrix = ConfusionMatrix(3)
     matrix.update(truth * 2, predict_labels(model, picture))
     assert found["pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-6)
     assert set(found["iou"]) == {"background", "green", "red"} and "scenes" not in found
     with pytest.raises(ConfigError, match="'benchmark' and 'root'"):
-        evaluate_checkpoint(tmp_path / "a.pt", Config.of({"run": {"out": ""}}), SilentProgress())
+        evaluate_checkpoint(tmp_path / "a.pt", Config.of({"run": {"out": "."}}), SilentProgress())
 
 
 def test_bare_weights_are_judged_by_the_names_of_benchmark_or_set(tmp_path, capsys) -> None:

@@ -175,7 +175,7 @@ def test_decode_jpeg_of_countless_scans_fails_before_pixels():
     assert decode(data).shape == (480, 640, 3)
     last = data.rindex(b"\xff\xda")
     bomb = data[:last] + data[last:-2] * 4000 + data[-2:]
-    with pytest.raises(BadImage, match=r"too_many_scans: 640 × 480 in 40\d\d scans"):
+    with pytest.raises(BadImage, match=r"too_many_scans: 640 × 480 in more than 100 scans"):
         decode(bomb)
     few = data[:last] + data[last:-2] * 50 + data[-2:]
     assert decode(few).shape == (480, 640, 3)

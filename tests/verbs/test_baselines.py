@@ -181,7 +181,7 @@ def test_categories_are_those_of_the_benchmark_asked_for_as_the_run_does(own: Pa
     benchmark = open_benchmark(config_of(own).evaluate)
     asked = baselines.categories_of(benchmark, config_of(own))
     assert asked == [(name, name) for name in NAMES]
-    cranes = Config.of({"run": {"out": ""}, "categories": {"set": "imagenet_s_919"}})
+    cranes = Config.of({"run": {"out": "."}, "categories": {"set": "imagenet_s_919"}})
 
     class Cranes:
         name, names = "mine", ("crane (machine)", "unheard of")

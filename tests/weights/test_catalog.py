@@ -112,7 +112,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def test_list_entries_are_whole_and_their_settings_exist() -> None:
-    tree = Config.of({"run": {"out": ""}}).tree()
+    tree = Config.of({"run": {"out": "."}}).tree()
     entries = list(known_weights().values())
     assert {
         "clip-vit-l-14",
@@ -324,7 +324,7 @@ def test_listed_of_a_run_are_what_its_settings_need(tmp_path: Path) -> None:
     own = tmp_path / "own.onnx"
     own.write_bytes(b"x")
     tree = {
-        "run": {"out": ""},
+        "run": {"out": "."},
         "embed": {"model": "open_clip:ViT-L-14", "weights": "openai"},
         "faces": {"detector": "scrfd", "weights": str(own)},
         "saliency": {"detector": "selfmask", "weights": "selfmask"},
@@ -409,7 +409,7 @@ def test_command_lists_fetches_and_verifies(
     assert code == 0 and "trusted: no hash is published" in out and "fetching selfmask" in err
     run_file = tmp_path / "run.toml"
     run_file.write_text(
-        '[run]\nout = ""\n[saliency]\ndetector = "selfmask"\nweights = "selfmask"\n'
+        '[run]\nout = "."\n[saliency]\ndetector = "selfmask"\nweights = "selfmask"\n'
     )
     code, out, _ = run(str(run_file))
     assert "saliency.weights = selfmask  selfmask  cached" in out

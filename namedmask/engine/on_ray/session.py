@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from namedmask.config import Config
@@ -19,7 +21,11 @@ from namedmask.errors import ClusterTooSmallError, InputError
 from namedmask.run.machine import cores
 from namedmask.run.stages import checking_stages
 from namedmask.storage import is_s3
+from namedmask.storage.place import ensure_writable
 from namedmask.weights.catalog import known_weights
+
+SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket in bytes."""
 
 LOG_LEVELS = {
     "ray.data": logging.CRITICAL,  # its errors are also raised
@@ -59,6 +65,10 @@ def session(config: Config) -> Iterator[None]:
         if settings.address or os.environ.get("RAY_ADDRESS"):
             ray.init(settings.address or None, log_to_driver=False, logging_level=logging.WARNING)
         else:
+            refuse_unusable(Path(get_default_ray_temp_dir()))
+            if not os.access(os.path.expanduser("~/"), os.W_OK):
+                # Ray would keep its token in the home folder; this Ray ends with this process
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init(
                 "local",
                 num_cpus=settings.num_cpus or max(cores(), cpus_needed(config)),
@@ -77,6 +87,23 @@ def session(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Raise unless a new Ray can put its files and sockets below a folder.
+
+    Raises:
+        InputError: it cannot be written, or the system does not allow so long paths of sockets.
+    """
+    socket = folder / f"session_2000-01-01_00-00-00_000000_{2**22}" / "sockets/plasma_store"
+    length = len(os.fsencode(socket))
+    if length > SOCKET_PATH_BYTES:
+        raise InputError(
+            f"Ray's folder for temporary files is {folder}, and the paths of its sockets there "
+            f"would have {length} bytes; the system allows {SOCKET_PATH_BYTES}. Set RAY_TMPDIR to "
+            "a shorter folder, such as /tmp, or use --local."
+        )
+    ensure_writable(folder, "RAY_TMPDIR, or use --local")
 
 
 def cpus_needed(config: Config) -> int:
