@@ -12,14 +12,17 @@ Method: the original code downloaded the images on the retrieval page and skippe
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 
@@ -29,16 +32,19 @@ from namedmask.fetch.download import Downloader, FailedError, session_of
 from namedmask.images import jpegs
 from namedmask.schema.columns import alive, require_columns, update
 from namedmask.schema.status import (
-    BLOCKED_ADDRESS,
     CONTENT_CHANGED,
     CRASHED,
     EMPTY,
     NO_FILE,
+    NO_PERMISSION,
     OK,
+    OUTSIDE_ROOT,
     TOO_BIG,
     TRANSIENT,
+    UNREADABLE,
     failure_class_of,
 )
+from namedmask.storage.walk import existing_form
 
 BACKOFF_S = 0.5
 """Seconds before the first retry; the delay doubles with each further retry."""
@@ -54,6 +60,9 @@ HASHES = ("md5", "sha256")
 """Optional metadata columns with a hash of the expected bytes."""
 
 Hashes = Mapping[str, str]
+
+NO_FILE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that leads to no file, such as a link that leads to itself."""
 
 # A batch creates tens of thousands of objects, and few of them are in reference cycles. With
 # Python's default thresholds, the cycle collector takes a tenth of the time.
@@ -221,13 +230,34 @@ def matches_hashes(body: bytes, hashes: Hashes) -> bool:
 
 
 def _verify_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
-    if not config.file_root:
-        return Fetched(BLOCKED_ADDRESS)
-    path = Path(unquote(urlsplit(url).path)).resolve()
-    if not path.is_relative_to(Path(config.file_root).resolve()):
-        return Fetched(BLOCKED_ADDRESS)
-    if not path.is_file():
-        return Fetched(NO_FILE)
-    if path.stat().st_size > config.max_bytes:
-        return Fetched(TOO_BIG)
-    return _verify_with_hashes(path.read_bytes(), hashes, config)
+    try:
+        path = _path_of(url, config.file_root)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            return Fetched(NO_FILE)
+        if status.st_size > config.max_bytes:
+            return Fetched(TOO_BIG)
+        body = path.read_bytes()
+    except PermissionError:
+        return Fetched(NO_PERMISSION)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        missing = isinstance(error, ValueError) or error.errno in NO_FILE_ERRORS
+        return Fetched(NO_FILE if missing else UNREADABLE)
+    return _verify_with_hashes(body, hashes, config)
+
+
+def _path_of(url: str, file_root: str) -> Path:
+    """Return the path, without links, of the file that a url names.
+
+    Raises:
+        FailedError: the file is not below `file_root`, or there is no `file_root`.
+        ValueError: the path has a NUL.
+    """
+    # the bytes of a path need not be valid UTF-8
+    given = os.fsdecode(unquote_to_bytes(urlsplit(url).path))
+    root, path = Path(os.path.realpath(file_root)), Path(os.path.realpath(given))
+    if file_root and path.is_relative_to(root):
+        path = Path(os.path.realpath(existing_form(path, root)))  # which may be a link as well
+        if path.is_relative_to(root):
+            return path
+    raise FailedError(OUTSIDE_ROOT)

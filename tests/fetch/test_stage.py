@@ -261,7 +261,7 @@ def test_fetch_server_that_never_ends_meets_total_deadline(server, path):
         ("no url at all", "bad_url"),
         ("http://127.0.0.1:99999/", "bad_url"),
         ("http://[::1", "bad_url"),
-        ("file:///etc/hostname", "blocked_address"),
+        ("file:///etc/hostname", "outside_root"),
     ],
 )
 def test_fetch_url_that_leads_nowhere_gives_its_reason(url, word):
@@ -572,8 +572,8 @@ def test_fetch_files_below_the_root_are_read(tmp_path):
     urls += [f"{root.as_uri()}/../secret.jpg", f"{root.as_uri()}/%2e%2e/secret.jpg"]
     table = run(urls, file_root=str(root), max_bytes=len(PHOTO) + 100)
     assert table["status"].to_pylist() == [
-        "ok", "not_an_image", "no_file", "blocked_address", "no_file", "too_big",
-        "blocked_address", "blocked_address",
+        "ok", "not_an_image", "no_file", "outside_root", "no_file", "too_big",
+        "outside_root", "outside_root",
     ]  # fmt: skip
     assert table["image"].to_pylist()[0] == PHOTO
 
