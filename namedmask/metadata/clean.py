@@ -234,16 +234,17 @@ def _cut(captions: pa.Array, tally: Counter[str]) -> pa.Array:
 
 def _findings(tally: Counter[str], place: str) -> Iterator[str]:
     """Yield one sentence about each kind of value of a source that was not used as it is."""
+    source = f"metadata.source '{place}'"
     if tally[REPLACED]:
         yield (
-            f"'{place}': {tally[REPLACED]:,} texts have bytes that are not UTF-8; these bytes are "
+            f"{source}: {tally[REPLACED]:,} texts have bytes that are not UTF-8; these bytes are "
             "replaced. If the texts matter, save the table as UTF-8."
         )
     if tally[CUT]:
-        yield f"'{place}': {tally[CUT]:,} captions are cut at {MAX_TEXT:,} characters."
+        yield f"{source}: {tally[CUT]:,} captions are cut at {MAX_TEXT:,} characters."
     if tally[UNREAD_TAGS]:
         yield (
-            f"'{place}': {tally[UNREAD_TAGS]:,} of {tally[TAGS]:,} values of the column 'nsfw' say "
+            f"{source}: {tally[UNREAD_TAGS]:,} of {tally[TAGS]:,} values of the column 'nsfw' say "
             "nothing; expected NSFW, UNSURE or UNLIKELY, true or false, or a probability."
         )
 

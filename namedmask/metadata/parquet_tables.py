@@ -1,16 +1,19 @@
 """Read parquet tables in batches that are bounded by rows and by bytes.
 
 Columns are told apart by their position, because a file may have two of one name. Only the needed
-columns are read, on S3 only their bytes.
+columns are read, on S3 only their bytes. The Arrow types that a file may name beside those of
+parquet are ignored: reading a text as one of them fails where its bytes are not UTF-8.
 
-A file of some kB can stand for gigabytes: a page of 300 bytes names one long text in each of its
-rows. Row groups with long or well compressed texts are therefore read as dictionaries, and cut into
-batches before their texts are repeated.
+A file of some kB can stand for gigabytes, because each row of a page can name one long text. Row
+groups with long or well compressed texts are therefore read some rows at a time.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +21,39 @@ import pyarrow.parquet as pq
 
 from namedmask.metadata.aliases import require_url
 from namedmask.metadata.text_tables import BATCH_BYTES, BATCH_ROWS
-from namedmask.metadata.values import text_lengths
 from namedmask.storage import Place
 from namedmask.storage.place import readable
 
 LONG_TEXT = 1024
-"""Mean number of bytes of a column's values from which they are read as dictionaries."""
+"""Mean number of bytes of a column's texts from which `FEW_ROWS` are read at a time."""
 
 MOST_COMPRESSED = 20
 """Ratio of uncompressed to compressed bytes of a column, likewise."""
+
+FEW_ROWS = 16
+
+_ARROW_SCHEMA = b"ARROW:schema"
+
+
+@contextmanager
+def open_parquet(table: Place) -> Iterator[pq.ParquetFile]:
+    """Yield an open parquet table, whose columns have the types of parquet."""
+    source = readable(table)
+    with nullcontext(source) if isinstance(source, Path) else source:
+        with pq.ParquetFile(source) as file:
+            footer = file.metadata
+            if _ARROW_SCHEMA not in (footer.metadata or {}):
+                yield file
+                return
+        with pq.ParquetFile(source, metadata=_without_arrow_types(footer)) as file:
+            yield file
+
+
+def _without_arrow_types(footer: pq.FileMetaData) -> pq.FileMetaData:
+    buffer = io.BytesIO()
+    footer.write_metadata_file(buffer)
+    other_key = _ARROW_SCHEMA.swapcase()  # of the same length
+    return pq.read_metadata(io.BytesIO(buffer.getvalue().replace(_ARROW_SCHEMA, other_key)))
 
 
 def read_parquet(table: Place, place: str) -> Iterator[pa.Table]:
@@ -36,10 +63,10 @@ def read_parquet(table: Place, place: str) -> Iterator[pa.Table]:
         SchemaError: there is no column of urls.
         ArrowException, OSError, UnicodeError: the table cannot be read.
     """
-    with pq.ParquetFile(readable(table)) as file:
+    with open_parquet(table) as file:
         names = _names(file, place)
         for group in range(file.num_row_groups):  # a call for all groups would keep them in memory
-            yield from _batches(file, table, group, names)
+            yield from _batches(file, group, names)
 
 
 def read_parquet_rows(table: Place, rows: np.ndarray) -> Iterator[pa.Table]:
@@ -51,14 +78,14 @@ def read_parquet_rows(table: Place, rows: np.ndarray) -> Iterator[pa.Table]:
         SchemaError, ArrowException, OSError, UnicodeError: as `read_parquet`.
     """
     first = 0
-    with pq.ParquetFile(readable(table)) as file:
+    with open_parquet(table) as file:
         names = _names(file, str(table))
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             begin, end = np.searchsorted(rows, [first, first + count])
             if begin < end:
                 start = first
-                for batch in _batches(file, table, group, names):
+                for batch in _batches(file, group, names):
                     begin, end = np.searchsorted(rows, [start, start + batch.num_rows])
                     if begin < end:
                         yield batch.take(rows[begin:end] - start)
@@ -71,55 +98,29 @@ def _names(file: pq.ParquetFile, place: str) -> dict[str, str]:
     return {name: columns[number] for name, number in require_url(columns, place).items()}
 
 
-def _batches(
-    file: pq.ParquetFile, table: Place, group: int, names: dict[str, str]
-) -> Iterator[pa.Table]:
+def _batches(file: pq.ParquetFile, group: int, names: dict[str, str]) -> Iterator[pa.Table]:
     columns = list(dict.fromkeys(names.values()))
-    long, rows = _long_columns(file, group, columns)
-    if not long:
-        yield from _read(file, group, rows, names, columns)
-        return
-    with pq.ParquetFile(readable(table), metadata=file.metadata, read_dictionary=long) as again:
-        for batch in _read(again, group, rows, names, columns):
-            yield from _cut(batch)
-
-
-def _read(
-    file: pq.ParquetFile, group: int, rows: int, names: dict[str, str], columns: Sequence[str]
-) -> Iterator[pa.Table]:
+    rows = BATCH_ROWS if _is_plain(file, group, columns) else FEW_ROWS
+    parts: list[pa.Table] = []
+    count = size = 0
     for batch in file.iter_batches(rows, [group], columns=columns):
         found = batch.schema.names  # of two columns of one name, both are read
-        yield pa.table({name: batch.column(found.index(names[name])) for name in names})
+        part = pa.table({name: batch.column(found.index(names[name])) for name in names})
+        parts, count, size = [*parts, part], count + part.num_rows, size + part.nbytes
+        if count >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield pa.concat_tables(parts)
+            parts, count, size = [], 0, 0
+    if parts:
+        yield pa.concat_tables(parts)
 
 
-def _long_columns(
-    file: pq.ParquetFile, group: int, columns: Sequence[str]
-) -> tuple[list[str], int]:
-    """Return the columns to read as dictionaries, and the number of rows per batch."""
+def _is_plain(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> bool:
+    """Return whether the columns to read have short texts that are not compressed too well."""
     described = file.metadata.row_group(group)
-    count, size, long = max(1, described.num_rows), 0, []
-    for number in range(described.num_columns):
-        part = described.column(number)
-        if part.path_in_schema not in columns:
-            continue
-        size += part.total_uncompressed_size
-        is_packed = part.total_uncompressed_size > MOST_COMPRESSED * part.total_compressed_size
-        is_long = part.total_uncompressed_size > LONG_TEXT * count
-        if part.physical_type == "BYTE_ARRAY" and (is_packed or is_long):
-            long.append(part.path_in_schema)
-    return long, int(np.clip(BATCH_BYTES * count // max(1, size), 1, BATCH_ROWS))
-
-
-def _cut(table: pa.Table) -> Iterator[pa.Table]:
-    """Yield the rows in tables whose texts have at most `BATCH_BYTES`, if a single row has not."""
-    lengths = [text_lengths(chunk) for column in table.columns for chunk in [_whole(column)]]
-    ends = np.cumsum(np.sum(lengths, axis=0))
-    start = done = 0
-    while start < table.num_rows:
-        stop = max(start + 1, int(np.searchsorted(ends, done + BATCH_BYTES, "right")))
-        yield table.slice(start, stop - start)
-        start, done = stop, int(ends[stop - 1])
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    parts = [described.column(number) for number in range(described.num_columns)]
+    return not any(
+        part.total_uncompressed_size > LONG_TEXT * described.num_rows
+        or part.total_uncompressed_size > MOST_COMPRESSED * part.total_compressed_size
+        for part in parts
+        if part.physical_type == "BYTE_ARRAY" and part.path_in_schema in columns
+    )

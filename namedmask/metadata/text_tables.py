@@ -101,12 +101,13 @@ def _check_quotes(path: Path, grammar: Grammar, place: str, say: Say) -> None:
         broken += not record.is_whole
         ends = record.text.count("\n") if record.text and '"' in record.text else 0
         spanning, lines = spanning + (ends > 1), lines + ends * (ends > 1)
+    source = f"metadata.source '{place}'"
     if spanning:
-        say(f"table '{place}': {spanning:,} rows have line ends in a field, and {lines:,} lines.")
+        say(f"{source}: {spanning:,} rows have line ends in a field, and {lines:,} lines.")
     if broken:
         say(
-            f"table '{place}': in {broken:,} lines, a field begins with a quote that is never "
-            f"closed. They are counted as {BAD_ROW}, and the lines after them are read."
+            f"{source}: in {broken:,} lines, a field begins with a quote that is not closed. They "
+            f"are counted as {BAD_ROW}, and the lines after them are read."
         )
 
 

@@ -88,19 +88,6 @@ def tag_scores(column: pa.ChunkedArray, name: str, place: str, tally: Counter[st
     return scores
 
 
-def text_lengths(column: pa.Array) -> np.ndarray:
-    """Return the bytes of each text, (N,) int64; 0 for null and for values that are no texts."""
-    if pa.types.is_dictionary(column.type):
-        lengths = text_lengths(column.dictionary)
-        indices = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
-        return lengths[indices] if len(lengths) else np.zeros(len(column), np.int64)
-    if not is_text(column.type):
-        return np.zeros(len(column), np.int64)
-    lengths = pc.fill_null(pc.binary_length(column.cast(pa.large_binary())), 0)
-    result: np.ndarray = lengths.to_numpy(zero_copy_only=False).astype(np.int64)
-    return result
-
-
 def is_text(kind: pa.DataType) -> bool:
     """Return whether values of this Arrow type are texts or bytes, also behind a dictionary."""
     if pa.types.is_dictionary(kind):

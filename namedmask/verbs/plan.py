@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from namedmask import schema
 from namedmask.categories import category_set_of, face_warning
@@ -25,6 +24,7 @@ from namedmask.config import Config
 from namedmask.config.presets import departures
 from namedmask.config.registry import resolve
 from namedmask.errors import NamedMaskError
+from namedmask.metadata.parquet_tables import open_parquet
 from namedmask.metadata.sources import places_of
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import queries_of
@@ -35,7 +35,6 @@ from namedmask.run.ledger import Ledger, read_commits
 from namedmask.run.stages import checking_stages, stage_class
 from namedmask.run.verb_table import Verb, steps_of_road
 from namedmask.storage import place_of
-from namedmask.storage.place import readable
 from namedmask.weights.catalog import listed
 
 ALIVE_SHARE = 0.5
@@ -258,7 +257,7 @@ def _known_rows(sources: tuple[str, ...]) -> int | None:
             return None
         total = 0
         for path in paths:
-            with pq.ParquetFile(readable(Path(path))) as file:
+            with open_parquet(Path(path)) as file:
                 total += file.metadata.num_rows
         return total if sources else None
     except (OSError, UnicodeError, pa.ArrowException, NamedMaskError):
