@@ -65,11 +65,11 @@ def read_folder(folder: Path, say: Say) -> Iterator[pa.Table]:
 
 def _told(left_out: Counter[str], hidden: int) -> str:
     """Return the numbers of files that are left out, by suffix, and of hidden names, as text."""
-    counts = [f"{count:,} {suffix}" for suffix, count in left_out.most_common(5)]
-    rest = left_out.total() - sum(count for _, count in left_out.most_common(5))
-    return ", ".join(
-        counts + [f"{rest:,} others"] * bool(rest) + [f"{hidden:,} hidden"] * bool(hidden)
-    )
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{count:,} {suffix}" for suffix, count in ordered[:5]]
+    rest = sum(count for _, count in ordered[5:])
+    told += [f"{rest:,} others"] * bool(rest) + [f"{hidden:,} hidden"] * bool(hidden)
+    return ", ".join(told)
 
 
 def _table(batch: list[Found]) -> pa.Table:
