@@ -237,8 +237,8 @@ def _findings(tally: Counter[str], place: str) -> Iterator[str]:
     source = f"metadata.source '{place}'"
     if tally[REPLACED]:
         yield (
-            f"{source}: {tally[REPLACED]:,} texts have bytes that are not UTF-8; these bytes are "
-            "replaced. If the texts matter, save the table as UTF-8."
+            f"{source}: bytes that are not UTF-8 are replaced in this number of texts: "
+            f"{tally[REPLACED]:,}. If the texts matter, save the table as UTF-8."
         )
     if tally[CUT]:
         yield f"{source}: {tally[CUT]:,} captions are cut at {MAX_TEXT:,} characters."
