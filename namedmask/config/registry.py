@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from namedmask.errors import ConfigError, InputError, unknown_name
 
@@ -48,6 +48,32 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
     except AttributeError:
         raise unknown_name(f"{kind} of module '{head}'", attribute, _public(module)) from None
     return factory
+
+
+def made(
+    kind: str, name: str, registry: Mapping[str, F], config: object, needs: Sequence[str]
+) -> Any:
+    """Return what the factory called `name` makes of a config section.
+
+    Args:
+        kind: what the name stands for, for error messages.
+        name: the name in the run file.
+        registry: factories by name.
+        config: the only argument of the factory.
+        needs: attributes that the result must have.
+
+    Raises:
+        ConfigError: as `resolve`; the factory cannot be called, or its result lacks an attribute.
+    """
+    factory = resolve(kind, name, registry)
+    result = factory(config) if callable(factory) else factory
+    if lacking := [need for need in needs if not hasattr(result, need)]:
+        raise ConfigError(
+            f"{kind} '{name}' is a {type(result).__name__} without {', '.join(lacking)}; expected "
+            f"a function that takes the config section and returns an object with "
+            f"{', '.join(needs)}."
+        )
+    return result
 
 
 def torch_device(name: str, place: str) -> torch.device:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from namedmask.config import EmbedConfig
-from namedmask.config.registry import torch_device
+from namedmask.config.registry import made, torch_device
 from namedmask.embed.clip_weights import add_in_float32, create_open_clip, loading
 from namedmask.errors import CheckpointError
 from namedmask.images.codec import decode
@@ -56,6 +56,18 @@ class Embedder(Protocol):
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B texts."""
         ...
+
+
+def open_embedder(config: EmbedConfig) -> Embedder:
+    """Return the embedder that `embed.model` names.
+
+    Raises:
+        ConfigError: there is no such embedder, or a plug-in returns something else.
+        CheckpointError, InputError: its weights cannot be loaded, or its device is missing.
+    """
+    needs = ("dim", "embed_images", "embed_texts")
+    embedder: Embedder = made("embedder", config.model, EMBEDDERS, config, needs)
+    return embedder
 
 
 def decoder_of(embedder: Embedder) -> Callable[[bytes], np.ndarray]:

@@ -25,7 +25,7 @@ from namedmask.metadata import clean as metadata
 from namedmask.run.job import VerbRun
 from namedmask.run.machine import use_threads
 from namedmask.run.progress import Step
-from namedmask.run.stages import Stage, batch_size_of, load_stage
+from namedmask.run.stages import Part, Stage, batch_size_of
 from namedmask.run.waves import FetchedWave, Wave, Written, fetch_wave, slices, write
 from namedmask.storage import Place
 from namedmask.storage.read_ahead import prefetch_one
@@ -38,6 +38,15 @@ class PlainLoop:
     """An executor (see run/executor.py) that works without Ray."""
 
     parts = 1
+
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open the parts of a verb, which keeps its stages, then those of later verbs."""
+        for part in parts:
+            stage = part.open()
+            if part.stage:
+                run.stages[part.stage] = stage
+        for part in later:
+            part.open()
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata; the rows of each wave are read when it is requested."""
@@ -58,10 +67,10 @@ class PlainLoop:
         if not others and process_count(run.config.fetch) > 1:
             yield from _collected_by_many(run, waves, store_name, step)
             return
-        loaded = [load_stage(name, run.config) for name in others]
+        loaded = [run.stage(name) for name in others]
         use_threads(run.config)
         batch_size = batch_size_of(stages, run.config)
-        for fetched in _fetched(run, waves, load_stage(first, run.config)):
+        for fetched in _fetched(run, waves, run.stage(first)):
             run.seconds[first] += fetched.seconds
             parts = []
             for part in slices(fetched.table, batch_size):

@@ -32,6 +32,7 @@ from namedmask.run.progress import Progress
 from namedmask.run.verb_table import verbs_before
 from namedmask.storage.files import digest, read_json, write_file, write_json
 from namedmask.verbs.evaluate import score
+from namedmask.verbs.preflight import parts_of
 from namedmask.verbs.train import train_segmenter
 
 SELECT = "select"
@@ -118,6 +119,11 @@ def ablate(
         base = VerbRun(config, ledger, progress)
         for variant in variants:
             _require(base, variant)
+        for split in splits:  # now, not after the first training
+            executor.open(
+                base, parts_of("evaluate", _changed(config, {"evaluate": {"split": split}}))
+            )
+        executor.open(base, parts_of("train", config))
         with progress.step(f"ablate {study}", len(variants) * len(seeds)) as step:
             scores: dict[str, dict[str, list[float]]] = {}
             for variant in variants:

@@ -10,7 +10,7 @@ This module does not load torch, so that `namedmask fetch` starts its work withi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from namedmask.run.progress import Progress, Step
 from namedmask.run.retry import count_in_classes, refuse_unknown_classes, rows_again
 from namedmask.run.waves import Wave, digest_of
 from namedmask.storage.files import read_json, write_json
+from namedmask.verbs.preflight import open_parts
 
 
 class Kind(NamedTuple):
@@ -65,10 +66,12 @@ def embed(
     progress: Progress,
     executor: Executor = PLAIN_LOOP,
     retry: Collection[str] = (),
+    then: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store one vector per image; return counts as `fetch`.
 
-    `retry` works as in `fetch`. If a retry adds vectors, `build` is no longer finished.
+    `retry` works as in `fetch`. If a retry adds vectors, `build` is no longer finished. `then`
+    names the verbs that the same command runs next, whose models and files are opened here too.
 
     Raises:
         ConfigError, InputError, TooManyFailuresError: as in `fetch`.
@@ -76,11 +79,16 @@ def embed(
     refuse_unknown_classes(retry)
     if config.vectors.source:
         return {"skipped": True, "reason": "vectors.source has the vectors"}
-    return _collect(EMBED, config, progress, executor, retry)
+    return _collect(EMBED, config, progress, executor, retry, then)
 
 
 def _collect(
-    kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
+    kind: Kind,
+    config: Config,
+    progress: Progress,
+    executor: Executor,
+    retry: Collection[str],
+    then: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Pass uncommitted rows, and rows to retry, through the stages; return counts by status."""
     refuse_unknown_classes(retry)
@@ -92,6 +100,7 @@ def _collect(
         before = row_funnel(run, kind.store)["rows_by_status"]
         run.result = run.recorded or {}
         if run.has_work or count_in_classes(before, retry):
+            open_parts(executor, run, kind.verb, then)
             run.ledger.sweep(kind.store)
             failures = Failures(config.run.max_failure_share)
             with progress.step(kind.verb) as step:

@@ -27,7 +27,7 @@ from namedmask.config import Config
 from namedmask.engine.on_ray.isolated import limit_memory, run_isolated
 from namedmask.errors import NamedMaskError
 from namedmask.run.machine import use_threads
-from namedmask.run.stages import batch_size_of, load_stage, stage_class
+from namedmask.run.stages import batch_size_of, open_stage, opened, stage_class
 from namedmask.run.waves import Wave, WaveHeader, header_of, write
 from namedmask.storage import Place
 
@@ -155,7 +155,7 @@ class Mapper:
         self._registry = registry
         self._broken: NamedMaskError | None = None
         try:
-            self._function = make()
+            self._function = opened(make, "a model of this step")
             use_threads(config)
         except NamedMaskError as error:
             self._broken = error
@@ -203,7 +203,7 @@ def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> pa.Tab
 
 def load_stage_here(name: str, config: Config) -> Any:
     """Load a stage in this process, limit its threads as configured, and return it."""
-    stage = load_stage(name, config)
+    stage = open_stage(name, config)
     use_threads(config)
     return stage
 
