@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,7 +18,8 @@ from PIL import Image
 
 from namedmask.config import EmbedConfig
 from namedmask.config.registry import made, torch_device
-from namedmask.embed.clip_weights import add_in_float32, create_open_clip, loading
+from namedmask.embed.clip_weights import add_in_float32, asks_hub, create_open_clip, loading
+from namedmask.embed.hub import hub
 from namedmask.errors import CheckpointError
 from namedmask.images.codec import decode
 from namedmask.images.jpegs import decode_coarse
@@ -258,8 +259,11 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
     import open_clip
 
     device = torch_device(config.device, "embed")
-    model = create_open_clip(config)
-    tokenizer = open_clip.get_tokenizer(config.model.partition(":")[2])
+    name = config.model.partition(":")[2]
+    weights = f"embed.weights '{config.weights}' of {name}"
+    with hub(weights) if asks_hub(config) else nullcontext():
+        model = create_open_clip(config)
+        tokenizer = open_clip.get_tokenizer(name)
     return OpenClip(model, tokenizer, device, config.precision)
 
 

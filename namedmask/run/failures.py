@@ -7,17 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 
 from namedmask.errors import NamedMaskError, TooManyFailuresError
-from namedmask.schema.status import CRASHED
+from namedmask.schema.status import CRASHED, OK, STATUSES
 
 CRASHED_SHARE = 0.1
-"""Share of the tried rows of a wave above which crashed rows are taken for a fault of the run."""
+"""Share of the rows of a wave above which crashed rows are taken for a fault of the run."""
 
 CRASHED_ROWS = 5
-"""Number of crashed rows of a wave that are always taken for faults of the rows, unless no other
-row was tried."""
+"""Number of crashed rows of a wave up to which they are taken for faults of the rows themselves."""
 
 FEWEST_ROWS = 3
-"""Number of tried rows of a wave from which on the crash of all of them is a fault of the run."""
+"""Number of rows of a wave from which on the crash of all of them is a fault of the run."""
 
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|Cannot allocate memory|bad_alloc"
@@ -88,25 +87,48 @@ def root_of(error: BaseException) -> BaseException:
     return error
 
 
-def refuse_crashed(unit: str, tried: int, counts: Mapping[str, int]) -> None:
+def refuse_crashed(unit: str, rows: int, counts: Mapping[str, int]) -> None:
     """Raise if so many rows of a wave have crashed that the run is at fault, not the rows.
 
     Args:
         unit: name of the wave, which is not committed.
-        tried: number of rows that were ok before the stages.
+        rows: number of rows of the wave.
         counts: number of rows by status after the stages.
 
     Raises:
-        TooManyFailuresError: more than `CRASHED_SHARE` of the rows have crashed.
+        TooManyFailuresError: more than `CRASHED_SHARE` and `CRASHED_ROWS` of the rows, or all of at
+            least `FEWEST_ROWS` rows, have crashed.
     """
     crashed = counts.get(CRASHED, 0)
-    is_all = crashed >= tried >= FEWEST_ROWS
-    if is_all or (crashed > CRASHED_ROWS and crashed > CRASHED_SHARE * tried):
+    is_all = crashed == rows >= FEWEST_ROWS
+    if is_all or (crashed > CRASHED_ROWS and crashed > CRASHED_SHARE * rows):
         raise TooManyFailuresError(
-            f"{crashed:,} of {tried:,} rows of wave {unit} crashed a stage or its process. So many "
+            f"{crashed:,} of {rows:,} rows of wave {unit} crashed a stage or its process. So many "
             "mean that the run is at fault, and not the rows: a model, a plug-in, or the memory. "
             "Nothing of this wave is stored. Fix the cause and run the same command again."
         )
+
+
+def refuse_none_ok(what: str, counts: Mapping[str, int], way_out: str) -> None:
+    """Raise if there are rows, and none of them is ok.
+
+    Args:
+        what: the rows in the user's words, in the plural.
+        counts: number of rows by status.
+        way_out: the end of the message, a sentence.
+
+    Raises:
+        TooManyFailuresError: no row is ok; the message tells the commonest status.
+    """
+    failed = {status: count for status, count in counts.items() if count}
+    if not failed or OK in failed:
+        return
+    status = max(failed, key=lambda status: failed[status])
+    meaning = f": {STATUSES[status].meaning}" if status in STATUSES else ""
+    raise TooManyFailuresError(
+        f"none of {sum(failed.values()):,} {what} is ok; the commonest status is '{status}' "
+        f"({failed[status]:,}{meaning}). {way_out}"
+    )
 
 
 def _memory(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
 from namedmask.run import layout
+from namedmask.run.failures import refuse_crashed
 from namedmask.run.verb_table import Work
 from namedmask.storage import Place
 from namedmask.storage import place as storage
@@ -76,7 +77,7 @@ class Ledger:
             ConfigError: the run folder has output of the verb that was made with other settings.
         """
         entry = self._verbs.get(work.name)
-        if entry is None or self._binds_nothing(entry):
+        if entry is None or self._binds_nothing(work, entry):
             return None
         is_current = entry["content"] == categories_digest
         if is_current or work.reuse_when_categories_change:
@@ -88,16 +89,17 @@ class Ledger:
     def is_begun(self, work: Work, categories_digest: str = "") -> bool:
         """Return whether binding settings of a verb are recorded with this categories digest."""
         entry = self._verbs.get(work.name)
-        if entry is None or self._binds_nothing(entry):
+        if entry is None or self._binds_nothing(work, entry):
             return False
         return bool(entry["content"] == categories_digest)
 
     def start(self, work: Work, settings: Mapping[str, Any], categories_digest: str = "") -> None:
         """Record the settings of a verb, before the verb's first write.
 
-        The settings are binding at once, with two exceptions. With `work.store_name` they become
-        binding when that store has its first committed unit, and with
-        `work.settings_hold_only_when_finished` when the verb is finished.
+        Work that has committed nothing binds nothing: with `work.store_name` the settings become
+        binding when that store has its first committed unit, with `work.unfinished` when one of
+        these stores and files has content, and with `work.settings_hold_only_when_finished` when
+        the verb is finished. Settings of other work are binding at once.
         """
         if not self.is_begun(work, categories_digest):
             self._verbs[work.name] = {
@@ -165,11 +167,16 @@ class Ledger:
                     orphans.append(name)
         return orphans
 
-    def _binds_nothing(self, entry: Mapping[str, Any]) -> bool:
+    def _binds_nothing(self, work: Work, entry: Mapping[str, Any]) -> bool:
         if entry["finished"]:
             return False
-        store = entry["store"]
-        return entry["loose"] or (bool(store) and not _records(self.folder / store))
+        places = [place for place in (entry["store"], *work.unfinished) if place]
+        is_empty = not any(self._has_content(place) for place in places)
+        return entry["loose"] or (bool(places) and is_empty)
+
+    def _has_content(self, place: str) -> bool:
+        path = self.folder / place
+        return bool(_records(path)) if place in layout.STORE_FILES else path.exists()
 
     def _save(self) -> None:
         write_json(self.folder / layout.RUN_RECORD, self._run)
@@ -206,7 +213,11 @@ def write_unit(
     `input_digest` is kept unchanged, since a process that was wrongly thought dead may write its
     unit a second time. `over` is the unit's current record if the unit is to be replaced; the next
     sweep then removes the files that only this old record names.
+
+    Raises:
+        TooManyFailuresError: so many rows have crashed that the run is at fault.
     """
+    refuse_crashed(unit, rows, counts)
     path = folder / store_name / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
         done = read_commit(folder, store_name, unit)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from namedmask.config import Config
-from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES, REFINED
+from namedmask.run.layout import EMBEDDINGS, EXPERTS, FETCHED, IMAGES, REFINED, TRAINING
 
 _FILTERS = (
     "metadata.max_punsafe", "metadata.unknown_punsafe", "metadata.min_similarity",
@@ -54,6 +54,8 @@ class Work:
     """Further sections and keys that shape the output if the vectors are published."""
     store_name: str = ""
     """Store of the output; the settings become binding with its first committed unit."""
+    unfinished: tuple[str, ...] = ()
+    """Stores and files of unfinished output; the settings become binding once one has content."""
     counted_store: str = ""
     """Store whose units are counted at the end; if their number changes, the work is unfinished."""
     follows_categories: bool = False
@@ -134,6 +136,7 @@ _VERBS = (
         opens=("experts",),
         needs="build",
         settings=("experts", "augment", "segmenter", "run.seed"),
+        unfinished=(REFINED, EXPERTS),
         counted_store=REFINED,
         follows_categories=True,
         reuse_when_categories_change=True,
@@ -147,6 +150,7 @@ _VERBS = (
         opens=("training",),
         needs="refine",
         settings=("train", "augment", "segmenter", "experts.enabled", "run.seed"),
+        unfinished=(str(TRAINING),),
         follows_categories=True,
         is_on_road=True,
     ),
@@ -158,6 +162,7 @@ _VERBS = (
         needs="train",
         settings=("evaluate",),
         follows_categories=True,
+        settings_hold_only_when_finished=True,
         is_on_road=True,
         has_own_command=True,
         applies=lambda config: bool(config.evaluate.benchmark),

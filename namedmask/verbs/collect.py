@@ -19,6 +19,7 @@ from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import InputError
 from namedmask.run import layout
 from namedmask.run.executor import Executor
+from namedmask.run.failures import refuse_none_ok
 from namedmask.run.job import Failures, VerbRun, verb_run
 from namedmask.run.layout import EMBEDDINGS, FETCHED
 from namedmask.run.ledger import Commit
@@ -27,6 +28,12 @@ from namedmask.run.retry import count_in_classes, refuse_unknown_classes, rows_a
 from namedmask.run.waves import Wave, digest_of
 from namedmask.storage.files import read_json, write_json
 from namedmask.verbs.preflight import open_parts
+
+NONE_OK = (
+    "Check metadata.source, the section fetch and the network. To try again the rows whose failure "
+    "may pass, add --retry transient."
+)
+"""Way out of a run without any good row."""
 
 
 class Kind(NamedTuple):
@@ -115,6 +122,7 @@ def _collect(
             run.result = row_funnel(run, kind.store)
             if kind is EMBED:
                 _write_funnel(run, run.result)
+        refuse_none_ok("rows", run.result["rows_by_status"], NONE_OK)
         if retry:
             counts = {"rows_by_status_before": before, "rows_tried_again": retried}
     return run.result | counts

@@ -51,7 +51,7 @@ def leaves() -> None:
 
 
 class Doubles:
-    """A stage that counts twice as many faces as there are; some numbers kill it, others are refused."""
+    """A stage that doubles a number; some numbers kill it, others raise an error."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         values = table["value"].to_pylist()
