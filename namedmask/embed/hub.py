@@ -55,8 +55,7 @@ def hub(weights: str) -> Iterator[None]:
 
 def why_unreachable() -> str:
     """Return why the hub does not answer within `ANSWER_S` seconds; "" if it answers."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     answer: Future[object] = Future()
 

@@ -18,6 +18,9 @@ CRASHED_ROWS = 5
 FEWEST_ROWS = 3
 """Number of rows of a wave from which on the crash of all of them is a fault of the run."""
 
+DEEPEST = 20
+"""Largest number of errors inside one another that are looked into."""
+
 OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|DefaultCPUAllocator|Cannot allocate memory|bad_alloc"
 )
@@ -68,7 +71,7 @@ def sentence_of(error: BaseException) -> str:
         return "the GPU is out of memory. Lower batch_size, or end other programs on the GPU."
     if OUT_OF_MEMORY.search(text):
         return _memory(error)
-    if type(error).__module__.partition(".")[0] == "ray":
+    if _is_of_ray(error):
         names = [kind.__name__ for kind in type(error).__mro__]
         meaning = next((RAY_ERRORS[name] for name in names if name in RAY_ERRORS), "Ray failed.")
         return _one_line(f"{meaning} Finished work is kept; run the same command again")
@@ -76,15 +79,21 @@ def sentence_of(error: BaseException) -> str:
 
 
 def root_of(error: BaseException) -> BaseException:
-    """Return the error that an error of Ray stands for; any other error unchanged."""
-    seen = set()
-    while type(error).__module__.partition(".")[0] == "ray" and id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
+    """Return the error that an error of Ray, or a group of errors, stands for."""
+    for _ in range(DEEPEST):
+        inner: object = None
+        if isinstance(error, BaseExceptionGroup):
+            inner = error.exceptions[0]
+        elif _is_of_ray(error):
+            inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):
             break
         error = inner
     return error
+
+
+def _is_of_ray(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] == "ray" for kind in type(error).__mro__)
 
 
 def refuse_crashed(unit: str, rows: int, counts: Mapping[str, int]) -> None:
