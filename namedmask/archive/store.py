@@ -25,7 +25,7 @@ from namedmask.categories import slug
 from namedmask.errors import InputError
 from namedmask.run.label_ids import Label
 from namedmask.run.layout import MANIFEST, REFINED
-from namedmask.storage import Place
+from namedmask.storage import Place, place_of
 from namedmask.storage.files import (
     read_json,
     read_parquet,
@@ -124,13 +124,14 @@ class Archive:
         self.categories = tuple(categories)
 
     @classmethod
-    def open(cls, folder: Place, *, verify: bool = False) -> Archive:
+    def open(cls, folder: Place | str, *, verify: bool = False) -> Archive:
         """Return the archive in a folder. With `verify`, check the sha256 of every file first.
 
         Raises:
             InputError: the manifest is missing or has another format, or a file is missing or, with
                 `verify`, changed.
         """
+        folder = place_of(folder)
         manifest = folder / MANIFEST
         if not manifest.exists():
             raise InputError(

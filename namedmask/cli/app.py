@@ -41,9 +41,10 @@ from namedmask.cli.screen import (
 )
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
-from namedmask.errors import InputError
+from namedmask.errors import InputError, NamedMaskError
 from namedmask.run import layout
 from namedmask.run.verb_table import VERBS, Verb
+from namedmask.schema.status import OK
 from namedmask.storage import place_of
 from namedmask.storage.place import ensure_writable
 
@@ -188,19 +189,28 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment images; write a label map and an overlay with label names per image."""
+    from namedmask.config.registry import torch_device
     from namedmask.verbs.predict import predict_files
 
     config = config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
             raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
+    torch_device(device, "predict")
     ensure_writable(out, "--out")
     entries = predict_files(checkpoint, images, out, device, config)
     if as_json:
         write_json(entries)
-        return
-    for entry in entries:
-        show(entry)
+    else:
+        for entry in entries:
+            show(entry)
+    bad = [entry for entry in entries if entry["status"] != OK]
+    if bad:
+        raise NamedMaskError(
+            f"{len(bad)} of {len(entries)} images could not be segmented, the first of them "
+            f"{bad[0]['file']}: {bad[0]['reason']}. Give a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF "
+            f"file. The results of the others are in {out}."
+        )
 
 
 @app.command()

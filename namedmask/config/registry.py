@@ -84,10 +84,12 @@ def torch_device(name: str, place: str) -> torch.device:
         place: the config section of the key `device`, for error messages.
 
     Raises:
-        InputError: `name` is "cuda" and torch sees no CUDA device.
+        InputError: `name` is another device, or is "cuda" and torch sees no CUDA device.
     """
     import torch
 
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"{place}.device is '{name}'; expected 'cpu' or 'cuda'.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"{place}.device is 'cuda', but torch {torch.__version__} sees no CUDA device here. "

@@ -123,7 +123,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Place, config: SegmenterConfig | None = None, names: Sequence[str] = ()
+    path: Place | str, config: SegmenterConfig | None = None, names: Sequence[str] = ()
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
@@ -135,6 +135,7 @@ def load_checkpoint(
         CheckpointError: the file is missing, truncated, not a checkpoint, written by a newer
             version, or for another number of labels.
     """
+    path = place_of(path)
     tree = read_tensors(path)
     if tree and all(isinstance(value, Tensor) for value in tree.values()):
         return _load_bare_weights(tree, path, config or SegmenterConfig(), names), tuple(names)
