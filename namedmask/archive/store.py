@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from namedmask.run.label_ids import Label
 from namedmask.run.layout import MANIFEST, REFINED
 from namedmask.storage import Place, place_of
 from namedmask.storage.files import (
+    content_of,
     read_json,
     read_parquet,
     refuse_newer,
@@ -113,7 +115,18 @@ def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
     manifest = folder / MANIFEST
     record = read_json(manifest)
     refuse_newer(record, manifest)
-    return [ArchivedCategory(**row) for row in record["categories"]]
+    with content_of(manifest):
+        return [_category_of(row) for row in record["categories"]]
+
+
+def _category_of(row: dict[str, Any]) -> ArchivedCategory:
+    """Return a row of a manifest; raise TypeError if a value has another type."""
+    category = ArchivedCategory(**row)
+    for field in fields(ArchivedCategory):
+        kind = int if field.type == "int" else str
+        if not isinstance(getattr(category, field.name), kind):
+            raise TypeError(f"{field.name} is {getattr(category, field.name)!r}")
+    return category
 
 
 class Archive:

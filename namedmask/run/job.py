@@ -30,7 +30,7 @@ from namedmask.run.stores import EmbeddingStore
 from namedmask.run.verb_table import CHECKED_IMAGES, WORK, verbs_before
 from namedmask.schema.status import FINDINGS
 from namedmask.storage import Place, place_of
-from namedmask.storage.files import digest, read_json, write_file, write_json
+from namedmask.storage.files import content_of, digest, read_json, write_file, write_json
 
 
 @dataclass
@@ -212,8 +212,9 @@ class Failures:
 def _add_timings(run: VerbRun) -> None:
     path = run.ledger.folder / layout.TIMINGS
     total = read_json(path) if path.exists() else {}
-    for stage, seconds in run.seconds.items():
-        total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    with content_of(path):
+        for stage, seconds in run.seconds.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
     write_json(path, total)
 
 
