@@ -195,8 +195,9 @@ def _of_files(rng: random.Random, world: World, folder: Path) -> list[str]:
         path.write_text(f"{key} = {names}\n")
         if rng.random() < 0.3:
             damage(rng, path)
-        return [rng.choice(("plan", "curate")), *words[:3], "--set", f"categories.set={path}",
-                "--set", "categories.names=[]", *_local("x")][: 9]  # fmt: skip
+        verb = rng.choice(("plan", "curate"))
+        chosen = ["--set", f"categories.set={path}", "--set", "categories.names=[]"]
+        return [verb, *words[:3], *chosen, *_local(verb)]
     path = shutil.copy(rng.choice(sorted(world.pictures.iterdir())), folder / "a.jpg")
     damage(rng, path)
     return ["curate", *words, "--set", f'categories.each={{red = {{examples = ["{path}"]}}}}']

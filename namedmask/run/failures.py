@@ -18,6 +18,9 @@ CRASHED_ROWS = 5
 FEWEST_ROWS = 3
 """Number of rows of a wave from which on the crash of all of them is a fault of the run."""
 
+LONGEST = 200
+"""Largest number of characters of a message of Ray that is shown."""
+
 DEEPEST = 20
 """Largest number of errors inside one another that are looked into."""
 
@@ -74,7 +77,8 @@ def sentence_of(error: BaseException) -> str:
     if _is_of_ray(error):
         names = [kind.__name__ for kind in type(error).__mro__]
         meaning = next((RAY_ERRORS[name] for name in names if name in RAY_ERRORS), "Ray failed.")
-        return _one_line(f"{meaning} Finished work is kept; run the same command again")
+        says = f" Ray says: {last}." if (last := _last_line(text)) else ""
+        return f"{meaning}{says} Finished work is kept; run the same command again."
     return _one_line(f"{type(error).__name__}: {_first_line(text) or 'no message'}")
 
 
@@ -181,6 +185,12 @@ _MEANINGS: tuple[tuple[type[BaseException], Callable[..., str]], ...] = (
 
 def _first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _last_line(text: str) -> str:
+    """Return the last line of a text, of which the lines before it may be a traceback."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LONGEST].rstrip(". ") if lines else ""
 
 
 def _one_line(text: str) -> str:

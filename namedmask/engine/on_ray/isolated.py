@@ -160,6 +160,8 @@ def died_while_opened(code: int = 0) -> NamedMaskError:
 def limit_memory(memory_bytes: int) -> None:
     """Limit the memory that this process may allocate; an allocation beyond the limit fails."""
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard != resource.RLIM_INFINITY:
+        memory_bytes = min(memory_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
 
 
