@@ -15,6 +15,11 @@ CRASHED_SHARE = 0.1
 CRASHED_ROWS = 5
 """Number of crashed rows of a wave up to which they are taken for faults of the rows themselves."""
 
+FIRST_ROWS = 10
+"""Number of crashed rows of a wave, none of whose rows is ok so far, that are a fault of the run.
+
+Each crash costs the start of a process, so that a whole wave of them would take hours."""
+
 FEWEST_ROWS = 3
 """Number of rows of a wave from which on the crash of all of them is a fault of the run."""
 
@@ -104,19 +109,20 @@ def refuse_crashed(unit: str, rows: int, counts: Mapping[str, int]) -> None:
     """Raise if so many rows of a wave have crashed that the run is at fault, not the rows.
 
     Args:
-        unit: name of the wave, which is not committed.
+        unit: name of the wave, which is not committed; "" if it is not known.
         rows: number of rows of the wave.
-        counts: number of rows by status after the stages.
+        counts: number of rows by status after the stages, of those that have passed them so far.
 
     Raises:
-        TooManyFailuresError: more than `CRASHED_SHARE` and `CRASHED_ROWS` of the rows, or all of at
-            least `FEWEST_ROWS` rows, have crashed.
+        TooManyFailuresError: more than `CRASHED_SHARE` and `CRASHED_ROWS` of the rows have crashed,
+            or all of at least `FEWEST_ROWS` rows, or the first `FIRST_ROWS` and none is ok.
     """
     crashed = counts.get(CRASHED, 0)
-    is_all = crashed == rows >= FEWEST_ROWS
+    is_all = crashed == rows >= FEWEST_ROWS or (crashed >= FIRST_ROWS and not counts.get(OK))
     if is_all or (crashed > CRASHED_ROWS and crashed > CRASHED_SHARE * rows):
+        wave = f"wave {unit}" if unit else "a wave"
         raise TooManyFailuresError(
-            f"{crashed:,} of {rows:,} rows of wave {unit} crashed a stage or its process. So many "
+            f"{crashed:,} of {rows:,} rows of {wave} crashed a stage or its process. So many "
             "mean that the run is at fault, and not the rows: a model, a plug-in, or the memory. "
             "Nothing of this wave is stored. Fix the cause and run the same command again."
         )

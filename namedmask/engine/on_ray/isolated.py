@@ -19,6 +19,7 @@ import resource
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import IO
@@ -28,7 +29,7 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.errors import NamedMaskError
-from namedmask.run.failures import sentence_of
+from namedmask.run.failures import refuse_crashed, sentence_of
 from namedmask.run.stages import opened
 from namedmask.schema.status import CRASHED
 
@@ -58,15 +59,17 @@ def run_isolated(
 
     Raises:
         NamedMaskError: the stage cannot be built, because `make` raises or kills the child.
+        TooManyFailuresError: so many rows kill the child that the run is at fault.
         Exception: an error that the stage raises without killing the child, unchanged.
     """
-    child = _Child(make, memory_bytes)
+    child, parts = _Child(make, memory_bytes), []
+    counts: Counter[str] = Counter()
     try:
-        parts = [
-            part
-            for start in range(0, table.num_rows, batch_size)
-            for part in _batch(child, table.slice(start, batch_size), adds)
-        ]
+        for start in range(0, table.num_rows, batch_size):
+            for part in _batch(child, table.slice(start, batch_size), adds):
+                counts.update(part["status"].to_pylist())
+                refuse_crashed("", table.num_rows, counts)
+                parts.append(part)
     finally:
         child.stop()
     return pa.concat_tables(parts, promote_options="default") if parts else table

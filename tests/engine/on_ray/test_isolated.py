@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from namedmask.engine.on_ray.isolated import run_isolated
-from namedmask.errors import ConfigError, InputError, NamedMaskError
+from namedmask.errors import ConfigError, InputError, NamedMaskError, TooManyFailuresError
 
 LIMIT = 8 << 30
 
@@ -96,6 +96,11 @@ def test_isolated_rows_that_kill_are_crashed_and_others_pass() -> None:
     passed = isolated(Doubles, rows(1, 13, 3, 4, 13, 6))
     assert passed["status"].to_pylist() == ["ok", "crashed", "ok", "ok", "crashed", "ok"]
     assert passed["num_faces"].to_pylist() == [2, None, 6, 8, None, 12]
+
+
+def test_isolated_rows_that_all_kill_end_the_run_early() -> None:
+    with pytest.raises(TooManyFailuresError, match="10 of 2,000 rows of a wave crashed"):
+        isolated(Doubles, rows(*[13] * 2000))
 
 
 def test_isolated_error_that_does_not_pickle_arrives_as_a_sentence() -> None:
