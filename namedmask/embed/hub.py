@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from namedmask.errors import CheckpointError, NamedMaskError
 
-ANSWER_S = 10.0
+ANSWER_S = 5.0
 """Seconds in which the hub must answer, and for which a server may stay silent in a download."""
 
 
