@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from namedmask import schema
 from namedmask.engine.processes import fetched_by_many, process_count, slices_by_many
@@ -25,7 +25,7 @@ from namedmask.metadata import clean as metadata
 from namedmask.run.job import VerbRun
 from namedmask.run.machine import cores, use_threads
 from namedmask.run.progress import Step
-from namedmask.run.stages import batch_size_of, load_stage
+from namedmask.run.stages import Part, batch_size_of
 from namedmask.run.waves import FetchedSlice, Wave, WaveSink, Written, fetch_wave, in_batches
 from namedmask.storage import Place
 from namedmask.storage.read_ahead import prefetch_one
@@ -38,6 +38,15 @@ class PlainLoop:
     """An executor (see run/executor.py) that works without Ray."""
 
     parts = 1
+
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open the parts of a verb, which keeps its stages, then those of later verbs."""
+        for part in parts:
+            stage = part.open()
+            if part.stage:
+                run.stages[part.stage] = stage
+        for part in later:
+            part.open()
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata; the rows of each wave are read when it is requested."""
@@ -58,10 +67,11 @@ class PlainLoop:
         if not others and process_count(run.config.fetch) > 1:
             yield from _collected_by_many(run, waves, store_name, step)
             return
-        loaded = [load_stage(name, run.config) for name in others]
+        loaded = [run.stage(name) for name in others]
         use_threads(run.config)
         batch_size = batch_size_of(stages, run.config)
-        with closing(_fetched(run, waves, load_stage(first, run.config))) as fetched:
+        fetch = cast(Fetch, run.stage(first))
+        with closing(_fetched(run, waves, fetch)) as fetched:
             for header, slices in itertools.groupby(fetched, key=lambda part: part.header):
                 with WaveSink(run.ledger.folder, store_name, header) as sink:
                     for part in slices:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
+from namedmask.run.stages import Part
 from namedmask.run.waves import Wave, Written
 
 T = TypeVar("T")
@@ -23,6 +24,16 @@ class Executor(Protocol):
 
     parts: int
     """Number of parts into which a long list is split for `map`; 1 if one process does all work."""
+
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open the parts of a verb, and those of `later` verbs, before the verb's first row.
+
+        They are opened in processes with the resources of their sections.
+
+        Raises:
+            NamedMaskError: the first part that cannot be opened; every executor raises the same.
+        """
+        ...
 
     def metadata(self, run: VerbRun) -> Iterable[Wave]:
         """Return the waves of the metadata; every executor gives the same waves and rows."""

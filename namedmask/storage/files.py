@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -174,7 +175,7 @@ def read_json(path: Place) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing or is not a JSON object.
     """
     try:
         data = path.read_bytes()
@@ -190,10 +191,31 @@ def _json(value: Any) -> bytes:
 
 def _parsed(data: bytes, path: Place) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(data)
+        value: object = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
     return value
+
+
+@contextmanager
+def content_of(path: Place | str) -> Iterator[None]:
+    """Turn the errors of a block that uses the content of a file into errors about that file.
+
+    For files that namedmask wrote and another program, or a broken disk, may have changed.
+
+    Raises:
+        InputError: the block raised an error that content of another form raises.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(
+            f"{path} does not hold what namedmask writes there ({reason}). Restore the file, or "
+            "make it again with another run.out."
+        ) from error
 
 
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
@@ -201,12 +223,15 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises:
         InputError: the file is missing or corrupt.
+        SchemaError: a column is missing or of another type.
     """
     try:
         source = storage.readable(path)
         table = pq.read_table(
             source, columns=columns, partitioning=None, page_checksum_verification=True
         )
+        if columns:
+            return schema.conform(table, schema.schema_of(*columns), str(path))
         return with_large_blobs(table)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
