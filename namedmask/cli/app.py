@@ -44,6 +44,7 @@ from namedmask.cli.streams import flush_results, mend_streams
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
+from namedmask.images.limits import PREDICT_SIDE
 from namedmask.run import layout
 from namedmask.run.verb_table import VERBS, Verb
 from namedmask.schema.status import OK
@@ -188,6 +189,10 @@ def predict(
         "predictions"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda; a missing GPU is an error")] = "cpu",
+    max_side: Annotated[
+        int,
+        typer.Option(min=0, help="longest side for the network, in pixels; 0: that of the image"),
+    ] = PREDICT_SIDE,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,7 +213,7 @@ def predict(
             raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
     torch_device(device, "predict")
     ensure_writable(out, "--out")
-    entries = predict_files(checkpoint, images, out, device, config)
+    entries = predict_files(checkpoint, images, out, device, config, max_side)
     if as_json:
         write_json(entries)
     else:

@@ -11,6 +11,14 @@ T = TypeVar("T")
 MAX_PIXELS = 50_000_000
 """Default of `fetch.max_pixels`, the maximum number of pixels of an image that is decoded."""
 
+PREDICT_SIDE = 2048
+"""Default of the longest side, in pixels, at which `predict` gives an image to the network.
+
+For a photo of 12 megapixels, a ResNet-50 would need 7 GB; at this side it needs 2 GB."""
+
+PREDICT_PIXELS = 200_000_000
+"""Default of the largest image that `predict` decodes; phones take photos of 108 megapixels."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -23,7 +23,7 @@ from namedmask.config import Config, PoolSection
 from namedmask.errors import InputError, NamedMaskError
 from namedmask.images.limits import Limits
 from namedmask.run.failures import sentence_of
-from namedmask.run.machine import cores, limits_of
+from namedmask.run.machine import budget_bytes, cores, limits_of
 
 T = TypeVar("T")
 
@@ -60,6 +60,9 @@ class StageRow:
     """Whether the images of a run with this config pass the stage before they enter an archive."""
 
 
+WORKING_BYTES_PER_PIXEL = 32
+"""Bytes per pixel that a stage needs at most for one image: the image, its maps and its mask."""
+
 STAGES = {
     "fetch": StageRow("namedmask.fetch.stage:Fetch"),
     "embed": StageRow(  # checks that the image is still the one that was published
@@ -82,6 +85,23 @@ def processes_here(config: Config) -> int:
 
 def _processes_of(pool: PoolSection) -> int:
     return min(pool.actors[1], max(1, int(cores() / (pool.num_cpus or 1))))
+
+
+def memory_plan(config: Config, processes: int) -> dict[str, Any]:
+    """Return how `processes` processes of the run share the memory of this machine.
+
+    `slice_mb` and `decoded_mb` are the limits on the encoded images of a slice and on the decoded
+    images in work, and `largest_image_mb` is what a stage needs for an image of `fetch.max_pixels`,
+    all per process in MB (2**20 bytes).
+    """
+    limits = limits_of(config, processes)
+    return {
+        "memory_gb": round(budget_bytes(config) / 2**30, 1),
+        "processes": processes,
+        "slice_mb": limits.encoded_bytes >> 20,
+        "decoded_mb": limits.decoded_bytes >> 20,
+        "largest_image_mb": limits.max_pixels * WORKING_BYTES_PER_PIXEL >> 20,
+    }
 
 
 def load_stage(name: str, config: Config, processes: int = 1) -> Any:

@@ -33,7 +33,7 @@ from namedmask.retrieve.vectors import open_vectors
 from namedmask.run.label_ids import assign_labels, read_labels
 from namedmask.run.layout import CANDIDATE_LISTS, RUN_RECORD
 from namedmask.run.ledger import Ledger, read_commits
-from namedmask.run.stages import checking_stages, stage_class
+from namedmask.run.stages import checking_stages, memory_plan, processes_here, stage_class
 from namedmask.run.verb_table import Verb, steps_of_road
 from namedmask.storage import place_of
 from namedmask.weights.catalog import listed
@@ -60,7 +60,8 @@ def plan_of(config: Config) -> dict[str, Any]:
     """Return the plan of a run as plain values.
 
     Its keys are `run`, `preset` (its name, and the values that depart from it), `categories`,
-    `stages`, `images` (see `expected_images`), `changes` (see `changes_of`) and `notes`.
+    `stages`, `images` (see `expected_images`), `memory` (see `memory_plan`; with --local there is
+    one process), `changes` (see `changes_of`) and `notes`.
 
     Raises:
         ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
@@ -83,6 +84,7 @@ def plan_of(config: Config) -> dict[str, Any]:
         },
         "stages": [asdict(stage) for stage in stages_of(config)],
         "images": expected_images(config, count, rows),
+        "memory": memory_plan(config, processes_here(config)),
         "changes": changes,
         "notes": _notes(config, len(categories.names), rows),
     }

@@ -12,6 +12,7 @@ from namedmask import images
 from namedmask.categories import configured_names
 from namedmask.config import Config
 from namedmask.errors import InputError
+from namedmask.images.limits import PREDICT_PIXELS, PREDICT_SIDE
 from namedmask.images.overlay import overlay
 from namedmask.schema.columns import IGNORE
 from namedmask.schema.status import NO_FILE, OK
@@ -24,14 +25,18 @@ def predict_files(
     out: Path | str,
     device: str = "cpu",
     config: Config | None = None,
+    max_side: int = PREDICT_SIDE,
+    max_pixels: int = PREDICT_PIXELS,
 ) -> list[dict[str, Any]]:
     """Segment images; return one {file, status, labels or reason} per image, in order.
 
     `labels` maps the label names in an image to their shares of its pixels. An image that cannot be
     read or decoded has another status than `ok` and a `reason`, and nothing is written for it. For
     any other image, the overlay is written to `<stem>.png` in the folder `out`, and the label ids
-    to `<stem>_labels.png` (16 bit). For a checkpoint of bare weights, `config` gives the network
-    and the label names.
+    to `<stem>_labels.png` (16 bit), both at the size of the image. For a checkpoint of bare
+    weights, `config` gives the network and the label names. `max_side` is as in `predict_labels`:
+    the network gets a large image at this longest side, in pixels; 0: at its own size. An image of
+    more than `max_pixels` pixels is not decoded.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
@@ -54,7 +59,7 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     for path in files:
         try:
-            image = images.decode(path.read_bytes())
+            image = images.decode(path.read_bytes(), max_pixels)
         except images.BadImage as error:
             rows.append({"file": str(path), "status": error.status, "reason": str(error)})
             continue
@@ -62,7 +67,7 @@ def predict_files(
             reason = f"cannot be read: {error.strerror}"
             rows.append({"file": str(path), "status": NO_FILE, "reason": reason})
             continue
-        labels = predict_labels(model, image)
+        labels = predict_labels(model, image, max_side)
         (out / f"{path.stem}.png").write_bytes(images.encode_png(overlay(image, labels, names)))
         (out / f"{path.stem}_labels.png").write_bytes(images.encode_png(labels))
         rows.append({"file": str(path), "status": OK, "labels": shares(labels, names)})
