@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,6 +12,12 @@ from torch import nn
 
 from namedmask import images
 from namedmask.schema.columns import LABEL_DTYPE
+
+PRUNED_AT_ONCE = 16
+"""Number of labels that `possible_labels` looks at together."""
+
+ROUNDING = 1e-5
+"""Share of the largest logit by which resizing may exceed the logits that it takes the mean of."""
 
 LOGIT_BYTES = 256 << 20
 """Bytes of the logits at the size of the image that are in memory at once."""
@@ -50,6 +57,9 @@ def resized_argmax(
     after the other and bilinearly. The labels are resized a few at a time, which gives the same
     logits as all at once; the first of equal logits wins.
     """
+    kept = possible_labels(logits) if _only_grows(logits, sizes) else None
+    if kept is not None:
+        logits = logits[:, kept]
     height, width = max(sizes, key=lambda size: size[0] * size[1])
     per_label = logits.shape[0] * height * width * logits.element_size()
     count = max(2, logit_bytes // (3 * per_label))  # resized twice, and the best so far
@@ -70,4 +80,33 @@ def resized_argmax(
             torch.where(is_better, highest, best, out=best)
             torch.where(is_better, label, labels, out=labels)
     assert labels is not None
-    return labels
+    return labels if kept is None else kept[labels]
+
+
+def possible_labels(logits: torch.Tensor) -> torch.Tensor:
+    """Return the labels, (N,) int64 ascending, that can be the largest somewhere after resizing.
+
+    `logits` are (B, K, h, w) float32. A resized logit is a mean of logits within 3 × 3 neighbors,
+    so a label is ruled out if, in each such window, its highest logit is below the lowest of some
+    other label. Of hundreds of labels, few remain, and only they need to be resized.
+    """
+    windows = [min(3, side) for side in logits.shape[-2:]]
+    parts = range(0, logits.shape[1], PRUNED_AT_ONCE)
+    highest_low = None
+    for start in parts:
+        low = -F.max_pool2d(-logits[:, start : start + PRUNED_AT_ONCE], windows, stride=1)
+        low = low.amax(dim=1, keepdim=True)
+        highest_low = low if highest_low is None else torch.maximum(highest_low, low)
+    assert highest_low is not None
+    margin = ROUNDING * logits.abs().amax()
+    possible = [
+        (F.max_pool2d(logits[:, start : start + PRUNED_AT_ONCE], windows, stride=1)
+         >= highest_low - margin).amax(dim=(0, 2, 3))
+        for start in parts
+    ]  # fmt: skip
+    return torch.cat(possible).nonzero()[:, 0]
+
+
+def _only_grows(logits: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> bool:
+    steps = [tuple(logits.shape[-2:]), *sizes]
+    return all(a <= b for old, new in pairwise(steps) for a, b in zip(old, new, strict=True))
