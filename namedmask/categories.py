@@ -30,7 +30,7 @@ from typing import Any
 from namedmask.config import CategoriesConfig
 from namedmask.errors import ConfigError, unknown_name
 from namedmask.schema.columns import IGNORE
-from namedmask.storage.files import text_of
+from namedmask.storage.texts import text_of
 
 PROMPT_TEMPLATES: tuple[str, ...]
 """The method's 85 prompt templates: open_clip's 80 for ImageNet, then `SCENE_TEMPLATES`.

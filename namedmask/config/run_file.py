@@ -22,7 +22,7 @@ from namedmask.config.sections import Sections
 from namedmask.config.types import Section
 from namedmask.errors import ConfigError
 from namedmask.storage import Place, place_of
-from namedmask.storage.files import text_of
+from namedmask.storage.texts import text_of
 
 SPEED_ONLY = (
     "in_flight", "per_host", "device", "processes", "sample_processes", "checkpoint_every",

@@ -30,7 +30,7 @@ from namedmask.evaluate.label_maps import (
 )
 from namedmask.metrics import Absent
 from namedmask.schema.columns import IGNORE
-from namedmask.storage.files import text_of
+from namedmask.storage.texts import text_of
 
 EIGHT_BIT_IGNORE = 255
 """Value of ignored pixels in VOC's label maps, and in the COCO label maps of the method."""

@@ -5,7 +5,6 @@ No file contains a time, a path or a run id, so that equal input gives equal byt
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -148,16 +147,6 @@ def _type_on_disk(kind: pa.DataType) -> pa.DataType:
 def write_json(path: Place, value: Any) -> None:
     """Write plain values to a JSON file with sorted keys, atomically."""
     write_file(path, _json(value))
-
-
-def text_of(data: bytes) -> str:
-    """Return the text in a file that any editor may have written: UTF-8 or UTF-16 with its mark.
-
-    Raises:
-        UnicodeDecodeError: the text is in another encoding.
-    """
-    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if is_utf_16 else "utf-8-sig")
 
 
 def read_json(path: Place) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from namedmask.categories import load_category_set
 from namedmask.config import Config
 from namedmask.errors import InputError
 from namedmask.evaluate.benchmarks import folder, voc2012
-from namedmask.storage.files import read_json, text_of
+from namedmask.storage.files import read_json
+from namedmask.storage.texts import text_of
 from tests.trees import folder_tree, voc_tree
 
 MARKED = ("utf-8", "utf-8-sig", "utf-16")
