@@ -41,7 +41,7 @@ from namedmask.embed.text import Prompts, QueryEncoder
 from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.progress import SilentProgress
-from namedmask.run.stores import EmbeddingStore, write_wave
+from namedmask.run.stores import EmbeddingStore, WaveWriter
 from namedmask.search.make import open_index
 from namedmask.verbs.search import search
 
@@ -113,8 +113,9 @@ def add_wave(out: Path, number: int, vectors: np.ndarray, captions: list[str]) -
         "embedding": pa.ListArray.from_arrays(offsets, flat),
         "status": [schema.OK] * len(vectors),
     }
-    with open_run(out):
-        write_wave(out, EMBEDDINGS, f"{number:05d}", [pa.table(columns)], f"{number}")
+    with open_run(out), WaveWriter(out, EMBEDDINGS, f"{number:05d}", f"{number}") as writer:
+        writer.add(pa.table(columns))
+        writer.commit()
 
 
 def write_store(out: Path, count: int, world: World) -> None:

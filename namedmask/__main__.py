@@ -9,8 +9,10 @@ import sys
 
 def main() -> int:
     """Run the command on the command line and return its exit code."""
-    from namedmask.cli.app import main
-
+    try:
+        from namedmask.cli.app import main
+    except ImportError as error:
+        sys.exit(f"error: namedmask is not installed as a whole: {error}. Install it again.")
     code = main()
     gc.freeze()  # otherwise Python spends 0.15 s on a search for reference cycles at exit
     return code

@@ -25,6 +25,7 @@ class NamedMaskError(Exception):
     """A run failed; the message says where it failed and what the user can do."""
 
     exit_code = 1
+    details = ""  # traceback of an unexpected cause, for the log file
 
 
 class InputError(NamedMaskError):

@@ -20,9 +20,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from namedmask.cli.screen import explain
+from namedmask.cli.guard import guarded, log_into
 from namedmask.config import Config
-from namedmask.errors import NamedMaskError
 from namedmask.run.progress import LineProgress
 from namedmask.run.verb_table import VERBS
 
@@ -44,14 +43,16 @@ def main(name: str, arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     given = parser.parse_args(arguments)
     options = {"retry": given.retry} if getattr(given, "retry", None) else {}
-    try:
+
+    def run() -> int:
         config = Config.load(given.config, given.set)
+        log_into(config.run.out)
         from namedmask.engine import executor_of
 
-        run = verb.load()
+        work = verb.load()
         with executor_of(config) as executor:
-            result = run(config, LineProgress(), executor, **options)
-    except (NamedMaskError, OSError) as error:
-        return explain(error)
-    sys.stdout.write(json.dumps({"verb": name, **result}, ensure_ascii=False) + "\n")
-    return 0
+            result = work(config, LineProgress(), executor, **options)
+        sys.stdout.write(json.dumps({"verb": name, **result}, ensure_ascii=False) + "\n")
+        return 0
+
+    return guarded(run)

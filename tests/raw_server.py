@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 import ssl
 import struct
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Answer = Callable[["Talk"], None]
@@ -59,9 +61,11 @@ class RawServer:
         self.released = threading.Event()
         self.paths: list[str] = []
         self.connections = 0
-        self.listener = socket.create_server((host, 0), backlog=256)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.listener = socket.create_server((host, 0), backlog=256, family=family)
         self.port: int = self.listener.getsockname()[1]
-        self.url = f"http{'s' if tls else ''}://{host}:{self.port}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http{'s' if tls else ''}://{shown}:{self.port}"
         self.threads = [threading.Thread(target=self._listen)]
 
     def __enter__(self) -> RawServer:
@@ -108,3 +112,24 @@ class RawServer:
                 return b""
             request += part
         return request
+
+
+def certificate(folder: Path, name: str = "localhost") -> tuple[Path, Path]:
+    """Return the paths of a key and of a certificate for `name` that nobody vouches for."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(now - datetime.timedelta(1)).not_valid_after(
+        now + datetime.timedelta(1)
+    )
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain))
+    (folder / "cert.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(pem))
+    return folder / "key.pem", folder / "cert.pem"

@@ -12,7 +12,7 @@ from namedmask import schema
 from namedmask.config import Config
 from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import open_run
-from namedmask.run.stores import write_wave
+from namedmask.run.stores import WaveWriter
 from tests import toys
 
 WORDS = list(toys.COLORS)
@@ -43,10 +43,15 @@ def add_wave(
         "status": [schema.OK] * count + ["http_404"],
     }
     arrays = [pa.array(columns[field.name], field.type) for field in schema.EMBEDDINGS]
-    with open_run(out):
-        table = pa.Table.from_arrays(arrays, schema=schema.EMBEDDINGS)
-        write_wave(out, EMBEDDINGS, unit, [table], unit)
+    add_table(out, unit, pa.Table.from_arrays(arrays, schema=schema.EMBEDDINGS))
     return vectors
+
+
+def add_table(out: Path, unit: str, table: pa.Table) -> None:
+    """Commit rows of vectors to a run folder as a wave."""
+    with open_run(out), WaveWriter(out, EMBEDDINGS, unit, unit) as writer:
+        writer.add(table)
+        writer.commit()
 
 
 def search_config(out: Path, *overrides: str) -> Config:

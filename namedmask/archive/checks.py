@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 
 import pyarrow as pa
@@ -57,9 +58,11 @@ class ImageChecks:
         waves = [self._wave(new[start : start + rows]) for start in range(0, len(new), rows)]
         self._run.start(CHECKED_IMAGES.name)
         with self._run.progress.step("check", len(new)) as step:
-            for written in self._executor.run(self._run, waves, self._stages, IMAGES, step):
-                self.store.add_unit(written.unit, written.statuses, written.hashes)
-                self._failures.add(written.tried, written.counts)
+            results = self._executor.run(self._run, waves, self._stages, IMAGES, step)
+            with closing(results):
+                for written in results:
+                    self.store.add_unit(written.unit, written.statuses, written.hashes)
+                    self._failures.add(written.tried, written.counts)
         return {sample_id: self.store.statuses[sample_id] for sample_id in sample_ids}
 
     def accepted(self, label: Label, candidates: pa.Table) -> Accepted:

@@ -19,7 +19,11 @@ from namedmask.config import RetrieveConfig
 from namedmask.errors import InputError
 from namedmask.retrieve.candidates import NO_HASHES, CandidateList
 from namedmask.retrieve.pick import gaps, next_to_try
+from namedmask.run.failures import refuse_none_ok
 from namedmask.schema.status import NEAR_DUPLICATE, PENDING, SURPLUS, UNTRIED
+
+NONE_OK = "candidates.parquet lists the status of each candidate."
+"""Way out of a run whose archives are all empty."""
 
 CheckImages = Callable[[list[str]], Mapping[str, str]]
 """Maps sample ids to the status of each image, by sample id."""
@@ -105,8 +109,13 @@ def refuse_empty_archives(by_category: Mapping[str, Mapping[str, int]]) -> None:
     """Raise if a category has no image in its archive.
 
     Raises:
+        TooManyFailuresError: no candidate of any category is ok.
         InputError: names each empty category with its counts by status.
     """
+    total: Counter[str] = Counter()
+    for counts in by_category.values():
+        total.update(counts)
+    refuse_none_ok("candidates", total, NONE_OK)
     empty = [
         f"'{name}' ({', '.join(f'{status} {n}' for status, n in counts.items()) or 'no candidate'})"
         for name, counts in by_category.items()

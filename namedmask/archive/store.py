@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +26,11 @@ from namedmask.categories import slug
 from namedmask.errors import InputError
 from namedmask.run.label_ids import Label
 from namedmask.run.layout import MANIFEST, REFINED
-from namedmask.storage import Place
+from namedmask.storage import Place, place_of
 from namedmask.storage.files import (
     NO_LIMIT,
     TableWriter,
+    content_of,
     read_json,
     read_parquet,
     refuse_newer,
@@ -112,7 +114,18 @@ def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
     manifest = folder / MANIFEST
     record = read_json(manifest)
     refuse_newer(record, manifest)
-    return [ArchivedCategory(**row) for row in record["categories"]]
+    with content_of(manifest):
+        return [_category_of(row) for row in record["categories"]]
+
+
+def _category_of(row: dict[str, Any]) -> ArchivedCategory:
+    """Return a row of a manifest; raise TypeError if a value has another type."""
+    category = ArchivedCategory(**row)
+    for field in fields(ArchivedCategory):
+        kind = int if field.type == "int" else str
+        if not isinstance(getattr(category, field.name), kind):
+            raise TypeError(f"{field.name} is {getattr(category, field.name)!r}")
+    return category
 
 
 class Archive:
@@ -123,13 +136,14 @@ class Archive:
         self.categories = tuple(categories)
 
     @classmethod
-    def open(cls, folder: Place, *, verify: bool = False) -> Archive:
+    def open(cls, folder: Place | str, *, verify: bool = False) -> Archive:
         """Return the archive in a folder. With `verify`, check the sha256 of every file first.
 
         Raises:
             InputError: the manifest is missing or has another format, or a file is missing or, with
                 `verify`, changed.
         """
+        folder = place_of(folder)
         manifest = folder / MANIFEST
         if not manifest.exists():
             raise InputError(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from namedmask.cli.guard import log_into
 from namedmask.cli.screen import write, write_json
 from namedmask.errors import ConfigError
 from namedmask.run.progress import SilentProgress, progress_for
@@ -58,6 +59,7 @@ def ablate(
     short = {"benchmark": benchmark, "root": root, "split": split}
     settings = [f"evaluate.{key}={json.dumps(value)}" for key, value in short.items() if value]
     config = config_of_run(run, [*(overrides or ()), *settings])
+    log_into(config.run.out)
     progress = SilentProgress() if as_json else progress_for(sys.stderr)
     with executor_of(config, local) as executor:
         result = work(

@@ -18,6 +18,7 @@ import typer
 import namedmask
 from namedmask.cli.ablate import ablate
 from namedmask.cli.evaluate import config_of_checkpoint, evaluate
+from namedmask.cli.guard import guarded, log_into
 from namedmask.cli.options import (
     Address,
     AsJson,
@@ -30,8 +31,6 @@ from namedmask.cli.options import (
     run_verb,
 )
 from namedmask.cli.screen import (
-    complain,
-    explain,
     say_already_done,
     show,
     show_hits,
@@ -45,8 +44,10 @@ from namedmask.cli.streams import flush_results, mend_streams
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
+from namedmask.images.limits import PREDICT_SIDE
 from namedmask.run import layout
 from namedmask.run.verb_table import VERBS, Verb
+from namedmask.schema.status import OK
 from namedmask.storage import place_of
 from namedmask.storage.place import ensure_writable
 
@@ -60,31 +61,25 @@ app = typer.Typer(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; invalid input never ends in a traceback."""
+    """Run one command and return its exit code; nothing ends in a traceback, see guard.py."""
     # Set this before torch is imported. If waiting threads spin, training on cores that another
     # program uses is 19 times slower (0.2 against 3.8 steps per second on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     mend_streams()
-    code = _run(arguments)
+    return guarded(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    code = 0
+    try:
+        app(args=arguments, prog_name="namedmask")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
     try:
         flush_results()
     except BrokenPipeError:  # the reader wants no more, as `head`
         return code or 1
-    except OSError as error:
-        return code or explain(error)
     return code
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    try:
-        app(args=arguments, prog_name="namedmask")
-    except SystemExit as stop:
-        if stop.code == 130:
-            complain("interrupted; finished work is kept. Run the same command again to resume.")
-        return stop.code if isinstance(stop.code, int) else 0
-    except (NamedMaskError, OSError) as error:
-        return explain(error)
-    return 0
 
 
 @app.command()
@@ -97,6 +92,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on a drawn mini world with known truth, and check the scores."""
     ensure_writable(out, "--out")
+    log_into(out)
     from namedmask.miniworld.demo import run_demo
 
     summary = run_demo(seed=seed, out=out, full=full, local=local, progress=progress(as_json))
@@ -193,6 +189,10 @@ def predict(
         "predictions"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda; a missing GPU is an error")] = "cpu",
+    max_side: Annotated[
+        int,
+        typer.Option(min=0, help="longest side for the network, in pixels; 0: that of the image"),
+    ] = PREDICT_SIDE,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -204,19 +204,28 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment images; write a label map and an overlay with label names per image."""
+    from namedmask.config.registry import torch_device
     from namedmask.verbs.predict import predict_files
 
     config = config_of_checkpoint(overrides or ())
     for path in (checkpoint, *images):
         if not path.is_file():
             raise InputError(f"{path} {'is not a file' if path.exists() else 'does not exist'}.")
+    torch_device(device, "predict")
     ensure_writable(out, "--out")
-    entries = predict_files(checkpoint, images, out, device, config)
+    entries = predict_files(checkpoint, images, out, device, config, max_side)
     if as_json:
         write_json(entries)
-        return
-    for entry in entries:
-        show(entry)
+    else:
+        for entry in entries:
+            show(entry)
+    bad = [entry for entry in entries if entry["status"] != OK]
+    if bad:
+        raise NamedMaskError(
+            f"{len(bad)} of {len(entries)} images could not be segmented, the first of them "
+            f"{bad[0]['file']}: {bad[0]['reason']}. Give a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF "
+            f"file. The results of the others are in {out}."
+        )
 
 
 @app.command()

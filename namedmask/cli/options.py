@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from namedmask.cli.guard import log_into
 from namedmask.cli.screen import say_already_done, show, show_settings, write_json
 from namedmask.config import Config
 from namedmask.config.types import expanded
@@ -79,6 +80,7 @@ def run_verb(
     """
     config = Config.load(run_file, [*(overrides or ()), *_at(address)])
     ensure_writable(config.run.out, "run.out")
+    log_into(config.run.out)
     if not as_json:
         show_settings(config)
     if local and begin_server(config.fetch):

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from namedmask.config import Config
-from namedmask.errors import NamedMaskError
 from namedmask.storage import Place
-
-# error numbers of the operating system, by cause
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 def show(tree: Mapping[str, Any]) -> None:
@@ -190,14 +183,6 @@ def write_json(value: Any) -> None:
     write(json.dumps(value, indent=2, ensure_ascii=not is_unicode))
 
 
-def explain(error: NamedMaskError | OSError) -> int:
-    """Write to stderr the error that ended a command; return the exit code."""
-    if isinstance(error, NamedMaskError):
-        complain(str(error))
-        return error.exit_code
-    return _explain_file(error)
-
-
 def complain(message: str) -> None:
     """Write an error to stderr as one line, without wrapping."""
     from rich.console import Console
@@ -205,33 +190,3 @@ def complain(message: str) -> None:
 
     line = Text.assemble(("error: ", "bold red"), message)
     Console(stderr=True, soft_wrap=True).print(line)
-
-
-def _code_of(error: BaseException) -> str:
-    """Return the function of this package that an error came from, in place of a file name."""
-    names = ["the command"]
-    trace = error.__traceback__
-    while trace:
-        module = trace.tb_frame.f_globals.get("__name__", "")
-        if module.startswith("namedmask."):
-            names.append(f"{module}.{trace.tb_frame.f_code.co_name}")
-        trace = trace.tb_next
-    return names[-1]
-
-
-def _explain_file(error: OSError) -> int:
-    """Write what is wrong with a file or disk; return 2 if the user can correct it, else 1."""
-    place = f"{error.filename or _code_of(error)}: "
-    problem = error.strerror or str(error)
-    ways_out = {
-        READ_ONLY: "Choose a writable folder with --out or run.out.",
-        DISK_FULL: "Free some space, or choose another disk with --out or run.out; "
-        "finished work is kept.",
-        WRONG_PATH: "Check the path.",
-    }
-    for numbers, way_out in ways_out.items():
-        if error.errno in numbers:
-            complain(f"{place}{problem}. {way_out}")
-            return 2
-    complain(f"{place}{problem}.")
-    return 1

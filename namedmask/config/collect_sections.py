@@ -86,8 +86,8 @@ class FetchConfig(PoolSection):
     max_pause_s: float = Field(
         30.0,
         ge=0,
-        description="Total seconds that a host may pause a batch of urls (Retry-After); beyond "
-        "them, the host's other urls fail.",
+        description="Total seconds that a host may pause a batch of urls (Retry-After, and the "
+        "Crawl-delay of robots.txt); beyond them, the host's other urls fail.",
     )
     longest_side: int = Field(
         0,
@@ -96,12 +96,24 @@ class FetchConfig(PoolSection):
         "stored as downloaded.",
     )
     honor_opt_out: bool = Field(
-        True, description="Skip images with X-Robots-Tag noai, noimageai or noml. Method: no"
+        True,
+        description="Skip images whose owner forbids machine learning (X-Robots-Tag, "
+        "Content-Signal, Content-Usage, TDM-Reservation). Method: no",
+    )
+    opt_out_tags: tuple[str, ...] = Field(
+        ("noai", "noimageai", "noml", "noindex", "noimageindex"),
+        description="X-Robots-Tag directives that forbid an image, if honor_opt_out is true.",
     )
     robots_txt: bool = Field(False, description="Fetch the robots.txt of each site, and obey it.")
     user_agent: str = Field(
         "NamedMask/0.1 (+https://github.com/namedmask/namedmask)",
         description="User agent of all requests; add an address at which you can be reached.",
+    )
+    proxy: str = Field(
+        "",
+        pattern=r"^(|environment|https?://[^/\s]+/?)$",
+        description="Proxy of all requests, http://host:port; `environment`: as http_proxy and "
+        "https_proxy say; empty: none. no_proxy is respected.",
     )
     allow_loopback: bool = Field(False, description="Allow urls on this machine (tests, demo).")
     file_root: Source = Field(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from namedmask.errors import ConfigError, InputError, unknown_name
 
@@ -50,6 +50,32 @@ def resolve(kind: str, name: str, registry: Mapping[str, F]) -> F:
     return factory
 
 
+def made(
+    kind: str, name: str, registry: Mapping[str, F], config: object, needs: Sequence[str]
+) -> Any:
+    """Return what the factory called `name` makes of a config section.
+
+    Args:
+        kind: what the name stands for, for error messages.
+        name: the name in the run file.
+        registry: factories by name.
+        config: the only argument of the factory.
+        needs: attributes that the result must have.
+
+    Raises:
+        ConfigError: as `resolve`; the factory cannot be called, or its result lacks an attribute.
+    """
+    factory = resolve(kind, name, registry)
+    result = factory(config) if callable(factory) else factory
+    if lacking := [need for need in needs if not hasattr(result, need)]:
+        raise ConfigError(
+            f"{kind} '{name}' is a {type(result).__name__} without {', '.join(lacking)}; expected "
+            f"a function that takes the config section and returns an object with "
+            f"{', '.join(needs)}."
+        )
+    return result
+
+
 def torch_device(name: str, place: str) -> torch.device:
     """Return the torch device `name`, without a fallback to another device.
 
@@ -58,10 +84,12 @@ def torch_device(name: str, place: str) -> torch.device:
         place: the config section of the key `device`, for error messages.
 
     Raises:
-        InputError: `name` is "cuda" and torch sees no CUDA device.
+        InputError: `name` is another device, or is "cuda" and torch sees no CUDA device.
     """
     import torch
 
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"{place}.device is '{name}'; expected 'cpu' or 'cuda'.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"{place}.device is 'cuda', but torch {torch.__version__} sees no CUDA device here. "

@@ -34,6 +34,10 @@ With several `train.processes`, each process computes batch norm and dropout on 
 batch. The result then differs by more than rounding, but by less than that of another seed.
 """
 
+CHANGEABLE = ("proxy", "opt_out_tags")
+"""Keys, in any section, that may change within a run: the way to the images, and which wishes of
+their owners are honored, which may become stricter at any time."""
+
 RENAMED = {
     "fetch.workers": "fetch.processes",
     "train.num_workers": "train.processes",
@@ -95,7 +99,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
     """Return the settings in some sections and keys as a flat dict, `section.key` → value.
 
     `names` are whole sections (`fetch`) or single keys (`run.seed`). Keys that only change the
-    speed (`SPEED_ONLY`) are left out.
+    speed (`SPEED_ONLY`), or may change within a run (`CHANGEABLE`), are left out.
     """
     flat = {
         f"{section}.{key}": value
@@ -107,7 +111,7 @@ def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:
         key: value
         for key, value in flat.items()
         if (key in wanted or key.partition(".")[0] in wanted)
-        and key.partition(".")[2] not in SPEED_ONLY
+        and key.partition(".")[2] not in (*SPEED_ONLY, *CHANGEABLE)
     }
 
 

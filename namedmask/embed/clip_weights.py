@@ -52,6 +52,17 @@ def create_open_clip(config: EmbedConfig) -> Any:
     return model
 
 
+def asks_hub(config: EmbedConfig) -> bool:
+    """Return whether open_clip asks the hub for the weights, the text tower or the tokenizer."""
+    import open_clip
+
+    name = config.model.partition(":")[2]
+    text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    tags = open_clip.pretrained.list_pretrained_tags_by_model(name)
+    from_hub = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+    return config.weights in tags or bool(from_hub)
+
+
 def add_in_float32(visual: Any) -> None:
     """Keep the residual sums of a vision transformer in float32 while its products are in bf16.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from namedmask.config import EmbedConfig
-from namedmask.config.registry import torch_device
-from namedmask.embed.clip_weights import add_in_float32, create_open_clip, loading
+from namedmask.config.registry import made, torch_device
+from namedmask.embed.clip_weights import add_in_float32, asks_hub, create_open_clip, loading
+from namedmask.embed.hub import hub
 from namedmask.errors import CheckpointError
 from namedmask.images.codec import decode
 from namedmask.images.jpegs import decode_coarse
@@ -58,6 +59,18 @@ class Embedder(Protocol):
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """Return (B, D) float32, unit L2 norm, of B texts."""
         ...
+
+
+def open_embedder(config: EmbedConfig) -> Embedder:
+    """Return the embedder that `embed.model` names.
+
+    Raises:
+        ConfigError: there is no such embedder, or a plug-in returns something else.
+        CheckpointError, InputError: its weights cannot be loaded, or its device is missing.
+    """
+    needs = ("dim", "embed_images", "embed_texts")
+    embedder: Embedder = made("embedder", config.model, EMBEDDERS, config, needs)
+    return embedder
 
 
 def decoder_of(embedder: Embedder, max_pixels: int = MAX_PIXELS) -> Callable[[bytes], np.ndarray]:
@@ -248,8 +261,11 @@ def _open_clip(config: EmbedConfig) -> OpenClip:
     import open_clip
 
     device = torch_device(config.device, "embed")
-    model = create_open_clip(config)
-    tokenizer = open_clip.get_tokenizer(config.model.partition(":")[2])
+    name = config.model.partition(":")[2]
+    weights = f"embed.weights '{config.weights}' of {name}"
+    with hub(weights) if asks_hub(config) else nullcontext():
+        model = create_open_clip(config)
+        tokenizer = open_clip.get_tokenizer(name)
     return OpenClip(model, tokenizer, device, config.precision)
 
 

@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import EmbedConfig
-from namedmask.config.registry import resolve
-from namedmask.embed.open_clip import EMBEDDERS, decoder_of, in_padded_batches
+from namedmask.embed.open_clip import decoder_of, in_padded_batches, open_embedder
 from namedmask.images.codec import BadImage, size_of
 from namedmask.images.limits import Limits, within
 from namedmask.schema.status import CONTENT_CHANGED, NOT_FINITE
@@ -45,7 +44,7 @@ class Embed:
     limits = Limits()
 
     def __init__(self, config: EmbedConfig) -> None:
-        self.embedder = resolve("embedder", config.model, EMBEDDERS)(config)
+        self.embedder = open_embedder(config)
         self._batch_size = config.batch_size
         self._prefetches = config.device != "cpu"
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from namedmask.categories import fill
 from namedmask.config import EmbedConfig
-from namedmask.config.registry import resolve
-from namedmask.embed.open_clip import EMBEDDERS, Embedder, decoder_of, in_padded_batches, unit
+from namedmask.embed.open_clip import Embedder, decoder_of, in_padded_batches, open_embedder, unit
 
 TEXT_BATCH = 256
 """Number of prompts per forward pass; a shorter batch is padded."""
@@ -48,7 +47,7 @@ class QueryEncoder:
     """An encoder of queries: texts with prompt templates, and example images."""
 
     def __init__(self, config: EmbedConfig) -> None:
-        self._embedder = resolve("embedder", config.model, EMBEDDERS)(config)
+        self._embedder = open_embedder(config)
         self._batch_size = config.batch_size
 
     def __call__(self, prompts: Mapping[str, Prompts]) -> dict[str, np.ndarray]:

@@ -13,12 +13,10 @@ processes, of N + 2 slices here and two in each process.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
-from operator import itemgetter
-from typing import Any, TypeVar
-
-import pyarrow as pa
+from typing import Any, TypeVar, cast
 
 from namedmask import schema
 from namedmask.engine.processes import fetched_by_many, process_count, slices_by_many
@@ -27,8 +25,8 @@ from namedmask.metadata import clean as metadata
 from namedmask.run.job import VerbRun
 from namedmask.run.machine import cores, use_threads
 from namedmask.run.progress import Step
-from namedmask.run.stages import Stage, batch_size_of, load_stage
-from namedmask.run.waves import FetchedSlice, Wave, Written, fetch_wave, in_batches, write
+from namedmask.run.stages import Part, batch_size_of
+from namedmask.run.waves import FetchedSlice, Wave, WaveSink, Written, fetch_wave, in_batches
 from namedmask.storage import Place
 from namedmask.storage.read_ahead import prefetch_one
 
@@ -40,6 +38,15 @@ class PlainLoop:
     """An executor (see run/executor.py) that works without Ray."""
 
     parts = 1
+
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open the parts of a verb, which keeps its stages, then those of later verbs."""
+        for part in parts:
+            stage = part.open()
+            if part.stage:
+                run.stages[part.stage] = stage
+        for part in later:
+            part.open()
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata; the rows of each wave are read when it is requested."""
@@ -54,20 +61,30 @@ class PlainLoop:
         stages: Sequence[str],
         store_name: str,
         step: Step,
-    ) -> Iterator[Written]:
+    ) -> Generator[Written]:
         """Pass each wave through the stages and commit it; yield its result."""
         first, *others = stages
         if not others and process_count(run.config.fetch) > 1:
             yield from _collected_by_many(run, waves, store_name, step)
             return
-        loaded = [load_stage(name, run.config) for name in others]
+        loaded = [run.stage(name) for name in others]
         use_threads(run.config)
-        fetched = _fetched(run, waves, load_stage(first, run.config))
-        by_wave = itertools.groupby(fetched, key=lambda part: part.header.unit)
-        for slices in map(itemgetter(1), by_wave):
-            head = next(slices)
-            passed = _passed(run, itertools.chain([head], slices), loaded, step)
-            yield write(run.ledger.folder, store_name, head.header, passed)
+        batch_size = batch_size_of(stages, run.config)
+        fetch = cast(Fetch, run.stage(first))
+        with closing(_fetched(run, waves, fetch)) as fetched:
+            for header, slices in itertools.groupby(fetched, key=lambda part: part.header):
+                with WaveSink(run.ledger.folder, store_name, header) as sink:
+                    for part in slices:
+                        run.seconds[first] += part.seconds
+                        for rows in in_batches(part.table, batch_size):
+                            for stage in loaded:
+                                with run.clock(stage.name):
+                                    rows = stage(rows)
+                            counts = schema.counts_by_status(rows["status"].to_pylist())
+                            step.advance(rows.num_rows, counts)
+                            sink.add(rows)
+                    written = sink.commit()
+                yield written
 
     def map(
         self, run: VerbRun, section: str, make: Callable[[], Callable[[T], R]], items: Sequence[T]
@@ -117,29 +134,13 @@ def _identity(item: T) -> T:
     return item
 
 
-def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Fetch) -> Iterator[FetchedSlice]:
+def _fetched(run: VerbRun, waves: Iterable[Wave], fetch: Fetch) -> Generator[FetchedSlice]:
     """Yield the slices of all waves once they are fetched; fetch the next in the background."""
     if process_count(run.config.fetch) > 1:
         yield from slices_by_many(waves, run.config)
         return
     fetch.cores = cores()  # no other process fetches
     yield from prefetch_one(part for wave in waves for part in fetch_wave(wave, fetch))
-
-
-def _passed(
-    run: VerbRun, slices: Iterable[FetchedSlice], stages: Sequence[Stage], step: Step
-) -> Iterator[pa.Table]:
-    """Yield the rows of fetched slices after the other stages, in order."""
-    names = [stage.name for stage in stages]
-    batch_size = batch_size_of(("fetch", *names), run.config)
-    for fetched in slices:
-        run.seconds["fetch"] += fetched.seconds
-        for part in in_batches(fetched.table, batch_size):
-            for stage in stages:
-                with run.clock(stage.name):
-                    part = stage(part)
-            step.advance(part.num_rows, schema.counts_by_status(part["status"].to_pylist()))
-            yield part
 
 
 def _collected_by_many(
@@ -157,14 +158,10 @@ def _commit(
     folder: Place, store_name: str, slices: Iterator[FetchedSlice]
 ) -> tuple[Written, float]:
     """Commit a wave while its slices are fetched; return its result and the fetch's seconds."""
-    seconds = 0.0
-
-    def tables() -> Iterator[pa.Table]:
-        nonlocal seconds
-        for part in itertools.chain([head], slices):
-            seconds += part.seconds
-            yield part.table
-
     head = next(slices)
-    written = write(folder, store_name, head.header, tables())
-    return written, seconds
+    with WaveSink(folder, store_name, head.header) as sink:
+        seconds = 0.0
+        for part in itertools.chain([head], slices):
+            sink.add(part.table)
+            seconds += part.seconds
+        return sink.commit(), seconds

@@ -25,8 +25,10 @@ from namedmask.evaluate.label_maps import (
     LabeledFiles,
     Sample,
     id_table,
+    photos_in,
     read_bytes,
     read_labels,
+    samples_of,
 )
 from namedmask.metrics import Absent
 from namedmask.schema.columns import IGNORE
@@ -37,8 +39,6 @@ EIGHT_BIT_IGNORE = 255
 
 CITYSCAPES_OBJECTS = (17, 18, 19, 20, *range(24, 34))
 """Ids of the object classes in the files of Cityscapes, in the order of the category set."""
-
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def voc2012(root: Path, split: str) -> Benchmark:
@@ -87,12 +87,12 @@ def coco2017(root: Path, split: str) -> Benchmark:
     if not photos.is_dir():
         known = [path.name.removesuffix("2017") for path in root.glob("*2017")]
         raise _no_split("coco2017", split, known, photos)
-    paths = sorted(photos.glob("*.jpg"))
+    paths = photos_in(photos, "*.jpg")
     maps, left_out = root / "annotations" / "semantic_segmentation_masks", 0
     if maps.is_dir():
         read = partial(read_labels, table=_plain_table(names, EIGHT_BIT_IGNORE))
         pairs = ((photo, maps / f"{photo.stem}.png") for photo in paths)
-        samples = _samples_of(pairs, read)
+        samples = samples_of(pairs, read)
     else:
         file = root / "annotations" / f"instances_{split}2017.json"
         instances = read_instances(file, names)
@@ -122,8 +122,8 @@ def coca(root: Path, split: str) -> Benchmark:
         for folder in (photos, masks):
             _require_folder(folder, "coca")
         table = id_table({id: label if id >= 128 else 0 for id in range(256)})
-        pairs = ((photo, masks / f"{photo.stem}.png") for photo in sorted(photos.glob("*.jpg")))
-        samples += _samples_of(pairs, partial(read_labels, table=table), _name_with_folder)
+        pairs = ((photo, masks / f"{photo.stem}.png") for photo in photos_in(photos, "*.jpg"))
+        samples += samples_of(pairs, partial(read_labels, table=table), _name_with_folder)
     return LabeledFiles("coca", names, "skip", _require_samples(samples, root / "image"))
 
 
@@ -144,10 +144,10 @@ def cityscapes_object(root: Path, split: str) -> Benchmark:
     _require_folder(labels, "cityscapes_object")
     table = id_table({id: label for label, id in enumerate(CITYSCAPES_OBJECTS, start=1)}, other=0)
     pairs = []
-    for photo in sorted(photos.glob("*/*_leftImg8bit.png")):
+    for photo in photos_in(photos, "*/*_leftImg8bit.png"):
         stem = photo.stem.removesuffix("_leftImg8bit")
         pairs.append((photo, labels / photo.parent.name / f"{stem}_gtFine_labelIds.png"))
-    samples = _samples_of(pairs, partial(read_labels, table=table))
+    samples = samples_of(pairs, partial(read_labels, table=table))
     names = load_category_set("cityscapes_object").names
     return LabeledFiles("cityscapes_object", names, "skip", _require_samples(samples, photos))
 
@@ -173,14 +173,14 @@ def imagenet_s_split(root: Path, split: str, count: int) -> Benchmark:
     table = _plain_table(names, imagenet_s.PNG_IGNORE)
     pairs = [
         (photo, maps / photo.parent.name / f"{photo.stem}.png")
-        for photo in sorted(photos.glob("*/*.JPEG"))
+        for photo in photos_in(photos, "*/*.JPEG")
     ]
     if published == "test" and not maps.is_dir():
         samples = [Sample(_name_with_folder(photo), photo, label, None) for photo, label in pairs]
     else:
         _require_folder(maps, name)
         read = partial(read_labels, table=table, read=_read_colored)
-        samples = _samples_of(pairs, read, _name_with_folder)
+        samples = samples_of(pairs, read, _name_with_folder)
     return LabeledFiles(name, names, "zero", _require_samples(samples, photos), by_size=True)
 
 
@@ -202,9 +202,8 @@ def folder(root: Path, split: str) -> Benchmark:
     photos, labels = root / split / "images", root / split / "labels"
     for part in (photos, labels):
         _require_folder(part, "folder")
-    paths = sorted(path for path in photos.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-    pairs = ((path, labels / f"{path.stem}.png") for path in paths)
-    samples = _samples_of(pairs, partial(read_labels, table=_plain_table(names, ignore_id)))
+    pairs = ((path, labels / f"{path.stem}.png") for path in photos_in(photos))
+    samples = samples_of(pairs, partial(read_labels, table=_plain_table(names, ignore_id)))
     return LabeledFiles(root.name, names, absent, _require_samples(samples, photos))
 
 
@@ -277,22 +276,6 @@ def _read_colored(path: Path) -> np.ndarray:
         return imagenet_s.decode_ids(read_bytes(path))
     except ValueError as error:
         raise InputError(f"label map {path} cannot be decoded: {error}") from error
-
-
-def _samples_of(
-    pairs: Iterable[tuple[Path, Path]],
-    read: Callable[[Path], np.ndarray],
-    name_of: Callable[[Path], str] = lambda photo: photo.stem,
-) -> list[Sample]:
-    """Return one sample per photo with its label map."""
-    samples = [Sample(name_of(photo), photo, label, read) for photo, label in pairs]
-    missing = [sample for sample in samples if not sample.label.is_file()]
-    if missing:
-        raise InputError(
-            f"{missing[0].label} is missing, and {len(missing) - 1} more label maps of photos in "
-            f"{missing[0].photo.parent}. Every photo needs a label map with the name of the photo."
-        )
-    return samples
 
 
 def _name_with_folder(photo: Path) -> str:

@@ -6,7 +6,8 @@ its label maps 0 is background, label id i + 1 is `names[i]`, and ignored pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,13 @@ import numpy as np
 
 from namedmask import images
 from namedmask.errors import InputError
+from namedmask.images.names import is_image_name
 from namedmask.metrics import Absent
 from namedmask.schema.columns import IGNORE, LABEL_DTYPE
 from namedmask.storage import Place
+from namedmask.storage.walk import existing_form, is_hidden
+
+_log = logging.getLogger(__name__)
 
 LABEL_MODES = ("1", "L", "P", "I;16")
 """Pillow's modes with one number per pixel, which is the palette index in a palette image."""
@@ -99,6 +104,43 @@ class LabeledFiles:
                 f"{image.shape[:2]}; expected one size. Use the label map made for this photo."
             )
         return sample.name, image, label
+
+
+def photos_in(folder: Path, pattern: str = "") -> list[Path]:
+    """Return the photos in a folder, sorted; `pattern` may also match photos in its subfolders.
+
+    Without a pattern, these are all files with the suffix of an image. Hidden files, which some
+    systems put beside each photo, are left out, and the log says how many.
+    """
+    found = folder.glob(pattern or "*")
+    paths = [path for path in found if pattern or is_image_name(path.name)]
+    shown = [path for path in paths if not any(map(is_hidden, path.relative_to(folder).parts))]
+    if len(shown) < len(paths):
+        _log.warning("%s: %d hidden photos are left out", folder, len(paths) - len(shown))
+    return sorted(shown)
+
+
+def samples_of(
+    pairs: Iterable[tuple[Path, Path]],
+    read: Callable[[Path], np.ndarray],
+    name_of: Callable[[Path], str] = lambda photo: photo.stem,
+) -> list[Sample]:
+    """Return one sample per photo with its label map, which may have the other Unicode form.
+
+    Raises:
+        InputError: a label map is missing.
+    """
+    samples = [
+        Sample(name_of(photo), photo, existing_form(label, label.parent), read)
+        for photo, label in pairs
+    ]
+    missing = [sample for sample in samples if not sample.label.is_file()]
+    if missing:
+        raise InputError(
+            f"{missing[0].label} is missing, and {len(missing) - 1} more label maps of photos in "
+            f"{missing[0].photo.parent}. Every photo needs a label map with the name of the photo."
+        )
+    return samples
 
 
 def id_table(label_of: Mapping[int, int], other: int = UNKNOWN) -> np.ndarray:

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from namedmask import images
 from namedmask.config import BaselinesConfig, EmbedConfig
-from namedmask.config.registry import resolve, torch_device
-from namedmask.embed.open_clip import EMBEDDERS, OpenClip
+from namedmask.config.registry import torch_device
+from namedmask.embed.open_clip import OpenClip, open_embedder
 from namedmask.embed.text import text_features
 from namedmask.errors import ConfigError
 
@@ -60,7 +60,7 @@ class DenseClip:
         wanted = EmbedConfig.model_validate(
             {"model": config.model, "weights": config.weights, "device": device}
         )
-        self._clip = resolve("embedder", config.model, EMBEDDERS)(wanted)
+        self._clip = open_embedder(wanted)
         if not isinstance(self._clip, OpenClip) or not is_open(self._clip.model.visual):
             raise ConfigError(
                 f"baselines.model '{config.model}' has no image tower that MaskCLIP can read; "

@@ -157,7 +157,7 @@ def standings(folder: Place, benchmark: str, split: str) -> list[dict[str, Any]]
     return [
         {key: row.get(key) for key in keys}
         for row in rows
-        if (row["benchmark"], row["split"]) == (benchmark, split)
+        if (row.get("benchmark"), row.get("split")) == (benchmark, split)
     ]
 
 

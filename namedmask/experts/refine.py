@@ -37,7 +37,7 @@ from namedmask.run.layout import EXPERTS, REFINED, SHARED_EXPERT
 from namedmask.run.ledger import Commit, write_unit
 from namedmask.segmenter.checkpoint import load_checkpoint, save_checkpoint
 from namedmask.storage import Place
-from namedmask.storage.files import Content, digest, read_json, write_json
+from namedmask.storage.files import Content, content_of, digest, read_json, write_json
 
 SHARED_FILE = layout.expert_file(SHARED_EXPERT)
 """Path, in the run folder, of the checkpoint of the shared expert (unit `SHARED_EXPERT`)."""
@@ -115,8 +115,9 @@ def find_clusters(executor: Executor, run: VerbRun) -> list[list[str]]:
     templates = templates_of(config.categories)
     follows_from = digest([json.dumps([queries, templates, settings_of(config, ("embed",)), count,
                                        config.run.seed])])  # fmt: skip
-    if path.exists() and (record := read_json(path))["follows_from"] == follows_from:
-        clusters: list[list[str]] = record["clusters"]
+    if path.exists() and (record := read_json(path)).get("follows_from") == follows_from:
+        with content_of(path):
+            clusters: list[list[str]] = record["clusters"]
         return clusters
     prompts = {"categories": Prompts([query for _, query in queries], templates)}
     encode = partial(QueryEncoder, config.embed)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from namedmask import schema
 from namedmask.config import FacesConfig
-from namedmask.config.registry import resolve
+from namedmask.config.registry import made
 from namedmask.errors import ConfigError
 from namedmask.faces.detectors import FACE_DETECTORS, FaceDetector
 from namedmask.images.codec import BadImage, decode, resize
@@ -116,7 +116,9 @@ class Faces:
                 f"faces.scales is {config.scales}; expected one or more numbers above 0 and at "
                 "most 1. The default is 1.0 and 0.5."
             )
-        self.detector = resolve("face detector", config.detector, FACE_DETECTORS)(config)
+        self.detector = made(
+            "face detector", config.detector, FACE_DETECTORS, config, ("side", "detect")
+        )
         self._scales = config.scales
         self._nms_iou = config.nms_iou
 

@@ -121,10 +121,12 @@ resolved: TtlCache[tuple[Address, ...] | OSError] = TtlCache(100_000)
 class Resolver(AbstractResolver):
     """Resolver that calls `getaddrinfo` in threads; concurrent lookups of one host share a call.
 
-    Closing the resolver does not wait for its threads.
+    Closing the resolver does not wait for its threads. With `warns` false, it never warns about the
+    name server: behind a proxy there may be none.
     """
 
-    def __init__(self, in_flight: int) -> None:
+    def __init__(self, in_flight: int, warns: bool = True) -> None:
+        self.warns = warns
         self.threads = ThreadPoolExecutor(min(2 * in_flight, MAX_THREADS), "namedmask-dns")
         self.pending: dict[str, asyncio.Future[tuple[Address, ...]]] = {}
         self.lookups = self.failures = 0
@@ -173,7 +175,7 @@ class Resolver(AbstractResolver):
         for lookup in list(self.pending.values()):
             lookup.cancel()
         self.threads.shutdown(wait=False, cancel_futures=True)
-        if self.lookups >= MANY_NAMES and self.failures * 2 > self.lookups:
+        if self.warns and self.lookups >= MANY_NAMES and self.failures * 2 > self.lookups:
             _log.warning(
                 "%d of %d names have no address, and on the live web most names have one. "
                 "Check the name server of this machine (/etc/resolv.conf).",

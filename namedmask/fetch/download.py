@@ -1,5 +1,7 @@
 """Download one url within limits on time, size and redirects, and by the rules of its host.
 
+targets.py says what is asked for, answers.py how an answer is read.
+
 The timeout of a url covers one attempt with all its redirects. It does not cover the time spent
 waiting for a free slot, for a pause that the host asked for, or for the host's robots.txt. This
 module follows redirects itself, so that every redirect passes the same checks as the first request.
@@ -9,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -22,10 +23,13 @@ from aiohttp import http_exceptions
 from yarl import URL
 
 from namedmask.config import FetchConfig
-from namedmask.errors import ConfigError
 from namedmask.fetch import addresses
 from namedmask.fetch.addresses import BlockedAddressError
-from namedmask.fetch.politeness import ROBOTS_BYTES, Host, may_fetch, opted_out, retry_after
+from namedmask.fetch.politeness import Host, header_opt_out, retry_after
+from namedmask.fetch.proxies import Proxies, is_inner, unused_proxy, warn
+from namedmask.fetch.robots import ROBOTS_BYTES, site_rules
+from namedmask.fetch.sessions import Cookies, raise_open_file_limit, session_of
+from namedmask.fetch.targets import has_zone, joined, request_url
 from namedmask.fetch.ttl_cache import TtlCache
 from namedmask.schema.status import (
     BAD_RESPONSE,
@@ -34,10 +38,9 @@ from namedmask.schema.status import (
     BLOCKED_ADDRESS,
     DNS,
     DNS_FAILED,
-    OPTED_OUT,
+    PROXY_FAILED,
     REFUSED,
     RESET,
-    ROBOTS_TXT,
     TIMEOUT,
     TOO_BIG,
     TOO_MANY_REDIRECTS,
@@ -52,14 +55,6 @@ REDIRECTS = frozenset((301, 302, 303, 307, 308))
 
 PAUSES = frozenset((429, 503))
 """HTTP codes whose Retry-After header pauses the requests to a host."""
-
-KEEPALIVE_S = 2.0
-"""Number of seconds for which an idle connection stays open.
-
-Few hosts occur again within seconds, and idle connections would use up the file descriptors."""
-
-OTHER_FILES = 256
-"""Number of files that a process may have open in addition to its connections."""
 
 ROBOTS_S = 3600.0
 """Number of seconds for which a robots.txt is cached."""
@@ -81,14 +76,32 @@ class FailedError(Exception):
 
 
 class Downloader:
-    """The downloader of one batch, with its HTTP session, its slots and the limits per host."""
+    """The downloader of one batch, with its HTTP sessions, its slots and the limits per host.
 
-    def __init__(self, session: aiohttp.ClientSession, config: FetchConfig) -> None:
+    Args:
+        session: session that connects to allowed addresses only.
+        behind_proxy: session that may connect to the proxies at any address.
+        proxies: proxy of each url.
+        resolver: lookups of the hosts behind a proxy.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        behind_proxy: aiohttp.ClientSession,
+        proxies: Proxies,
+        resolver: addresses.Resolver,
+        config: FetchConfig,
+    ) -> None:
         self.session = session
+        self.behind_proxy = behind_proxy
+        self.proxies = proxies
+        self.resolver = resolver
         self.config = config
         self.slots = asyncio.Semaphore(config.in_flight)
         self.hosts: dict[str, Host] = {}
         self.robots: dict[str, asyncio.Task[bytes]] = {}
+        self.inner: dict[str, asyncio.Task[bool]] = {}
 
     async def get(self, url: str, use: Use[T]) -> T:
         """Follow the redirects from `url`, and return the result of `use` for the final body.
@@ -102,23 +115,22 @@ class Downloader:
 
     async def _follow(self, target: URL, read: Read, use: Use[T], check_robots: bool) -> T:
         left = self.config.timeout_s
+        cookies = Cookies()
         for _ in range(self.config.max_redirects + 1):
-            if target.scheme not in ("http", "https") or not target.raw_host:
-                raise FailedError(BAD_URL)
-            if check_robots and not await self._may_fetch(target):
-                raise FailedError(ROBOTS_TXT)
-            host = self._host(target.raw_host)
+            if check_robots and (forbidden := await self._forbidden(target)):
+                raise FailedError(forbidden)
+            host = self._host(target.raw_host or "")
             # The host's slot is acquired first, so that a slow host blocks no slots of the batch.
             async with host.slots:
                 if given_up := await host.wait_for_pause():
                     raise FailedError(given_up)
                 async with self.slots:
                     started = time.monotonic()
-                    body_or_location = await self._bounded(target, read, left)
+                    body_or_location = await self._bounded(target, read, cookies, left)
                     if isinstance(body_or_location, bytes):
                         return await use(body_or_location)
             left -= time.monotonic() - started
-            target = target.join(parsed(body_or_location))
+            target = parsed(joined(str(target), body_or_location))
         raise FailedError(TOO_MANY_REDIRECTS)
 
     def _host(self, name: str) -> Host:
@@ -126,40 +138,62 @@ class Downloader:
             self.hosts[name] = Host(self.config.per_host, self.config.max_pause_s)
         return self.hosts[name]
 
-    async def _bounded(self, target: URL, read: Read, seconds: float) -> bytes | str:
+    async def _bounded(
+        self, target: URL, read: Read, cookies: Cookies, seconds: float
+    ) -> bytes | str:
         try:
             async with asyncio.timeout(seconds):
-                return await self._hop(target, read)
+                return await self._hop(target, read, cookies)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise FailedError(status_of(error)) from error
 
-    async def _hop(self, target: URL, read: Read) -> bytes | str:
+    async def _hop(self, target: URL, read: Read, cookies: Cookies) -> bytes | str:
         """Return the body, or the location that a redirect names."""
-        async with self.session.get(target, allow_redirects=False) as response:
-            if response.status in REDIRECTS and "Location" in response.headers:
+        proxy = self.proxies.of(target) if self.proxies else None
+        if proxy and await self._is_inner(target.raw_host or ""):
+            raise FailedError(BLOCKED_ADDRESS)
+        session = self.behind_proxy if proxy else self.session
+        async with session.get(
+            target, allow_redirects=False, proxy=proxy, headers=cookies.headers_for(target)
+        ) as response:
+            if response.status in REDIRECTS and response.headers.get("Location", "").strip():
+                cookies.keep(response)
                 return response.headers["Location"]
             if 200 <= response.status < 300:
                 return await read(response)
-            status = of_http(response.status)
+            status = PROXY_FAILED if proxy and response.status == 407 else of_http(response.status)
             if response.status in PAUSES and "Retry-After" in response.headers:
                 pause = retry_after(response.headers["Retry-After"])
                 self._host(target.raw_host or "").record_pause(status, pause)
             raise FailedError(status)
 
+    async def _is_inner(self, host: str) -> bool:
+        if host not in self.inner:
+            check = is_inner(host, self.resolver, self.config.allow_loopback)
+            self.inner[host] = asyncio.create_task(check)
+        return await asyncio.shield(self.inner[host])
+
     async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        tags = response.headers.getall("X-Robots-Tag", ())
-        if self.config.honor_opt_out and opted_out(tags, self.config.user_agent):
-            raise FailedError(OPTED_OUT)
-        if (response.content_length or 0) > self.config.max_bytes:
+        config = self.config
+        if config.honor_opt_out and (
+            status := header_opt_out(
+                lambda name: response.headers.getall(name, ()),
+                config.user_agent,
+                config.opt_out_tags,
+            )
+        ):
+            raise FailedError(status)
+        if (response.content_length or 0) > config.max_bytes:
             raise FailedError(TOO_BIG)
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
-            if len(body) > self.config.max_bytes:
+            if len(body) > config.max_bytes:
                 raise FailedError(TOO_BIG)
         return bytes(body)
 
-    async def _may_fetch(self, target: URL) -> bool:
+    async def _forbidden(self, target: URL) -> str:
+        """Return the status of a url that the robots.txt of its site forbids, or ""."""
         site = f"{target.scheme}://{target.host_port_subcomponent}"
         text = robots_texts.get(site)
         if text is None:
@@ -167,15 +201,21 @@ class Downloader:
                 self.robots[site] = asyncio.create_task(self._robots_of(site))
                 self.robots[site].add_done_callback(lambda _: self.robots.pop(site))
             text = await self.robots[site]
-        return may_fetch(text, self.config.user_agent, str(target))
+        rules = site_rules(text, self.config.user_agent)
+        host = self._host(target.raw_host or "")
+        host.delay_s = max(host.delay_s, rules.delay_s)
+        return rules.status_of(target.raw_path_qs, self.config.honor_opt_out)
 
     async def _robots_of(self, site: str) -> bytes:
         try:
             text = await self._follow(parsed(f"{site}/robots.txt"), first_bytes, as_is, False)
         except FailedError as error:
-            if not http_code_of(error.status) or failure_class_of(error.status) == TRANSIENT:
+            # RFC 9309: a site without a robots.txt allows everything, as does one whose robots.txt
+            # is behind too many redirects; a site that cannot be reached allows nothing.
+            is_absent = http_code_of(error.status) or error.status == TOO_MANY_REDIRECTS
+            if not is_absent or failure_class_of(error.status) == TRANSIENT:
                 raise
-            text = b""  # RFC 9309: a site without a robots.txt allows everything
+            text = b""
         robots_texts.put(site, text, ROBOTS_S, len(text) + 100)
         return text
 
@@ -196,19 +236,24 @@ async def as_is(body: bytes) -> bytes:
 
 
 def parsed(url: str) -> URL:
-    """Return `url` as a parsed URL.
+    """Return the target of a request for `url`, which is not changed further.
 
     Raises:
-        FailedError: the url is malformed; the status is `bad_url`.
+        FailedError: the url is malformed, or its scheme is neither http nor https (`bad_url`), or
+            its host is an address of a network card (`blocked_address`).
     """
-    try:
-        return URL(url.strip())
-    except (ValueError, IndexError) as error:  # IndexError: the host is an empty pair of brackets
-        raise FailedError(BAD_URL) from error
+    scheme, slashes, rest = request_url(url).partition("://")
+    if not slashes:
+        raise FailedError(BLOCKED_ADDRESS if has_zone(url) else BAD_URL)
+    authority, slash, path = rest.partition("/")
+    # The query is given as part of the path, because yarl would drop the mark of an empty one.
+    return URL.build(scheme=scheme, authority=authority, path=slash + path, encoded=True)
 
 
 def status_of(error: Exception) -> str:
     """Return the status of a row whose request raised `error`."""
+    if isinstance(error, aiohttp.ClientProxyConnectionError | aiohttp.ClientHttpProxyError):
+        return PROXY_FAILED
     if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(
         error, aiohttp.ClientSSLError
     ):
@@ -241,51 +286,22 @@ def _status_of_connecting(error: OSError) -> str:
     return statuses.get(error.errno or 0, UNREACHABLE)
 
 
-def raise_open_file_limit(in_flight: int) -> None:
-    """Raise this process's limit on open files to the number that `in_flight` downloads need.
-
-    Raises:
-        ConfigError: the hard limit of the system is too low.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 4 * in_flight + OTHER_FILES  # idle connections are open files as well
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft != resource.RLIM_INFINITY and soft < in_flight + OTHER_FILES:
-        raise ConfigError(
-            f"fetch.in_flight = {in_flight} needs {in_flight + OTHER_FILES} open files; this "
-            f"process may have {soft}. Raise `ulimit -Hn`, or lower fetch.in_flight."
-        )
-
-
 @asynccontextmanager
-async def session_of(config: FetchConfig) -> AsyncIterator[aiohttp.ClientSession]:
-    """Yield the HTTP session of one batch; it connects to allowed addresses only.
+async def downloader_of(config: FetchConfig) -> AsyncIterator[Downloader]:
+    """Yield the downloader of one batch; it connects to allowed addresses and to proxies only.
 
     Raises:
-        ConfigError: as `raise_open_file_limit`.
+        ConfigError: as `raise_open_file_limit` and `Proxies`.
     """
     raise_open_file_limit(config.in_flight)
-    resolver = addresses.Resolver(config.in_flight)
-    connector = aiohttp.TCPConnector(
-        limit=0,  # `Downloader` limits the number of connections
-        resolver=resolver,
-        use_dns_cache=False,
-        keepalive_timeout=KEEPALIVE_S,
-        socket_factory=partial(addresses.open_socket, config.allow_loopback),
-    )
-    try:
-        async with aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={
-                "User-Agent": config.user_agent,
-                "Accept": "image/*",
-                "Accept-Encoding": "identity",
-            },
-        ) as session:
-            yield session
-    finally:
-        await resolver.close()
+    proxies = Proxies(config.proxy)
+    warn(unused_proxy(config))
+    async with AsyncExitStack() as stack:
+        resolver = addresses.Resolver(config.in_flight, warns=not proxies)
+        stack.push_async_callback(resolver.close)
+        open_socket = partial(addresses.open_socket, config.allow_loopback)
+        checked, free = [
+            await stack.enter_async_context(session_of(config, resolver, factory))
+            for factory in (open_socket, None)
+        ]
+        yield Downloader(checked, free, proxies, resolver, config)

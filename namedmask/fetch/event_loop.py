@@ -16,27 +16,25 @@ def driven(items: AsyncGenerator[T]) -> Iterator[T]:
     A notebook or an async actor already runs an event loop in this thread; then the items run in a
     thread of their own.
     """
+    runner = asyncio.Runner()
     with ThreadPoolExecutor(1, "namedmask-fetch") as thread:
-        call = (lambda work, *given: thread.submit(work, *given).result()) if _is_busy() else _call
-        runner = asyncio.Runner()
         try:
-            while (item := call(runner.run, _next(items))) is not None:
+            while (item := _call(thread, runner.run, _next(items))) is not None:
                 yield item
-        finally:
-            call(runner.run, _close(items))
-            call(runner.close)
+        finally:  # perhaps in another thread, if the items are not used up
+            _call(thread, runner.run, _close(items))
+            _call(thread, runner.close)
 
 
-def _is_busy() -> bool:
+def _call(
+    thread: ThreadPoolExecutor, work: Callable[..., Any], *given: Coroutine[Any, Any, Any]
+) -> Any:
+    """Call a function here or, if an event loop runs in this thread, in another one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
-
-
-def _call(work: Callable[..., Any], *given: Coroutine[Any, Any, Any]) -> Any:
-    return work(*given)
+        return work(*given)
+    return thread.submit(work, *given).result()
 
 
 async def _next(items: AsyncGenerator[T]) -> T | None:

@@ -1,50 +1,99 @@
-"""The rules that image owners set for downloads: opt-outs, robots.txt and pauses."""
+"""The rules that image owners set for downloads: opt-outs in headers, and pauses.
+
+The rules in robots.txt are in robots.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from urllib.robotparser import RobotFileParser
 
-OPT_OUTS = frozenset(("noai", "noimageai", "noml"))
-"""X-Robots-Tag directives that opt an image out of machine learning."""
+from namedmask.schema.status import (
+    CRAWL_DELAY,
+    OPTED_OUT,
+    OPTED_OUT_CONTENT_SIGNAL,
+    OPTED_OUT_CONTENT_USAGE,
+    OPTED_OUT_TDM,
+)
 
 VALUED = ("max-snippet", "max-image-preview", "max-video-preview", "unavailable_after")
 """X-Robots-Tag directives that are followed by a colon and a value."""
 
-_AGENT = re.compile(r"[a-z0-9_.*-]+")
+SIGNALS = {
+    "content-signal": ("ai-train", "no", OPTED_OUT_CONTENT_SIGNAL),
+    "content-usage": ("train-ai", "n", OPTED_OUT_CONTENT_USAGE),
+}
+"""Fields of headers and of robots.txt that hold preferences: the key of machine learning, the value
+that forbids it, and the status that follows. They are Cloudflare's content signals and the AI
+preferences of the IETF (draft-ietf-aipref-attach and -vocab)."""
 
-ROBOTS_BYTES = 500 * 1024
-"""Number of bytes of a robots.txt that are read, the minimum that RFC 9309 requires."""
+TDM_FIELD = "tdm-reservation"
+"""Field of the TDM Reservation Protocol of the W3C group; the value 1 reserves all rights."""
+
+_AGENT = re.compile(r"[a-z0-9_.*-]+")
+_COMPATIBLE = re.compile(r"\(compatible; *([a-z0-9_.-]+)", re.IGNORECASE)
 
 
 def agent_of(user_agent: str) -> str:
-    """Return the lower-case name by which X-Robots-Tag and robots.txt address this program."""
-    return user_agent.split("/")[0].strip().lower()
+    """Return the lower-case name by which X-Robots-Tag and robots.txt address this program.
+
+    The name is the first product token, or that behind `compatible;`, as crawlers write it.
+    """
+    token = _COMPATIBLE.search(user_agent)
+    name = token[1] if token else user_agent
+    found = _AGENT.match(name.strip().lower())
+    return found[0] if found else ""
 
 
-def opted_out(tags: Iterable[str], user_agent: str) -> bool:
-    """Return whether X-Robots-Tag values forbid this program, or all agents, to use the image.
+def opted_out(tags: Iterable[str], user_agent: str, directives: Collection[str]) -> bool:
+    """Return whether X-Robots-Tag values have one of `directives` for this program or all agents.
 
     A value looks like `noai, noindex` or `agent: noai`. An agent's name applies to all directives
     after it in the same value. A directive of `VALUED`, as in `max-image-preview: large, noai`, is
-    not the name of an agent.
+    not the name of an agent. `none` stands for `noindex, nofollow`.
     """
     ours = agent_of(user_agent)
+    wanted = {directive.lower() for directive in directives}
+    wanted |= {"none"} if "noindex" in wanted else set()
     for tag in tags:
         agent = ""
         for part in tag.lower().split(","):
             name, colon, rest = part.partition(":")
             if colon and _AGENT.fullmatch(name.strip()) and name.strip() not in VALUED:
                 agent, part = name.strip(), rest
-            if part.strip() in OPT_OUTS and agent in ("", "*", ours):
+            if part.strip() in wanted and agent in ("", "*", ours):
                 return True
     return False
+
+
+def preference_of(text: str, key: str) -> str:
+    """Return the value of `key` in preferences such as `search=yes, ai-train=no`, or "".
+
+    The last value counts, as in a dictionary of RFC 9651. Parameters, quotes and case are ignored.
+    """
+    pairs = (part.partition(";")[0].partition("=") for part in text.lower().split(","))
+    values = {name.strip(): value.strip().strip('"') for name, _, value in pairs}
+    return values.get(key, "")
+
+
+def header_opt_out(
+    values_of: Callable[[str], Iterable[str]], user_agent: str, directives: Collection[str]
+) -> str:
+    """Return the status of an image whose headers forbid machine learning; "" if none does.
+
+    `values_of` returns the values of all headers of one name; if one forbids, that one counts.
+    """
+    tags = tuple(values_of("X-Robots-Tag"))
+    if tags and opted_out(tags, user_agent, directives):
+        return OPTED_OUT
+    for field, (key, forbidden, status) in SIGNALS.items():
+        if any(preference_of(value, key) == forbidden for value in values_of(field)):
+            return status
+    return OPTED_OUT_TDM if any(value.strip() == "1" for value in values_of(TDM_FIELD)) else ""
 
 
 def retry_after(value: str) -> float:
@@ -60,24 +109,8 @@ def retry_after(value: str) -> float:
         return 0.0
 
 
-def may_fetch(robots_txt: bytes, user_agent: str, url: str) -> bool:
-    """Return whether a robots.txt allows this program to fetch `url`.
-
-    Differs: the first rule that matches applies, and wildcards are not supported, as in Python's
-    standard library. In RFC 9309, the longest match applies and wildcards are supported.
-    """
-    return _rules_of(robots_txt).can_fetch(agent_of(user_agent), url)
-
-
-@lru_cache(64)
-def _rules_of(robots_txt: bytes) -> RobotFileParser:
-    rules = RobotFileParser()
-    rules.parse(robots_txt.decode("utf-8-sig", "replace").splitlines())
-    return rules
-
-
 class Host:
-    """The concurrency limit of one host in a batch, and the pauses that the host asked for.
+    """The limits of one host in a batch: concurrency, its Crawl-delay, and the pauses it asked for.
 
     Args:
         max_requests: maximum number of concurrent requests.
@@ -87,6 +120,7 @@ class Host:
     def __init__(self, max_requests: int, patience_s: float) -> None:
         self.slots = asyncio.Semaphore(max_requests)
         self.patience_s = patience_s
+        self.delay_s = 0.0
         self.paused_until = 0.0
         self.given_up = ""
 
@@ -104,7 +138,13 @@ class Host:
             self.paused_until = until
 
     async def wait_for_pause(self) -> str:
-        """Wait until the pause is over; return "", or the rows' status if the host is given up."""
+        """Wait until the pause is over; return "", or the rows' status if the host is given up.
+
+        With a Crawl-delay, the next request is paused in turn.
+        """
         while not self.given_up and (left := self.paused_until - time.monotonic()) > 0:
             await asyncio.sleep(left)
-        return self.given_up
+        given_up = self.given_up
+        if self.delay_s and not given_up:
+            self.record_pause(CRAWL_DELAY, self.delay_s)
+        return given_up

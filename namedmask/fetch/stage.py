@@ -13,47 +13,43 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import math
+import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Iterator,
-    Mapping,
     Sequence,
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import pyarrow as pa
 
 from namedmask import images
 from namedmask.config import FetchConfig
-from namedmask.fetch.download import Downloader, FailedError, session_of
+from namedmask.fetch.download import Downloader, FailedError, downloader_of
 from namedmask.fetch.event_loop import driven
+from namedmask.fetch.verify import (
+    Fetched,
+    Hashes,
+    given_path,
+    verify_file,
+    verify_with_hashes,
+)
 from namedmask.images import jpegs
 from namedmask.images.limits import Limits, within
 from namedmask.schema.columns import alive, require_columns, update
 from namedmask.schema.status import (
-    BLOCKED_ADDRESS,
-    CONTENT_CHANGED,
     CRASHED,
-    EMPTY,
-    NO_FILE,
-    OK,
-    TOO_BIG,
     TRANSIENT,
     failure_class_of,
 )
 
 BACKOFF_S = 0.5
 """Seconds before the first retry; the delay doubles with each further retry."""
-
-JPEG_QUALITY = 95
 
 PILOT_ROWS = 32
 """Number of urls in the first slice of a process, which tells the size of the images."""
@@ -66,22 +62,11 @@ All downloads of the process wait during this decoding, which takes milliseconds
 HASHES = ("md5", "sha256")
 """Optional metadata columns with a hash of the expected bytes."""
 
-Hashes = Mapping[str, str]
-
 # A batch creates tens of thousands of objects, and few of them are in reference cycles. With
 # Python's default thresholds, the cycle collector takes a tenth of the time.
 gc.set_threshold(50_000, 20, 100)
 
 _log = logging.getLogger(__name__)
-
-
-class Fetched(NamedTuple):
-    """The result for one url: its status and, if ok, the image bytes and the size of the image."""
-
-    status: str
-    image: bytes | None = None
-    height: int | None = None  # of the upright image
-    width: int | None = None
 
 
 class Fetch:
@@ -173,7 +158,7 @@ def _expected_bytes(url: str, mean: float) -> int:
     if not url.startswith("file:"):
         return int(mean) + 1
     try:
-        return Path(unquote(urlsplit(url).path)).stat().st_size
+        return os.stat(given_path(url)).st_size
     except (OSError, ValueError):  # the fetch itself finds the status
         return 0
 
@@ -193,14 +178,14 @@ async def fetch_all(
 @asynccontextmanager
 async def _fetcher_of(config: FetchConfig, cores: int) -> AsyncIterator[_Fetcher]:
     with ThreadPoolExecutor(min(8, cores), "namedmask-decode") as decoders:
-        async with session_of(config) as session:
-            yield _Fetcher(Downloader(session, config), decoders, config, threaded=cores > 1)
+        async with downloader_of(config) as downloader:
+            yield _Fetcher(downloader, decoders, config, threaded=cores > 1)
 
 
 async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -> int:
     """Wait until all tasks are done, or until their images have `most_bytes`.
 
-    Return the number of the first tasks that are done, or 1 if the first is not.
+    Return the number of the first tasks that are done and reach the bytes, at least 1.
     """
     ended = asyncio.Event()
     left, held = len(tasks), 0
@@ -217,7 +202,11 @@ async def _complete(tasks: Sequence[asyncio.Task[Fetched]], most_bytes: float) -
         task.add_done_callback(count)
     if tasks:
         await ended.wait()
-    return max(1, next((n for n, task in enumerate(tasks) if not task.done()), len(tasks)))
+    complete, held = 0, 0
+    while complete < len(tasks) and tasks[complete].done() and held < most_bytes:
+        held += len(tasks[complete].result().image or b"")
+        complete += 1
+    return max(1, complete)
 
 
 class _Fetcher:
@@ -266,7 +255,7 @@ class _Fetcher:
         try:
             if url.startswith("file:"):
                 async with self.downloader.slots:
-                    return await self._in_thread(_verify_file, url, hashes, self.config)
+                    return await self._in_thread(verify_file, url, hashes, self.config)
             return await self.downloader.get(url, lambda body: self._verify(body, hashes))
         except (FailedError, images.BadImage) as error:
             return Fetched(error.status)
@@ -276,53 +265,10 @@ class _Fetcher:
 
     async def _verify(self, body: bytes, hashes: Hashes) -> Fetched:
         if self.threaded or len(body) > SMALL_BYTES or jpegs.pixels_of(body) > SMALL_PIXELS:
-            return await self._in_thread(_verify_with_hashes, body, hashes, self.config)
-        return _verify_with_hashes(body, hashes, self.config)
+            return await self._in_thread(verify_with_hashes, body, hashes, self.config)
+        return verify_with_hashes(body, hashes, self.config)
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Fetched:
         loop = asyncio.get_running_loop()
         fetched: Fetched = await loop.run_in_executor(self.decoders, work, *arguments)
         return fetched
-
-
-def verify(body: bytes, config: FetchConfig) -> Fetched:
-    """Return the image in `body` after decoding all of it; shrink it to `fetch.longest_side`.
-
-    An empty body has the status `empty`.
-
-    Raises:
-        BadImage: the body cannot be decoded; see images.decode.
-    """
-    if not body:
-        return Fetched(EMPTY)
-    return Fetched(OK, *jpegs.to_store(body, config.longest_side, config.max_pixels, JPEG_QUALITY))
-
-
-def _verify_with_hashes(body: bytes, hashes: Hashes, config: FetchConfig) -> Fetched:
-    # The hashes are checked before the body is decoded, because the new owner of an expired domain
-    # may serve a web page or another image, and both count as changed.
-    if body and not matches_hashes(body, hashes):
-        return Fetched(CONTENT_CHANGED)
-    return verify(body, config)
-
-
-def matches_hashes(body: bytes, hashes: Hashes) -> bool:
-    """Return whether the bytes match every hash that is not empty; `hashes` are hex by name."""
-    return all(
-        hashlib.new(name, body, usedforsecurity=False).hexdigest() == digest.lower()
-        for name, digest in hashes.items()
-        if digest
-    )
-
-
-def _verify_file(url: str, hashes: Hashes, config: FetchConfig) -> Fetched:
-    if not config.file_root:
-        return Fetched(BLOCKED_ADDRESS)
-    path = Path(unquote(urlsplit(url).path)).resolve()
-    if not path.is_relative_to(Path(config.file_root).resolve()):
-        return Fetched(BLOCKED_ADDRESS)
-    if not path.is_file():
-        return Fetched(NO_FILE)
-    if path.stat().st_size > config.max_bytes:
-        return Fetched(TOO_BIG)
-    return _verify_with_hashes(path.read_bytes(), hashes, config)

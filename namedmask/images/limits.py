@@ -20,6 +20,14 @@ about ten scans."""
 COVERS = 20
 """Largest number of times that the scans of a JPEG may visit `max_pixels` pixels."""
 
+PREDICT_SIDE = 2048
+"""Default of the longest side, in pixels, at which `predict` gives an image to the network.
+
+For a photo of 12 megapixels, a ResNet-50 would need 7 GB; at this side it needs 2 GB."""
+
+PREDICT_PIXELS = 200_000_000
+"""Default of the largest image that `predict` decodes; phones take photos of 108 megapixels."""
+
 
 @dataclass(frozen=True)
 class Limits:

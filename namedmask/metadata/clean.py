@@ -1,7 +1,7 @@
 """Read any metadata source as a stream of clean tables; mark the rows that the metadata rules out.
 
-The tables have the schema `schema.METADATA`. sources.py finds the columns, and this module casts
-their values and checks their ranges:
+The tables have the schema `schema.METADATA`. sources.py finds the columns, values.py reads their
+values as texts and numbers, and this module checks their ranges:
 
 * A width or height that is not a number of at least 1 becomes 0, which means unknown. Unknown sizes
   pass the size filters.
@@ -9,15 +9,17 @@ their values and checks their ranges:
 * A similarity outside [-1, 1] or a probability outside [0, 1] becomes null, which means unknown. A
   row passes the filters of similarity and pwatermark if these values are unknown.
   `metadata.unknown_punsafe` decides whether a row with an unknown punsafe passes.
-* The tag NSFW counts as punsafe 1. The tag UNLIKELY means that an unknown punsafe is safe. UNSURE
-  and all other tags have no effect.
+* The column nsfw may hold tags, flags or probabilities. The tag NSFW and true count as punsafe 1,
+  UNLIKELY and false as punsafe 0; the higher of this number and of punsafe counts. UNSURE and all
+  other values have no effect; other values are counted, and the log says so.
 * An md5 has 32 and a sha256 has 64 lower-case hexadecimal digits; any other value becomes null.
 * Only the first row of each url in the whole input is used. A later row becomes `duplicate_url`
   unless a filter rules it out. If the first row of a url is ruled out, later rows of the same url
   are not used either.
 
-The status of a row is the first of the following that applies: bad_url, unsafe, too_small,
-bad_aspect, bad_similarity, watermark, duplicate_url, ok.
+The status of a row is the first of the following that applies: bad_row (or another fault of the
+source), bad_url, unsafe, too_small, bad_aspect, bad_similarity, watermark, duplicate_url, ok.
+Stored texts have at most `MAX_TEXT` characters; a longer url is a bad_url.
 Method: safe mode and the removal of duplicate urls follow the original code's retrieval page. The
 page's safety network needs image vectors, so LAION's published punsafe replaces it here.
 Cost per million rows on one busy cloud core: 20 s. Memory: see seen_urls.py.
@@ -25,6 +27,8 @@ Cost per million rows on one busy cloud core: 20 s. Memory: see seen_urls.py.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -32,29 +36,48 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from namedmask.config import MetadataConfig
-from namedmask.errors import SchemaError
+from namedmask.metadata.aliases import FAULT
 from namedmask.metadata.seen_urls import SeenUrls
 from namedmask.metadata.sources import places_of, read_place, read_rows
+from namedmask.metadata.text_tables import Say
 from namedmask.metadata.urls import normalize_url, url_digest
+from namedmask.metadata.values import (
+    CUT,
+    MAX_TEXT,
+    REPLACED,
+    TAGS,
+    UNREAD_TAGS,
+    numbers,
+    tag_scores,
+    texts,
+)
 from namedmask.schema.columns import METADATA
 from namedmask.schema.status import (
     BAD_ASPECT,
+    BAD_ROW,
     BAD_SIMILARITY,
     BAD_URL,
     DUPLICATE_URL,
+    NO_PERMISSION,
     OK,
     TOO_SMALL,
+    UNREADABLE,
     UNSAFE,
     WATERMARK,
 )
 from namedmask.storage import Place
 
-TEXTS = ("url", "caption", "nsfw")
 NUMBERS = ("width", "height", "similarity", "punsafe", "pwatermark")
+SOURCE_FAULTS = (BAD_ROW, NO_PERMISSION, UNREADABLE)
+"""Statuses that a source itself gives to a row."""
+
+WITHOUT_URL = (*SOURCE_FAULTS, BAD_URL)
+"""Statuses of rows without a valid url."""
+
 HASHES = {"md5": 32, "sha256": 64}
 """Number of hexadecimal digits of each hash column."""
 
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+_log = logging.getLogger(__name__)
 
 
 def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
@@ -69,17 +92,21 @@ def read_metadata(config: MetadataConfig) -> Iterator[pa.Table]:
     return _limited(_clean_all(places_of(config.source), config), config.max_rows)
 
 
-def clean_place(place: str, config: MetadataConfig) -> Iterator[pa.Table]:
+def clean_place(place: str, config: MetadataConfig, say: Say = _log.warning) -> Iterator[pa.Table]:
     """Yield the rows of one table or image folder as tables of `schema.METADATA`.
 
-    Repeated urls are not marked yet; see `mark_repeated`.
+    Repeated urls are not marked yet; see `mark_repeated`. `say` is called with one sentence about
+    any values that are left out or replaced.
 
     Raises:
         ConfigError, SchemaError, InputError: during iteration, as `read_metadata`.
     """
-    for raw in read_place(place):
+    tally: Counter[str] = Counter()
+    for raw in read_place(place, say):
         if raw.num_rows:
-            yield _clean(raw, config, place)
+            yield _clean(raw, config, place, tally)
+    for sentence in _findings(tally, place):
+        say(sentence)
 
 
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
@@ -90,13 +117,17 @@ def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
     Raises:
         SchemaError, InputError: as `read_metadata` during iteration.
     """
-    cleaned = [_clean(raw, config, str(place)) for raw in read_rows(place, rows)]
+    tally: Counter[str] = Counter()
+    cleaned = [_clean(raw, config, str(place), tally) for raw in read_rows(place, rows)]
+    for sentence in _findings(tally, str(place)):
+        _log.warning(sentence)
     return pa.concat_tables(cleaned) if cleaned else METADATA.empty_table()
 
 
 def url_digests(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices, (N,) int64 ascending, and the digests, (N,) S10, of all valid urls."""
-    rows = np.flatnonzero(pc.not_equal(table["status"], BAD_URL).to_numpy())
+    has_none = pc.is_in(table["status"], pa.array(WITHOUT_URL))
+    rows = np.flatnonzero(pc.invert(has_none).to_numpy())
     digests = [bytes.fromhex(digest) for digest in table["sample_id"].take(rows).to_pylist()]
     return rows, np.array(digests, "S10")
 
@@ -145,18 +176,28 @@ def _clean_all(places: list[str], config: MetadataConfig) -> Iterator[pa.Table]:
                 yield mark_repeated(table, rows[seen.find_repeats(digests)])
 
 
-def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
-    text = {name: _texts(raw, name, place) for name in TEXTS}
-    number = {name: _numbers(raw, name, place) for name in NUMBERS}
-    urls = text["url"].to_pylist()
-    normalized = [normalize_url(url) for url in urls]
+def _clean(raw: pa.Table, config: MetadataConfig, place: str, tally: Counter[str]) -> pa.Table:
+    def text_of(name: str) -> pa.Array:
+        if name not in raw.column_names:
+            return pa.array([""] * raw.num_rows, pa.string())
+        return texts(raw[name], name, place, tally)
+
+    def number_of(name: str) -> np.ndarray:
+        if name not in raw.column_names:
+            return np.full(raw.num_rows, np.nan)
+        read = tag_scores if name == "nsfw" else numbers
+        return read(raw[name], name, place, tally)
+
+    urls = text_of("url").to_pylist()
+    normalized = [normalize_url(url) if len(url) <= MAX_TEXT else "" for url in urls]
+    number = {name: number_of(name) for name in NUMBERS}
     width, height = _sides(number["width"]), _sides(number["height"])
     punsafe, pwatermark = _within(number["punsafe"], 0, 1), _within(number["pwatermark"], 0, 1)
     similarity = _within(number["similarity"], -1, 1)
-    tag = pc.utf8_upper(pc.utf8_trim_whitespace(text["nsfw"]))
     conditions = {
+        **_faults(raw),
         BAD_URL: np.array([not url for url in normalized]),
-        UNSAFE: _unsafe(punsafe, tag, config),
+        UNSAFE: _unsafe(np.fmax(punsafe, number_of("nsfw")), config),
         **_size_conditions(width, height, config),
         BAD_SIMILARITY: (similarity < config.min_similarity)
         | (similarity > config.max_similarity),  # false for NaN
@@ -165,56 +206,53 @@ def _clean(raw: pa.Table, config: MetadataConfig, place: str) -> pa.Table:
     ids = [url_digest(normal or url) for normal, url in zip(normalized, urls, strict=True)]
     columns = {
         "sample_id": ids,
-        "url": urls,
-        "caption": text["caption"],
+        "url": [url[:MAX_TEXT] for url in urls],
+        "caption": _cut(text_of("caption"), tally),
         "width": width,
         "height": height,
         "similarity": _nullable(similarity),
         "punsafe": _nullable(punsafe),
-        **{name: _hashes(raw, name, place) for name in HASHES},
+        **{name: _hashes(text_of(name), digits) for name, digits in HASHES.items()},
         "status": np.select(list(conditions.values()), list(conditions), OK).tolist(),
     }
     return pa.table(columns).cast(METADATA)
 
 
-def _texts(raw: pa.Table, name: str, place: str) -> pa.ChunkedArray:
-    if name not in raw.column_names:
-        return pa.chunked_array([pa.array([""] * raw.num_rows)])
-    column = raw[name]
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        values = column.to_pylist()
-        return pa.chunked_array([[(value or b"").decode("utf-8", "replace") for value in values]])
-    return pc.fill_null(_cast(column, pa.string(), name, place), "")
+def _faults(raw: pa.Table) -> dict[str, np.ndarray]:
+    """Return which rows, (N,) bool, have each status that the source itself has given."""
+    if FAULT not in raw.column_names:
+        return {}
+    faults = np.array(raw[FAULT].to_pylist(), object)
+    return {status: faults == status for status in SOURCE_FAULTS}
 
 
-def _hashes(raw: pa.Table, name: str, place: str) -> pa.ChunkedArray:
-    texts = pc.utf8_lower(pc.utf8_trim_whitespace(_texts(raw, name, place)))
-    is_hash = pc.match_substring_regex(texts, f"^[0-9a-f]{{{HASHES[name]}}}$")
-    return pc.if_else(is_hash, texts, pa.scalar(None, texts.type))
+def _cut(captions: pa.Array, tally: Counter[str]) -> pa.Array:
+    is_long = pc.greater(pc.utf8_length(captions), MAX_TEXT)
+    tally[CUT] += pc.sum(is_long).as_py() or 0
+    return pc.utf8_slice_codeunits(captions, 0, MAX_TEXT) if tally[CUT] else captions
 
 
-def _numbers(raw: pa.Table, name: str, place: str) -> np.ndarray:
-    if name not in raw.column_names:
-        return np.full(raw.num_rows, np.nan)
-    column = raw[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        is_number = pc.match_substring_regex(column, _NUMBER)
-        column = pc.if_else(is_number, pc.utf8_trim_whitespace(column), None)
-    values = pc.fill_null(_cast(column, pa.float64(), name, place), np.nan)
-    result: np.ndarray = values.to_numpy()
-    return result
+def _findings(tally: Counter[str], place: str) -> Iterator[str]:
+    """Yield one sentence about each kind of value of a source that was not used as it is."""
+    source = f"metadata.source '{place}'"
+    if tally[REPLACED]:
+        yield (
+            f"{source}: bytes that are not UTF-8 are replaced in this number of texts: "
+            f"{tally[REPLACED]:,}. If the texts matter, save the table as UTF-8."
+        )
+    if tally[CUT]:
+        yield f"{source}: {tally[CUT]:,} captions are cut at {MAX_TEXT:,} characters."
+    if tally[UNREAD_TAGS]:
+        yield (
+            f"{source}: {tally[UNREAD_TAGS]:,} of {tally[TAGS]:,} values of the column 'nsfw' say "
+            "nothing; expected NSFW, UNSURE or UNLIKELY, true or false, or a probability."
+        )
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, place: str) -> pa.ChunkedArray:
-    try:
-        return column.cast(kind, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise SchemaError(
-            f"table '{place}': the column for '{name}' is of type {column.type} and "
-            f"cannot be read as {kind}: {error}"
-        ) from error
+def _hashes(values: pa.Array, digits: int) -> pa.Array:
+    lower = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+    is_hash = pc.match_substring_regex(lower, f"^[0-9a-f]{{{digits}}}$")
+    return pc.if_else(is_hash, lower, pa.scalar(None, lower.type))
 
 
 def _sides(values: np.ndarray) -> np.ndarray:
@@ -230,12 +268,10 @@ def _nullable(values: np.ndarray) -> pa.Array:
     return pa.array(values.astype(np.float32), from_pandas=True)
 
 
-def _unsafe(punsafe: np.ndarray, tag: pa.ChunkedArray, config: MetadataConfig) -> np.ndarray:
-    tagged = pc.equal(tag, "NSFW").to_numpy()
-    cleared = pc.equal(tag, "UNLIKELY").to_numpy()
-    unsafe = np.where(tagged, 1.0, punsafe) > config.max_punsafe
+def _unsafe(punsafe: np.ndarray, config: MetadataConfig) -> np.ndarray:
+    unsafe: np.ndarray = punsafe > config.max_punsafe
     if config.unknown_punsafe == "drop":
-        unsafe |= np.isnan(punsafe) & ~tagged & ~cleared
+        unsafe |= np.isnan(punsafe)
     return unsafe
 
 

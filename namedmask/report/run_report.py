@@ -24,7 +24,7 @@ from namedmask.report.page import page
 from namedmask.report.run_folder import Run
 from namedmask.run import layout
 from namedmask.storage import Place
-from namedmask.storage.files import write_file
+from namedmask.storage.files import content_of, write_file
 
 
 def write_report(run: Place) -> Place:
@@ -42,6 +42,7 @@ def write_report(run: Place) -> Place:
         header, headline, funnels, categories, gallery, iou_by_label, baselines, scenes,
         timings, configuration,
     )  # fmt: skip
-    text = page(f"NamedMask: {run_folder.name}", *(make(run_folder) for make in sections))
+    with content_of(run):
+        text = page(f"NamedMask: {run_folder.name}", *(make(run_folder) for make in sections))
     write_file(run / layout.REPORT, text.encode())
     return run / layout.REPORT

@@ -27,7 +27,7 @@ from namedmask.retrieve.candidates import CandidateList, published_vectors_of
 from namedmask.run import layout
 from namedmask.run.executor import Executor
 from namedmask.run.job import VerbRun
-from namedmask.run.stages import load_stage
+from namedmask.run.stages import open_stage
 from namedmask.storage.files import read_json, write_json
 
 URLS_PER_IMAGE = 2
@@ -41,7 +41,7 @@ class Reembed:
     """A function that fetches images by url and embeds them with the configured model."""
 
     def __init__(self, config: Config) -> None:
-        self._stages = [load_stage(name, config) for name in ("fetch", "embed")]
+        self._stages = [open_stage(name, config) for name in ("fetch", "embed")]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return sample_id, status and embedding, without pixels.

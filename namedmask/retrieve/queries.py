@@ -64,7 +64,7 @@ def queries_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> 
     for label in labels:
         rules = config.categories.each.get(label.name, CategoryConfig())
         texts = (label.query, *rules.queries, *rules.negatives)
-        examples = [_example(label.name, path) for path in rules.examples]
+        examples = [read_example(label.name, path) for path in rules.examples]
         hashes = [hashlib.sha256(data).hexdigest() for data in examples]
         follows_from = [texts, len(rules.negatives), templates, hashes, settings]
         unit = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()[:20]
@@ -72,7 +72,12 @@ def queries_of(labels: Sequence[Label], config: Config, vectors_digest: str) -> 
     return queries
 
 
-def _example(name: str, path: str) -> bytes:
+def read_example(name: str, path: str) -> bytes:
+    """Return the bytes of an example image of the category `name`.
+
+    Raises:
+        InputError: the file is missing or is not an image.
+    """
     try:
         data = place_of(path).read_bytes()
         decode(data)

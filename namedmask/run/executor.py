@@ -7,11 +7,12 @@ ends with the same bytes, whichever executor did the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
+from namedmask.run.stages import Part
 from namedmask.run.waves import Wave, Written
 
 T = TypeVar("T")
@@ -24,6 +25,16 @@ class Executor(Protocol):
     parts: int
     """Number of parts into which a long list is split for `map`; 1 if one process does all work."""
 
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open the parts of a verb, and those of `later` verbs, before the verb's first row.
+
+        They are opened in processes with the resources of their sections.
+
+        Raises:
+            NamedMaskError: the first part that cannot be opened; every executor raises the same.
+        """
+        ...
+
     def metadata(self, run: VerbRun) -> Iterable[Wave]:
         """Return the waves of the metadata; every executor gives the same waves and rows."""
         ...
@@ -35,7 +46,7 @@ class Executor(Protocol):
         stages: Sequence[str],
         store_name: str,
         step: Step,
-    ) -> Iterator[Written]:
+    ) -> Generator[Written]:
         """Pass each wave through `stages` and commit it to a store; yield its result, in any order.
 
         `step` advances by the rows that have passed the stages.

@@ -25,11 +25,12 @@ from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.ledger import Ledger, open_run
 from namedmask.run.machine import peak_rss_mb
 from namedmask.run.progress import Progress
+from namedmask.run.stages import Stage, open_stage
 from namedmask.run.stores import EmbeddingStore
 from namedmask.run.verb_table import CHECKED_IMAGES, WORK, verbs_before
 from namedmask.schema.status import FINDINGS
 from namedmask.storage import Place, place_of
-from namedmask.storage.files import digest, read_json, write_file, write_json
+from namedmask.storage.files import content_of, digest, read_json, write_file, write_json
 
 
 @dataclass
@@ -43,6 +44,7 @@ class VerbRun:
     archives: Place | None = None  # run folder with the archive to train on; None: this run folder
     recorded: dict[str, Any] | None = None  # recorded result; None if the verb is not finished
     result: dict[str, Any] = field(default_factory=dict)  # the verb's result, as plain values
+    stages: dict[str, Stage] = field(default_factory=dict)  # by name; opened in this process
 
     @property
     def has_work(self) -> bool:
@@ -53,6 +55,16 @@ class VerbRun:
     def archive(self) -> Place:
         """Return the folder of the archive to train on; the folder beside it has refined masks."""
         return (self.archives or self.ledger.folder) / layout.ARCHIVE
+
+    def stage(self, name: str) -> Stage:
+        """Return a stage of this process; open it if it is not open yet.
+
+        Raises:
+            NamedMaskError: the stage cannot be opened.
+        """
+        if name not in self.stages:
+            self.stages[name] = open_stage(name, self.config)
+        return self.stages[name]
 
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
@@ -200,8 +212,9 @@ class Failures:
 def _add_timings(run: VerbRun) -> None:
     path = run.ledger.folder / layout.TIMINGS
     total = read_json(path) if path.exists() else {}
-    for stage, seconds in run.seconds.items():
-        total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    with content_of(path):
+        for stage, seconds in run.seconds.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
     write_json(path, total)
 
 

@@ -15,7 +15,7 @@ from namedmask.categories import CategorySet
 from namedmask.errors import ConfigError
 from namedmask.run import layout
 from namedmask.storage import Place
-from namedmask.storage.files import read_json, refuse_newer, write_json
+from namedmask.storage.files import content_of, read_json, refuse_newer, write_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ def read_labels(folder: Place) -> list[Label]:
         return []
     record = read_json(path)
     refuse_newer(record, path)
-    return [Label(**label) for label in record["labels"]]
+    with content_of(path):
+        labels = [Label(**label) for label in record["labels"]]
+        for label in labels:
+            if not (isinstance(label.label_id, int) and isinstance(label.name, str)):
+                raise TypeError(f"a label is {label}")
+    return labels
 
 
 def write_labels(folder: Place, known: Sequence[Label], labels: Sequence[Label]) -> None:

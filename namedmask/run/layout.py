@@ -74,6 +74,9 @@ FAISS_INDEX = "index.faiss"
 CLEAN_METADATA = "metadata"
 """Folder of clean metadata rows; it exists only while a verb on Ray reads them."""
 
+LOGS = "logs"
+"""Folder of the tracebacks of unexpected errors."""
+
 REPORT = "report.html"
 """Web page that `namedmask report` writes."""
 
@@ -153,6 +156,11 @@ def candidate_list_file(unit: str) -> str:
 def expert_file(unit: str) -> str:
     """Return the path, in the run folder, of the checkpoint of an expert."""
     return f"{EXPERTS}/{unit}.pt"
+
+
+def error_log(number: int) -> str:
+    """Return the path, in the run folder, of the file with the traceback of an error."""
+    return f"{LOGS}/error-{number}.txt"
 
 
 def scores_file(split: str) -> str:

@@ -27,6 +27,7 @@ from typing import Any
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
 from namedmask.run import layout
+from namedmask.run.failures import refuse_crashed
 from namedmask.run.verb_table import Work
 from namedmask.storage import Place
 from namedmask.storage import place as storage
@@ -34,6 +35,7 @@ from namedmask.storage.files import (
     Content,
     _json,
     _parsed,
+    content_of,
     read_json,
     refuse_newer,
     write_file,
@@ -76,7 +78,7 @@ class Ledger:
             ConfigError: the run folder has output of the verb that was made with other settings.
         """
         entry = self._verbs.get(work.name)
-        if entry is None or self._binds_nothing(entry):
+        if entry is None or self._binds_nothing(work, entry):
             return None
         is_current = entry["content"] == categories_digest
         if is_current or work.reuse_when_categories_change:
@@ -88,16 +90,17 @@ class Ledger:
     def is_begun(self, work: Work, categories_digest: str = "") -> bool:
         """Return whether binding settings of a verb are recorded with this categories digest."""
         entry = self._verbs.get(work.name)
-        if entry is None or self._binds_nothing(entry):
+        if entry is None or self._binds_nothing(work, entry):
             return False
         return bool(entry["content"] == categories_digest)
 
     def start(self, work: Work, settings: Mapping[str, Any], categories_digest: str = "") -> None:
         """Record the settings of a verb, before the verb's first write.
 
-        The settings are binding at once, with two exceptions. With `work.store_name` they become
-        binding when that store has its first committed unit, and with
-        `work.settings_hold_only_when_finished` when the verb is finished.
+        Work that has committed nothing binds nothing: with `work.store_name` the settings become
+        binding when that store has its first committed unit, with `work.unfinished` when one of
+        these stores and files has content, and with `work.settings_hold_only_when_finished` when
+        the verb is finished. Settings of other work are binding at once.
         """
         if not self.is_begun(work, categories_digest):
             self._verbs[work.name] = {
@@ -165,11 +168,16 @@ class Ledger:
                     orphans.append(name)
         return orphans
 
-    def _binds_nothing(self, entry: Mapping[str, Any]) -> bool:
+    def _binds_nothing(self, work: Work, entry: Mapping[str, Any]) -> bool:
         if entry["finished"]:
             return False
-        store = entry["store"]
-        return entry["loose"] or (bool(store) and not _records(self.folder / store))
+        places = [place for place in (entry["store"], *work.unfinished) if place]
+        is_empty = not any(self._has_content(place) for place in places)
+        return entry["loose"] or (bool(places) and is_empty)
+
+    def _has_content(self, place: str) -> bool:
+        path = self.folder / place
+        return bool(_records(path)) if place in layout.STORE_FILES else path.exists()
 
     def _save(self) -> None:
         write_json(self.folder / layout.RUN_RECORD, self._run)
@@ -189,16 +197,9 @@ class Ledger:
 
 
 def write_unit(
-    folder: Place,
-    store_name: str,
-    unit: str,
-    files: Mapping[str, Content],
-    *,
-    rows: int,
-    counts: Mapping[str, int],
-    input_digest: str = "",
-    over: Commit | None = None,
-) -> Commit:
+    folder: Place, store_name: str, unit: str, files: Mapping[str, Content], *, rows: int,
+    counts: Mapping[str, int], input_digest: str = "", over: Commit | None = None,
+) -> Commit:  # fmt: skip
     """Write the files of a unit (content by path in the run folder), then its commit record.
 
     Return the record. The caller need not be the process that has locked the run folder; that
@@ -206,7 +207,11 @@ def write_unit(
     `input_digest` is kept unchanged, since a process that was wrongly thought dead may write its
     unit a second time. `over` is the unit's current record if the unit is to be replaced; the next
     sweep then removes the files that only this old record names.
+
+    Raises:
+        TooManyFailuresError: so many rows have crashed that the run is at fault.
     """
+    refuse_crashed(unit, rows, counts)
     path = folder / store_name / layout.commit_file(unit)
     if input_digest and path.is_file() and not over:
         done = read_commit(folder, store_name, unit)
@@ -282,7 +287,21 @@ def _record_of(commit: Commit) -> bytes:
 
 def _commit_of(record: Mapping[str, Any], path: Place) -> Commit:
     refuse_newer(record, path)
-    return Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
+    with content_of(path):
+        commit = Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
+        _require_types(commit)
+    return commit
+
+
+def _require_types(commit: Commit) -> None:
+    """Raise TypeError or KeyError unless the values of a record have the types that they need."""
+    files = commit.files.values()
+    texts = [commit.unit, commit.input_digest, *(file["sha256"] for file in files)]
+    numbers = [commit.rows, *commit.counts.values(), *(file["size"] for file in files)]
+    if not all(isinstance(text, str) for text in (*texts, *commit.files, *commit.counts)):
+        raise TypeError("a name or a digest is not text")
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a size or a count is not a whole number")
 
 
 def _read_run(folder: Place) -> dict[str, Any]:
@@ -290,6 +309,9 @@ def _read_run(folder: Place) -> dict[str, Any]:
     if path.exists():
         run = read_json(path)
         refuse_newer(run, path)
+        with content_of(path):
+            for entry in run["verbs"].values():
+                _require_entry(entry)
         return run
     known = (*layout.STORE_FILES, layout.ARCHIVE)
     present = [name for name in known if (folder / name).exists()]
@@ -301,6 +323,21 @@ def _read_run(folder: Place) -> dict[str, Any]:
     run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
     write_json(path, run)
     return run
+
+
+_ENTRY = {
+    "settings": dict, "finished": bool, "units": dict, "store": str, "content": str, "loose": bool,
+}  # fmt: skip
+"""Types of the values that the record of a verb in `run.json` always has."""
+
+
+def _require_entry(entry: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError unless the record of a verb has the values that it needs."""
+    for key, kind in _ENTRY.items():
+        if not isinstance(entry[key], kind):
+            raise TypeError(f"{key} is {entry[key]!r}; expected a {kind.__name__}")
+    if entry["finished"] and not isinstance(entry["result"], dict):
+        raise TypeError("result is no object")
 
 
 def _records(folder: Place) -> Sequence[Place]:

@@ -80,8 +80,8 @@ def limits_of(config: Config, processes: int = 1) -> Limits:
     share = budget_bytes(config) // processes
     return Limits(
         config.fetch.max_pixels,
-        decoded_bytes=_between(64 << 20, share // 16, 512 << 20),
-        encoded_bytes=_between(16 << 20, share // 64, 256 << 20),
+        decoded_bytes=_between(8 << 20, share // 16, 512 << 20),
+        encoded_bytes=_between(1 << 20, share // 64, 256 << 20),
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
 from namedmask.run.ledger import Commit, read_commit
-from namedmask.run.stores import GOOD, commit_wave, file_of
+from namedmask.run.stores import WaveWriter, file_of
 from namedmask.schema.status import FAILURE_CLASSES, KEPT, failure_class_of
 from namedmask.storage import Place
 from namedmask.storage.files import read_parquet, row_groups
@@ -65,33 +65,36 @@ def rows_again(
     return schema.update(table, rows, {"status": new})
 
 
-def rewrite_wave(folder: Place, store_name: str, unit: str, slices: Iterable[pa.Table]) -> Commit:
-    """Replace a committed wave by the rows from `rows_again`, which have passed the stages again.
+class WaveRewriter(WaveWriter):
+    """Replaces a committed wave by the rows from `rows_again`, which have passed the stages again.
 
-    Return the new commit record. `slices` are all rows of the wave, in order. Rows with status
-    `kept` are copied from the store. If a process that was wrongly thought dead writes the wave a
-    second time, the store does not change.
-
-    Raises:
-        InputError: a file is unreadable, or another process writes to the folder.
+    Rows with status `kept` are copied from the store. If a process that was wrongly thought dead
+    writes the wave a second time, the store does not change.
     """
-    commit = read_commit(folder, store_name, unit)
-    stored = _StoredRows(folder / file_of(commit, "wave"))
-    pairs = (_good_and_dead(table, stored, store_name) for table in slices)
-    return commit_wave(folder, store_name, unit, pairs, commit.input_digest, over=commit)
 
+    def __init__(self, folder: Place, store_name: str, unit: str) -> None:
+        """Prepare to replace the wave `unit`.
 
-def _good_and_dead(
-    table: pa.Table, stored: _StoredRows, store_name: str
-) -> tuple[pa.Table, pa.Table]:
-    is_good = pc.is_in(table["status"], pa.array([schema.OK, KEPT]))
-    kept = table["sample_id"].filter(pc.equal(table["status"], KEPT))
-    new = table.filter(pc.equal(table["status"], schema.OK))
-    good = pa.concat_tables(
-        [stored.next_rows(kept.to_pylist()), schema.conform(new, GOOD[store_name], store_name)]
-    )
-    places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
-    return good.take(places), table.filter(pc.invert(is_good))
+        Raises:
+            InputError: a file is unreadable.
+        """
+        commit = read_commit(folder, store_name, unit)
+        super().__init__(folder, store_name, unit, commit.input_digest, commit)
+        self._stored = _StoredRows(folder / file_of(commit, "wave"))
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows of the wave, in order.
+
+        Raises:
+            InputError: another process writes to the folder.
+        """
+        is_good = pc.is_in(table["status"], pa.array([schema.OK, KEPT]))
+        kept = table["sample_id"].filter(pc.equal(table["status"], KEPT))
+        new = table.filter(pc.equal(table["status"], schema.OK))
+        stored = self._stored.next_rows(kept.to_pylist())
+        good = pa.concat_tables([stored, schema.conform(new, stored.schema, self._store_name)])
+        places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
+        self.add_parted(good.take(places), table.filter(pc.invert(is_good)))
 
 
 class _StoredRows:

@@ -1,20 +1,31 @@
 """The table of stages: the class of each stage, and the runs whose archive images it checks.
 
 A new stage needs one folder with its class, one section in the config, and one row here.
+
+Stages are *parts* of a verb, like all models, plug-ins, devices and files that are opened before
+its first row. A part that cannot be opened is a failure of the run, never of its rows. The module
+verbs/preflight.py lists the parts of each verb, and an executor opens them in processes of the kind
+that use them.
 """
 
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from namedmask.config import Config, PoolSection
+from namedmask.errors import InputError, NamedMaskError
 from namedmask.images.limits import Limits
-from namedmask.run.machine import cores, limits_of
+from namedmask.run.failures import sentence_of
+from namedmask.run.machine import budget_bytes, cores, limits_of
+
+T = TypeVar("T")
 
 
 class Stage(Protocol):
@@ -49,6 +60,9 @@ class StageRow:
     """Whether the images of a run with this config pass the stage before they enter an archive."""
 
 
+WORKING_BYTES_PER_PIXEL = 32
+"""Bytes per pixel that a stage needs at most for one image: the image, its maps and its mask."""
+
 STAGES = {
     "fetch": StageRow("namedmask.fetch.stage:Fetch"),
     "embed": StageRow(  # checks that the image is still the one that was published
@@ -71,6 +85,23 @@ def processes_here(config: Config) -> int:
 
 def _processes_of(pool: PoolSection) -> int:
     return min(pool.actors[1], max(1, int(cores() / (pool.num_cpus or 1))))
+
+
+def memory_plan(config: Config, processes: int) -> dict[str, Any]:
+    """Return how `processes` processes of the run share the memory of this machine.
+
+    `slice_mb` and `decoded_mb` are the limits on the encoded images of a slice and on the decoded
+    images in work, and `largest_image_mb` is what a stage needs for an image of `fetch.max_pixels`,
+    all per process in MB (2**20 bytes).
+    """
+    limits = limits_of(config, processes)
+    return {
+        "memory_gb": round(budget_bytes(config) / 2**30, 1),
+        "processes": processes,
+        "slice_mb": limits.encoded_bytes >> 20,
+        "decoded_mb": limits.decoded_bytes >> 20,
+        "largest_image_mb": limits.max_pixels * WORKING_BYTES_PER_PIXEL >> 20,
+    }
 
 
 def load_stage(name: str, config: Config, processes: int = 1) -> Any:
@@ -105,3 +136,71 @@ def checking_stages(config: Config) -> tuple[str, ...]:
 def batch_size_of(stages: Sequence[str], config: Config) -> int:
     """Return the largest batch size of these stages; 1 if no stage has a batch size."""
     return max(getattr(getattr(config, name), "batch_size", 1) for name in stages)
+
+
+NAMING = ("model", "detector", "name", "weights", "backbone_weights", "device")
+"""Keys of a section that name what its stage opens."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a verb; it pickles if `make` pickles."""
+
+    section: str
+    """Config section with the resources of the process that uses the part; "": this process."""
+    subject: str
+    """The part in the user's words, as the subject of a message."""
+    make: Callable[[], Any]
+    """Opens the part and returns it."""
+    stage: str = ""
+    """Name of the stage that `make` returns; "" if the part is only checked."""
+
+    def open(self) -> Any:
+        """Return the opened part.
+
+        Raises:
+            NamedMaskError: as `opened`.
+        """
+        return opened(self.make, self.subject)
+
+
+def opened(make: Callable[[], T], subject: str) -> T:
+    """Return the result of `make`, with any error of it as an error of the run.
+
+    Raises:
+        NamedMaskError: `make` raised this error.
+        InputError: `make` raised another error; the traceback is in `details`.
+    """
+    try:
+        return make()
+    except NamedMaskError:
+        raise
+    except Exception as error:  # plug-ins and libraries may raise anything
+        problem = InputError(
+            f"{subject} cannot be opened: {sentence_of(error)} Correct these settings, or install "
+            "what they need."
+        )
+        problem.details = "".join(traceback.format_exception(error))
+        raise problem from error
+
+
+def stage_part(name: str, config: Config, processes: int = 1) -> Part:
+    """Return the part that is a stage, ready to run; `processes` is as for `load_stage`."""
+    make = partial(load_stage, name, config, processes)
+    return Part(name, subject_of(name, config), make, name)
+
+
+def open_stage(name: str, config: Config, processes: int = 1) -> Any:
+    """Return a stage that is ready to run in this process, as `load_stage`.
+
+    Raises:
+        NamedMaskError: as `opened`.
+    """
+    return stage_part(name, config, processes).open()
+
+
+def subject_of(section: str, config: Config) -> str:
+    """Return the keys of a section that name its model, such as `embed (model 'miniworld')`."""
+    keys = getattr(config, section)
+    named = [f"{key} '{value}'" for key in NAMING if (value := getattr(keys, key, ""))]
+    return f"{section} ({', '.join(named)})" if named else section

@@ -14,8 +14,9 @@ and status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -56,61 +57,72 @@ GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.I
 """Schema of the good rows, by store."""
 
 
-def write_wave(
-    folder: Place, store_name: str, unit: str, slices: Iterable[pa.Table], input_digest: str
-) -> Commit:
-    """Commit the good rows and the tombstones of a wave; return the commit record.
+class WaveWriter:
+    """Commits a wave that comes slice by slice; one row group of it is in memory at a time.
 
-    `slices` are the rows of the wave, in order; one of them is in memory at a time.
+    It is a context manager. If the block ends without `commit`, the store stays as it was.
     """
-    pairs = (
-        (table.filter(is_ok), table.filter(pc.invert(is_ok)))
-        for table in slices
-        for is_ok in [pc.equal(table["status"], schema.OK)]
-    )
-    return commit_wave(folder, store_name, unit, pairs, input_digest)
 
+    def __init__(
+        self,
+        folder: Place,
+        store_name: str,
+        unit: str,
+        input_digest: str = "",
+        over: Commit | None = None,
+    ) -> None:
+        """Prepare to commit the wave `unit`, or to replace the files of its record `over`."""
+        self._folder, self._store_name, self._unit = folder, store_name, unit
+        self._input_digest, self._over = input_digest, over
+        self._good_rows, self._dead = 0, [schema.ROW_TOMBSTONES.empty_table()]
+        self._stack = ExitStack()
 
-def commit_wave(
-    folder: Place,
-    store_name: str,
-    unit: str,
-    pairs: Iterable[tuple[pa.Table, pa.Table]],
-    input_digest: str,
-    over: Commit | None = None,
-) -> Commit:
-    """Commit a wave that is given as pairs (good rows, dead rows), one pair per slice.
+    def __enter__(self) -> WaveWriter:
+        path = self._folder / self._file("wave")
+        self._scratch = self._stack.enter_context(storage.scratch(path))
+        self._writer = TableWriter(self._scratch, GOOD[self._store_name])
+        self._stack.callback(self._writer.abandon)
+        return self
 
-    With `over`, the wave replaces the files of that commit record, under new names.
-    """
-    good_rows, dead = 0, [schema.ROW_TOMBSTONES.empty_table()]
-    with storage.scratch(folder / layout.wave_file(store_name, "wave", unit)) as scratch:
-        with TableWriter(scratch, GOOD[store_name]) as writer:
-            for good, rest in pairs:
-                writer.write(schema.conform(good, GOOD[store_name], store_name))
-                dead.append(schema.conform(rest, schema.ROW_TOMBSTONES, store_name))
-                good_rows += good.num_rows
-        tombstones = pa.concat_tables(dead)
-        statuses = tombstones["status"].to_pylist()
-        edition = f".{digest(row_hashes(tombstones, ('sample_id', 'status')))[:8]}" if over else ""
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows of the wave; a row is good if its status is `ok`."""
+        is_ok = pc.equal(table["status"], schema.OK)
+        self.add_parted(table.filter(is_ok), table.filter(pc.invert(is_ok)))
+
+    def add_parted(self, good: pa.Table, dead: pa.Table) -> None:
+        """Add the good rows and the dead rows of a slice of the wave."""
+        self._writer.write(schema.conform(good, GOOD[self._store_name], self._store_name))
+        self._dead.append(schema.conform(dead, schema.ROW_TOMBSTONES, self._store_name))
+        self._good_rows += good.num_rows
+
+    def commit(self) -> Commit:
+        """Commit all rows that were added; return the commit record."""
+        self._writer.close()
+        dead = pa.concat_tables(self._dead)
+        statuses = dead["status"].to_pylist()
+        edition = f".{digest(row_hashes(dead, ('sample_id', 'status')))[:8]}" if self._over else ""
         files: dict[str, Content] = {
-            layout.wave_file(store_name, "wave", unit + edition): _moved(scratch),
-            layout.wave_file(store_name, "tombstones", unit + edition): tombstones,
+            self._file("wave", edition): partial(_move, self._scratch),
+            self._file("tombstones", edition): dead,
         }
-        if over and files.keys() == over.files.keys():
-            return over
+        if self._over and files.keys() == self._over.files.keys():
+            return self._over
         return write_unit(
-            folder, store_name, unit, files, rows=good_rows + len(statuses),
-            counts=schema.counts_by_status([schema.OK] * good_rows + statuses),
-            input_digest=input_digest, over=over,
+            self._folder, self._store_name, self._unit, files,
+            rows=self._good_rows + len(statuses),
+            counts=schema.counts_by_status([schema.OK] * self._good_rows + statuses),
+            input_digest=self._input_digest, over=self._over,
         )  # fmt: skip
 
+    def _file(self, kind: str, edition: str = "") -> str:
+        return layout.wave_file(self._store_name, kind, self._unit + edition)
 
-def _moved(scratch: Path) -> Callable[[Path], None]:
-    def move(path: Path) -> None:
-        scratch.replace(path)
 
-    return move
+def _move(scratch: Path, path: Path) -> None:
+    scratch.replace(path)
 
 
 def file_of(commit: Commit, kind: str) -> str:
@@ -303,11 +315,9 @@ def hashes_by_id(table: pa.Table) -> dict[str, int]:
 def with_hashes(table: pa.Table) -> pa.Table:
     """Return a table of checked images with the perceptual hashes of good images as `hash`."""
     rows = schema.alive(table)
-    good = table.select(["image", "image_height", "image_width"]).take(rows).to_pylist()
-    hashes = [
-        hash_of(row["image"], limit_of_checked(row["image_height"], row["image_width"]))
-        for row in good
-    ]
+    good = table.select(["image", "image_height", "image_width"]).take(rows).to_pydict()
+    triples = zip(*good.values(), strict=True)
+    hashes = [hash_of(data, limit_of_checked(*size)) for data, *size in triples]
     return schema.update(table, rows, {"hash": hashes})
 
 

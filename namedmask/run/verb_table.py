@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from namedmask.config import Config
-from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES, REFINED
+from namedmask.run.layout import EMBEDDINGS, EXPERTS, FETCHED, IMAGES, REFINED, TRAINING
 
 _FILTERS = (
     "metadata.max_punsafe", "metadata.unknown_punsafe", "metadata.min_similarity",
@@ -54,6 +54,8 @@ class Work:
     """Further sections and keys that shape the output if the vectors are published."""
     store_name: str = ""
     """Store of the output; the settings become binding with its first committed unit."""
+    unfinished: tuple[str, ...] = ()
+    """Stores and files of unfinished output; the settings become binding once one has content."""
     counted_store: str = ""
     """Store whose units are counted at the end; if their number changes, the work is unfinished."""
     follows_categories: bool = False
@@ -70,6 +72,7 @@ class Verb(Work):
 
     help: str
     function: str  # "module:name"
+    opens: tuple[str, ...] = ()  # parts to open before the first row, see verbs/preflight.py
     needs: str = ""  # the verb that must be finished before this verb begins
     parts: tuple[str, ...] = ()  # the verbs that this verb runs
     is_on_road: bool = False  # whether `submit` and `demo` run the verb
@@ -90,6 +93,7 @@ _VERBS = (
         help="Read the metadata, fetch the images, and store them; no other verb needs them.",
         function="namedmask.verbs.collect:fetch",
         settings=("metadata", "fetch", "run.wave_rows"),
+        opens=("fetching",),
         store_name=FETCHED,
         counted_store=FETCHED,
         retries_rows=True,
@@ -99,6 +103,7 @@ _VERBS = (
         help="Read the metadata, fetch the images, and store one vector per image.",
         function="namedmask.verbs.collect:embed",
         settings=("metadata", "fetch", "embed", "run.wave_rows"),
+        opens=("fetching", "embedding"),
         store_name=EMBEDDINGS,
         counted_store=EMBEDDINGS,
         reuse_when_categories_change=True,
@@ -116,6 +121,7 @@ _VERBS = (
         name="build",
         help="Fill each category's archive from the stored vectors: retrieve, check, mask.",
         function="namedmask.verbs.build:build",
+        opens=("fetching", "queries", "checks"),
         needs="embed",
         settings=("categories.templates", "retrieve"),
         published_settings=("vectors.source", "vectors.unchanged_cosine", "embed", *_FILTERS),
@@ -127,8 +133,10 @@ _VERBS = (
         name="refine",
         help="Train one expert per category or per cluster, and redraw the masks with the experts.",
         function="namedmask.verbs.refine:refine",
+        opens=("experts",),
         needs="build",
         settings=("experts", "augment", "segmenter", "run.seed"),
+        unfinished=(REFINED, EXPERTS),
         counted_store=REFINED,
         follows_categories=True,
         reuse_when_categories_change=True,
@@ -139,8 +147,10 @@ _VERBS = (
         name="train",
         help="Train the segmenter on all archives, resuming from the last checkpoint.",
         function="namedmask.verbs.train:train",
+        opens=("training",),
         needs="refine",
         settings=("train", "augment", "segmenter", "experts.enabled", "run.seed"),
+        unfinished=(str(TRAINING),),
         follows_categories=True,
         is_on_road=True,
     ),
@@ -148,9 +158,11 @@ _VERBS = (
         name="evaluate",
         help="Measure the segmenter on the benchmark.",
         function="namedmask.verbs.evaluate:evaluate",
+        opens=("scoring",),
         needs="train",
         settings=("evaluate",),
         follows_categories=True,
+        settings_hold_only_when_finished=True,
         is_on_road=True,
         has_own_command=True,
         applies=lambda config: bool(config.evaluate.benchmark),

@@ -20,13 +20,13 @@ from namedmask import schema
 from namedmask.run import layout
 from namedmask.run.layout import IMAGES
 from namedmask.run.ledger import read_commit
-from namedmask.run.retry import rewrite_wave
+from namedmask.run.retry import WaveRewriter
 from namedmask.run.stores import (
+    WaveWriter,
     findings_of,
     hashes_by_id,
     statuses_by_id,
     with_hashes,
-    write_wave,
 )
 from namedmask.storage import Place
 from namedmask.storage.files import digest, row_hashes
@@ -98,31 +98,45 @@ def write(
 ) -> Written:
     """Commit a wave to a run folder, and return its result.
 
-    `slices` are all rows of the wave, in order, which have passed all stages. One slice is in
-    memory at a time.
+    `slices` are all rows of the wave, in order, which have passed all stages.
     """
-    unit, tried = header.unit, header.tried
-    if header.again:
-        return Written(unit, tried, rewrite_wave(folder, store_name, unit, slices).counts)
-    if store_name != IMAGES:
-        commit = write_wave(folder, store_name, unit, slices, header.input_digest)
-        return Written(unit, tried, commit.counts)
-    statuses: dict[str, str] = {}
-    hashes: dict[str, int] = {}
-    hashed = _with_findings(slices, statuses, hashes)
-    commit = write_wave(folder, store_name, unit, hashed, header.input_digest)
-    return Written(unit, tried, commit.counts, statuses, hashes)
+    with WaveSink(folder, store_name, header) as sink:
+        for table in slices:
+            sink.add(table)
+        return sink.commit()
 
 
-def _with_findings(
-    slices: Iterable[pa.Table], statuses: dict[str, str], hashes: dict[str, int]
-) -> Iterator[pa.Table]:
-    """Yield the slices with perceptual hashes; add their statuses and hashes to the dicts."""
-    for table in slices:
-        table = with_hashes(table)
-        statuses.update(statuses_by_id(table))
-        hashes.update(hashes_by_id(table))
-        yield table
+class WaveSink:
+    """Commits a wave, slice by slice, to a run folder; see `WaveWriter`."""
+
+    def __init__(self, folder: Place, store_name: str, header: WaveHeader) -> None:
+        self._header, self._is_checked = header, store_name == IMAGES
+        self._statuses: dict[str, str] = {}
+        self._hashes: dict[str, int] = {}
+        if header.again:
+            self._writer: WaveWriter = WaveRewriter(folder, store_name, header.unit)
+        else:
+            self._writer = WaveWriter(folder, store_name, header.unit, header.input_digest)
+
+    def __enter__(self) -> WaveSink:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._writer.__exit__(*details)
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows of the wave, in order, which have passed all stages."""
+        if self._is_checked and not self._header.again:
+            table = with_hashes(table)
+            self._statuses.update(statuses_by_id(table))
+            self._hashes.update(hashes_by_id(table))
+        self._writer.add(table)
+
+    def commit(self) -> Written:
+        """Commit all rows that were added, and return the result of the wave."""
+        commit, header = self._writer.commit(), self._header
+        return Written(header.unit, header.tried, commit.counts, self._statuses, self._hashes)
 
 
 def written_before(folder: Place, store_name: str, header: WaveHeader) -> Written | None:

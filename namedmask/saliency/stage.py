@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from namedmask import images as imagelib
 from namedmask.config import SaliencyConfig
-from namedmask.config.registry import resolve
+from namedmask.config.registry import made
 from namedmask.images.limits import Limits, within
 from namedmask.saliency.detectors import DETECTORS
 from namedmask.saliency.selfmask import SelfMask as SelfMask
@@ -65,7 +65,7 @@ class Saliency:
 
     def __init__(self, config: SaliencyConfig) -> None:
         self.config = config
-        self.detector = resolve("saliency detector", config.detector, DETECTORS)(config)
+        self.detector = made("saliency detector", config.detector, DETECTORS, config, ("saliency",))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return `table` with `saliency`, `mask` and `status`; rows that are not ok have no pixels.

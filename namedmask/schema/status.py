@@ -52,6 +52,7 @@ def _status(word: str, meaning: str, failure_class: str = "", *, finding: bool =
 OK = _status("ok", "the row has passed every stage so far")
 
 # statuses from the metadata
+BAD_ROW = _status("bad_row", "the line of the table cannot be split into the columns of its header")
 BAD_URL = _status("bad_url", "the url is malformed, or its scheme is not supported", DEAD)
 DUPLICATE_URL = _status("duplicate_url", "the same url occurs in an earlier row or rank")
 UNSAFE = _status("unsafe", "not safe for work, according to the metadata or the safety filter")
@@ -68,16 +69,31 @@ UNREACHABLE = _status("unreachable", "there is no route to the host", TRANSIENT)
 RESET = _status("reset", "the connection broke", TRANSIENT)
 TIMEOUT = _status("timeout", "the download took longer than fetch.timeout_s", TRANSIENT)
 BAD_TLS = _status("bad_tls", "the TLS certificate cannot be trusted", DEAD)
+PROXY_FAILED = _status("proxy_failed", "the proxy of fetch.proxy gave no connection", TRANSIENT)
 BAD_RESPONSE = _status("bad_response", "the answer is not valid HTTP", DEAD)
 TOO_MANY_REDIRECTS = _status("too_many_redirects", "more hops than fetch.max_redirects", DEAD)
 NO_FILE = _status("no_file", "there is no such file below fetch.file_root", DEAD)
-BLOCKED_ADDRESS = _status(
-    "blocked_address",
-    "the address is not on the public web, or the file is not below fetch.file_root",
+NO_PERMISSION = _status("no_permission", "the file or folder may not be read", FORBIDDEN)
+UNREADABLE = _status("unreadable", "the disk fails to read the file or folder", TRANSIENT)
+OUTSIDE_ROOT = _status(
+    "outside_root", "the file, or the file that a link leads to, is not below fetch.file_root",
     FORBIDDEN,
+)  # fmt: skip
+BLOCKED_ADDRESS = _status("blocked_address", "the address is not on the public web", FORBIDDEN)
+OPTED_OUT = _status("opted_out", "an X-Robots-Tag of fetch.opt_out_tags is set", "opted_out")
+OPTED_OUT_CONTENT_SIGNAL = _status(
+    "opted_out_content_signal", "a Content-Signal says ai-train=no", "opted_out"
 )
-OPTED_OUT = _status("opted_out", "the server's headers forbid machine learning", "opted_out")
+OPTED_OUT_CONTENT_USAGE = _status(
+    "opted_out_content_usage", "a Content-Usage says train-ai=n", "opted_out"
+)
+OPTED_OUT_TDM = _status(
+    "opted_out_tdm", "the rights of text and data mining are reserved", "opted_out"
+)
 ROBOTS_TXT = _status("robots_txt", "the site's robots.txt forbids the download", "opted_out")
+CRAWL_DELAY = _status(
+    "crawl_delay", "the Crawl-delay of robots.txt adds up to more than fetch.max_pause_s", TRANSIENT
+)
 TOO_BIG = _status("too_big", "the file has more bytes than fetch.max_bytes", "too_big")
 TOO_MANY_PIXELS = _status("too_many_pixels", "the image is larger than fetch.max_pixels", "too_big")
 TOO_MANY_SCANS = _status(

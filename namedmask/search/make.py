@@ -38,7 +38,7 @@ from namedmask.search.index import (
     refuse_device,
 )
 from namedmask.storage import Place
-from namedmask.storage.files import read_json, write_file, write_json
+from namedmask.storage.files import content_of, read_json, write_file, write_json
 from namedmask.storage.locks import locked
 from namedmask.storage.place import kept_copy, sizes_in
 
@@ -95,7 +95,8 @@ def open_index(
         with locked(index_folder / layout.LOCK):
             _make_index(index_folder, store, config, wanted, embed, progress)
     manifest = read_json(index_folder / layout.MANIFEST)
-    return _load(index_folder, manifest, config.device), manifest, reason
+    with content_of(index_folder / layout.MANIFEST):
+        return _load(index_folder, manifest, config.device), manifest, reason
 
 
 def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchIndex:
@@ -131,7 +132,8 @@ def _why_stale(folder: Place, wanted: Mapping[str, Any]) -> str:
         if manifest.get(key) != wanted[key]:
             return reason
     sizes = sizes_in(folder)
-    is_whole = all(sizes.get(name) == file["size"] for name, file in manifest["files"].items())
+    with content_of(folder / layout.MANIFEST):
+        is_whole = all(sizes.get(name) == file["size"] for name, file in manifest["files"].items())
     return "" if is_whole else "one of its files is missing or truncated"
 
 

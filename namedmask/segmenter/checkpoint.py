@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from namedmask.config import SegmenterConfig
 from namedmask.config.registry import resolve
-from namedmask.errors import CheckpointError
+from namedmask.errors import CheckpointError, ConfigError
 from namedmask.schema.columns import FORMAT_VERSION, IGNORE
 from namedmask.segmenter.deeplab import SEGMENTERS
 from namedmask.storage import Place, place_of
@@ -32,13 +32,18 @@ def build_segmenter(config: SegmenterConfig, num_labels: int, seed: int = 0) -> 
     from `seed`; the state of torch's global generator does not change.
 
     Raises:
-        ConfigError: no segmenter has the configured name.
+        ConfigError: no segmenter has the configured name, or a plug-in returns no torch module.
         CheckpointError: the backbone file is missing or belongs to another network.
     """
     factory = resolve("segmenter", config.name, SEGMENTERS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = factory(num_labels)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"segmenter '{config.name}' gave a {type(model).__name__}; expected a function that "
+            "takes the number of labels and returns a torch module."
+        )
     if config.backbone_weights:
         shipped = config.backbone_weights == "miniworld"
         path = MINIWORLD_BACKBONE if shipped else path_of(config.backbone_weights)
@@ -123,7 +128,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Place, config: SegmenterConfig | None = None, names: Sequence[str] = ()
+    path: Place | str, config: SegmenterConfig | None = None, names: Sequence[str] = ()
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the segmenter of a checkpoint in eval mode, and its label names without background.
 
@@ -135,6 +140,7 @@ def load_checkpoint(
         CheckpointError: the file is missing, truncated, not a checkpoint, written by a newer
             version, or for another number of labels.
     """
+    path = place_of(path)
     tree = read_tensors(path)
     if tree and all(isinstance(value, Tensor) for value in tree.values()):
         return _load_bare_weights(tree, path, config or SegmenterConfig(), names), tuple(names)

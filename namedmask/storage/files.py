@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -105,8 +106,18 @@ class TableWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and (self._held or self._is_empty):
+        if kind is None:
+            self.close()
+        self.abandon()
+
+    def close(self) -> None:
+        """Write the last row group and complete the file."""
+        if self._held or self._is_empty:
             self._end_group()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is; a file that is complete stays complete."""
         self._file.close()
 
     def write(self, table: pa.Table) -> None:
@@ -153,7 +164,7 @@ def read_json(path: Place) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: the file is missing or is not a JSON object.
     """
     try:
         data = path.read_bytes()
@@ -169,10 +180,31 @@ def _json(value: Any) -> bytes:
 
 def _parsed(data: bytes, path: Place) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads(data)
+        value: object = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
     return value
+
+
+@contextmanager
+def content_of(path: Place | str) -> Iterator[None]:
+    """Turn the errors of a block that uses the content of a file into errors about that file.
+
+    For files that namedmask wrote and another program, or a broken disk, may have changed.
+
+    Raises:
+        InputError: the block raised an error that content of another form raises.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(
+            f"{path} does not hold what namedmask writes there ({reason}). Restore the file, or "
+            "make it again with another run.out."
+        ) from error
 
 
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
@@ -180,12 +212,15 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises:
         InputError: the file is missing or corrupt.
+        SchemaError: a column is missing or of another type.
     """
     try:
         source = storage.readable(path)
         table = pq.read_table(
             source, columns=columns, partitioning=None, page_checksum_verification=True
         )
+        if columns:
+            return schema.conform(table, schema.schema_of(*columns), str(path))
         return with_large_blobs(table)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error

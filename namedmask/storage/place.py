@@ -9,8 +9,6 @@ these settings.
 from __future__ import annotations
 
 import errno
-import fnmatch
-import glob
 import hashlib
 import io
 import os
@@ -167,9 +165,15 @@ def fetched(place: Place) -> Iterator[Path]:
         yield path
 
 
-def readable(place: Place) -> Path | S3File:
+def readable(place: Place) -> Path | S3File | io.BufferedReader:
     """Return an input of which pyarrow reads only the parts that it needs."""
-    return place if isinstance(place, Path) else S3File(place)
+    if isinstance(place, S3Path):
+        return S3File(place)
+    try:
+        os.fspath(place).encode()
+    except UnicodeEncodeError:  # pyarrow opens only paths that are valid UTF-8
+        return place.open("rb")
+    return place
 
 
 def opened(place: Place) -> io.RawIOBase:
@@ -251,25 +255,6 @@ def kept_copy(place: Place, sha256: str) -> Path:
     return copy
 
 
-def expand(source: str) -> list[str]:
-    """Return the files that a path with wildcards matches, sorted; `**` matches any depth.
-
-    Raises:
-        ValueError: `source` is an s3:// url without a valid bucket.
-    """
-    if not is_s3(source):
-        return sorted(path for path in glob.glob(source, recursive=True) if Path(path).is_file())
-    pattern = S3Path.of(source)
-    parts = pattern.key.split("/")
-    plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    folder = S3Path(pattern.bucket, "/".join(parts[:plain]))
-    return sorted(
-        str(path)
-        for path, _ in folder.files(deep=len(parts) > plain + 1 or "**" in parts)
-        if _matches(path.key.split("/")[plain:], parts[plain:])
-    )
-
-
 def check_writable(folder: Place) -> None:
     """Create a folder if it is missing, and check that a file can be written there.
 
@@ -304,17 +289,6 @@ def ensure_writable(folder: Place, way_out: str) -> None:
             f"output folder {folder} cannot be written: {error.strerror or error}. "
             f"Choose another folder with {way_out}."
         ) from error
-
-
-def _matches(parts: list[str], patterns: list[str]) -> bool:
-    if not patterns:
-        return not parts
-    part, pattern = (parts or [""])[0], patterns[0]
-    if part.startswith(".") and not pattern.startswith("."):  # a hidden file, as on a disk
-        return False
-    if pattern == "**":
-        return _matches(parts, patterns[1:]) or (bool(parts) and _matches(parts[1:], patterns))
-    return bool(parts) and fnmatch.fnmatchcase(part, pattern) and _matches(parts[1:], patterns[1:])
 
 
 def _cache() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,10 +12,15 @@ T = TypeVar("T")
 def prefetch_one(items: Iterator[T]) -> Iterator[T]:
     """Yield the same items; a thread prefetches the next item while the current one is in use.
 
-    The iteration ends at the first item that is None.
+    The iteration ends at the first item that is None. A generator is closed at the end, in that
+    thread.
     """
     with ThreadPoolExecutor(1, "namedmask-prefetch") as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
+        try:
             upcoming = thread.submit(next, items, None)
-            yield item
+            while (item := upcoming.result()) is not None:
+                upcoming = thread.submit(next, items, None)
+                yield item
+        finally:
+            if isinstance(items, Generator):
+                thread.submit(items.close)

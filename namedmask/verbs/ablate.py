@@ -30,8 +30,9 @@ from namedmask.run.layout import REFINED
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import Progress
 from namedmask.run.verb_table import verbs_before
-from namedmask.storage.files import digest, read_json, write_file, write_json
+from namedmask.storage.files import content_of, digest, read_json, write_file, write_json
 from namedmask.verbs.evaluate import score
+from namedmask.verbs.preflight import parts_of
 from namedmask.verbs.train import train_segmenter
 
 SELECT = "select"
@@ -118,6 +119,11 @@ def ablate(
         base = VerbRun(config, ledger, progress)
         for variant in variants:
             _require(base, variant)
+        for split in splits:  # now, not after the first training
+            executor.open(
+                base, parts_of("evaluate", _changed(config, {"evaluate": {"split": split}}))
+            )
+        executor.open(base, parts_of("train", config))
         with progress.step(f"ablate {study}", len(variants) * len(seeds)) as step:
             scores: dict[str, dict[str, list[float]]] = {}
             for variant in variants:
@@ -233,12 +239,14 @@ def _score(executor: Executor, trial: VerbRun, split: str) -> float:
     if scores.get("asked") != settings:
         scores = {"asked": settings} | score(executor, run, None)
         write_json(path, {key: scores[key] for key in ("asked", "miou", "pixel_accuracy", "iou")})
-    if scores["miou"] is None:
+    with content_of(path):
+        score_of_split = scores["miou"] and float(scores["miou"])
+    if score_of_split is None:
         raise InputError(
             f"split '{split}' of benchmark '{config.evaluate.benchmark}' has no labels to score "
             "against. Set evaluate.split or --choose-on to a split with labels."
         )
-    return float(scores["miou"])
+    return score_of_split
 
 
 def _summary(

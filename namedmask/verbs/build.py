@@ -36,6 +36,7 @@ from namedmask.run.layout import EMBEDDINGS
 from namedmask.run.progress import Progress
 from namedmask.storage.files import write_file, write_json
 from namedmask.verbs.collect import embed, row_funnel
+from namedmask.verbs.preflight import open_parts
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def curate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
     category_set_of(config.categories)  # fail on a wrong name now, not after hours of embedding
     if config.vectors.source:
         return build(config, progress, executor)
-    embedded, built = embed(config, progress, executor), build(config, progress, executor)
+    embedded = embed(config, progress, executor, then=("build",))
+    built = build(config, progress, executor)
     skipped = embedded.pop("skipped", False) and built.pop("skipped", False)
     return ({"skipped": True} if skipped else {}) | embedded | built
 
@@ -62,6 +64,7 @@ def build(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
     """
     with verb_run("build", config, progress) as run:
         if run.has_work:
+            open_parts(executor, run, "build")
             run.result = _build(executor, run)
     return run.result
 

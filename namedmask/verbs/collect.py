@@ -10,7 +10,8 @@ This module does not load torch, so that `namedmask fetch` starts its work withi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from namedmask.engine import PLAIN_LOOP
 from namedmask.errors import InputError
 from namedmask.run import layout
 from namedmask.run.executor import Executor
+from namedmask.run.failures import refuse_none_ok
 from namedmask.run.job import Failures, VerbRun, verb_run
 from namedmask.run.layout import EMBEDDINGS, FETCHED
 from namedmask.run.ledger import Commit
@@ -26,6 +28,13 @@ from namedmask.run.progress import Progress, Step
 from namedmask.run.retry import count_in_classes, refuse_unknown_classes, rows_again
 from namedmask.run.waves import Wave, digest_of
 from namedmask.storage.files import read_json, write_json
+from namedmask.verbs.preflight import open_parts
+
+NONE_OK = (
+    "Check metadata.source, the section fetch and the network. To try again the rows whose failure "
+    "may pass, add --retry transient."
+)
+"""Way out of a run without any good row."""
 
 
 class Kind(NamedTuple):
@@ -65,10 +74,12 @@ def embed(
     progress: Progress,
     executor: Executor = PLAIN_LOOP,
     retry: Collection[str] = (),
+    then: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Read the metadata, fetch the images, store one vector per image; return counts as `fetch`.
 
-    `retry` works as in `fetch`. If a retry adds vectors, `build` is no longer finished.
+    `retry` works as in `fetch`. If a retry adds vectors, `build` is no longer finished. `then`
+    names the verbs that the same command runs next, whose models and files are opened here too.
 
     Raises:
         ConfigError, InputError, TooManyFailuresError: as in `fetch`.
@@ -76,11 +87,16 @@ def embed(
     refuse_unknown_classes(retry)
     if config.vectors.source:
         return {"skipped": True, "reason": "vectors.source has the vectors"}
-    return _collect(EMBED, config, progress, executor, retry)
+    return _collect(EMBED, config, progress, executor, retry, then)
 
 
 def _collect(
-    kind: Kind, config: Config, progress: Progress, executor: Executor, retry: Collection[str]
+    kind: Kind,
+    config: Config,
+    progress: Progress,
+    executor: Executor,
+    retry: Collection[str],
+    then: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Pass uncommitted rows, and rows to retry, through the stages; return counts by status."""
     refuse_unknown_classes(retry)
@@ -92,20 +108,23 @@ def _collect(
         before = row_funnel(run, kind.store)["rows_by_status"]
         run.result = run.recorded or {}
         if run.has_work or count_in_classes(before, retry):
+            open_parts(executor, run, kind.verb, then)
             run.ledger.sweep(kind.store)
             failures = Failures(config.run.max_failure_share)
             with progress.step(kind.verb) as step:
                 waves = _to_do(kind, run, executor.metadata(run), committed, retry, step)
                 run.start(kind.verb)
-                for written in executor.run(run, waves, kind.stages, kind.store, step):
-                    if written.unit in committed:
-                        retried += written.tried
-                    else:
-                        failures.add(written.tried, written.counts)
+                with closing(executor.run(run, waves, kind.stages, kind.store, step)) as results:
+                    for written in results:
+                        if written.unit in committed:
+                            retried += written.tried
+                        else:
+                            failures.add(written.tried, written.counts)
             run.ledger.sweep(kind.store)  # removes the files that retried waves have replaced
             run.result = row_funnel(run, kind.store)
             if kind is EMBED:
                 _write_funnel(run, run.result)
+        refuse_none_ok("rows", run.result["rows_by_status"], NONE_OK)
         if retry:
             counts = {"rows_by_status_before": before, "rows_tried_again": retried}
     return run.result | counts

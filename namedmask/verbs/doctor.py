@@ -9,7 +9,9 @@ from importlib import metadata
 from typing import Any
 
 import namedmask
-from namedmask.run.machine import cores, memory_bytes
+from namedmask.config import Config
+from namedmask.run.machine import cores
+from namedmask.run.stages import memory_plan
 
 PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "insightface", "opencv-python",
@@ -30,7 +32,7 @@ def diagnose() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": cores(),
-        "memory_gb": round(memory_bytes() / 2**30, 1),
+        **memory_plan(Config.of({"run": {"out": "runs/doctor"}}), 1),
         "versions": versions,
         "extras": {name: _missing_of(name) or "installed" for name in ("cpu", "gpu", "dev")},
         "problems": _problems(versions),

@@ -18,6 +18,7 @@ from namedmask.run.progress import Progress
 from namedmask.segmenter.checkpoint import load_checkpoint
 from namedmask.storage import Place
 from namedmask.storage.files import write_json
+from namedmask.verbs.preflight import open_parts
 
 
 def evaluate_checkpoint(checkpoint: Place, config: Config, progress: Progress) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def evaluate(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP
     """
     with verb_run("evaluate", config, progress) as run:
         if run.has_work:
+            open_parts(executor, run, "evaluate")
             run.result = _evaluate(executor, run)
     return run.result
 

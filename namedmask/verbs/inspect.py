@@ -14,6 +14,7 @@ from namedmask.retrieve.published import PublishedStore, is_published
 from namedmask.run import layout
 from namedmask.schema.columns import counts_by_status
 from namedmask.storage import Place
+from namedmask.storage.files import content_of
 from namedmask.storage.place import readable, sizes_below
 
 
@@ -30,7 +31,8 @@ def inspect_path(path: Place) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if (path / layout.RUN_RECORD).is_file() or (path / layout.SAVED_CONFIG).is_file():
-        return _run(path)
+        with content_of(path):
+            return _run(path)
     if (path / layout.MANIFEST).is_file():
         return _archive(path)
     if is_published(path):

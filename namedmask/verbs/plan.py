@@ -7,9 +7,9 @@ lost per month since), and an image on the web has 96 kB on average.
 
 from __future__ import annotations
 
-import glob
 import importlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from namedmask import schema
 from namedmask.categories import category_set_of, face_warning
 from namedmask.config import Config
 from namedmask.config.presets import departures
 from namedmask.config.registry import resolve
+from namedmask.errors import NamedMaskError
+from namedmask.fetch.proxies import unused_proxy
+from namedmask.metadata.parquet_tables import open_parquet
+from namedmask.metadata.sources import places_of
 from namedmask.retrieve.published import PublishedStore
 from namedmask.retrieve.queries import queries_of
 from namedmask.retrieve.vectors import open_vectors
 from namedmask.run.label_ids import assign_labels, read_labels
 from namedmask.run.layout import CANDIDATE_LISTS, RUN_RECORD
 from namedmask.run.ledger import Ledger, read_commits
-from namedmask.run.stages import checking_stages, stage_class
+from namedmask.run.stages import checking_stages, memory_plan, processes_here, stage_class
 from namedmask.run.verb_table import Verb, steps_of_road
 from namedmask.storage import place_of
 from namedmask.weights.catalog import listed
@@ -57,7 +60,8 @@ def plan_of(config: Config) -> dict[str, Any]:
     """Return the plan of a run as plain values.
 
     Its keys are `run`, `preset` (its name, and the values that depart from it), `categories`,
-    `stages`, `images` (see `expected_images`), `changes` (see `changes_of`) and `notes`.
+    `stages`, `images` (see `expected_images`), `memory` (see `memory_plan`; with --local there is
+    one process), `changes` (see `changes_of`) and `notes`.
 
     Raises:
         ConfigError: the categories cannot be read, or a detector, embedder, segmenter or benchmark
@@ -80,6 +84,7 @@ def plan_of(config: Config) -> dict[str, Any]:
         },
         "stages": [asdict(stage) for stage in stages_of(config)],
         "images": expected_images(config, count, rows),
+        "memory": memory_plan(config, processes_here(config)),
         "changes": changes,
         "notes": _notes(config, len(categories.names), rows),
     }
@@ -222,7 +227,7 @@ def _is_local(config: Config) -> bool:
     return (
         bool(sources)
         and not config.vectors.source
-        and all(Path(source).is_dir() for source in sources)
+        and all(os.path.isdir(source) for source in sources)
     )
 
 
@@ -235,28 +240,36 @@ def _source_notes(config: Config) -> list[str]:
         if isinstance(folder, Path) and not folder.is_dir():
             notes.append(f"vectors.source '{folder}' is not a folder on this machine.")
         return notes
-    notes = [
-        f"metadata.source '{source}' matches no file on this machine."
-        for source in config.metadata.source
-        if "://" not in source and not glob.glob(source)
-    ]
+    notes = []
+    for source in config.metadata.source:
+        if "://" not in source:
+            try:
+                places_of((source,))
+            except NamedMaskError as error:
+                notes.append(f"on this machine, {error}")
     if not config.metadata.source:
-        notes.append("metadata.source is empty. Name parquet or CSV files, or a folder of images.")
+        notes.append("metadata.source is empty. Name tables of urls, or a folder of images.")
     return notes
 
 
 def _known_rows(sources: tuple[str, ...]) -> int | None:
     """Return the number of rows of all sources; None unless all are local, readable parquet."""
-    total = 0
-    for source in sources:
-        paths = sorted(glob.glob(source))
-        if not paths or any(not path.endswith(".parquet") for path in paths):
+    try:
+        paths = [path for source in sources for path in _local_places(source)]
+        if any("://" in path or not path.lower().endswith(".parquet") for path in paths):
             return None
-        try:
-            total += sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
-        except (OSError, pa.ArrowException):
-            return None
-    return total if sources else None
+        total = 0
+        for path in paths:
+            with open_parquet(Path(path)) as file:
+                total += file.metadata.num_rows
+        return total if sources else None
+    except (OSError, UnicodeError, pa.ArrowException, NamedMaskError):
+        return None
+
+
+def _local_places(source: str) -> list[str]:
+    # plan starts nothing, so it also asks no server
+    return [source] if "://" in source else places_of((source,))
 
 
 def _published_rows(config: Config) -> int | None:
@@ -302,6 +315,8 @@ def _notes(config: Config, num_categories: int, rows: int | None) -> list[str]:
             "images, archives will not be full. Lower retrieve.archive_size or add metadata."
         )
     if warning := face_warning(config.categories, config.faces.enabled):
+        notes.append(warning)
+    if warning := unused_proxy(config.fetch):
         notes.append(warning)
     if not config.evaluate.benchmark:
         notes.append("evaluate.benchmark is empty, so the verb evaluate is not part of the run.")

@@ -10,6 +10,7 @@ from namedmask.experts.refine import find_clusters
 from namedmask.run.executor import Executor
 from namedmask.run.job import verb_run
 from namedmask.run.progress import Progress
+from namedmask.verbs.preflight import open_parts
 
 
 def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -24,5 +25,6 @@ def refine(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) 
         return {"skipped": True, "reason": "experts.enabled is false"}
     with verb_run("refine", config, progress) as run:
         if run.has_work:
+            open_parts(executor, run, "refine")
             run.result = executor.refine(run, find_clusters(executor, run))
     return run.result

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from namedmask.categories import templates_of
 from namedmask.config import Config, EmbedConfig
-from namedmask.config.registry import resolve
-from namedmask.embed.open_clip import EMBEDDERS, Embedder
+from namedmask.embed.open_clip import Embedder, open_embedder
 from namedmask.embed.text import text_features
 from namedmask.errors import InputError
 from namedmask.retrieve.vectors import open_vectors
@@ -25,6 +24,7 @@ from namedmask.run.job import VerbRun
 from namedmask.run.layout import RUN_RECORD
 from namedmask.run.ledger import Ledger
 from namedmask.run.progress import Progress
+from namedmask.run.stages import opened
 from namedmask.search.index import RECALL_AT, no_vectors
 from namedmask.search.make import open_index
 
@@ -104,7 +104,7 @@ class _TextEncoder:
 
     @cached_property
     def _embedder(self) -> Embedder:
-        return resolve("embedder", self._config.model, EMBEDDERS)(self._config)
+        return opened(partial(open_embedder, self._config), "embed.model of the run")
 
 
 class _Clock:

@@ -12,6 +12,7 @@ from namedmask.run.executor import Executor
 from namedmask.run.job import VerbRun, verb_run
 from namedmask.run.layout import TRAINING
 from namedmask.run.progress import Progress
+from namedmask.verbs.preflight import open_parts
 
 
 def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def train(config: Config, progress: Progress, executor: Executor = PLAIN_LOOP) -
     """
     with verb_run("train", config, progress) as run:
         if run.has_work:
+            open_parts(executor, run, "train")
             run.result = train_segmenter(executor, run)
     return run.result
 

@@ -37,7 +37,7 @@ LOCK_FILE = "weights.lock.json"
 CHUNK = 1 << 20
 """Number of bytes per read."""
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 15.0
 """Timeout of one read from the network in seconds; the whole file may take longer."""
 
 

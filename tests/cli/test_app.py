@@ -202,10 +202,14 @@ def test_verb_that_fails_exits_with_its_code(
     assert out == ""
 
 
-def test_verb_with_a_bug_shows_its_traceback(run_file, local) -> None:
+def test_verb_with_a_bug_names_the_file_with_its_traceback(run, run_file, local, tmp_path) -> None:
     local(ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
-        main(["embed", str(run_file)])
+    for number in (1, 2):
+        code, out, err = run("embed", run_file)
+        path = tmp_path / "out" / "logs" / f"error-{number}.txt"
+        assert (code, out) == (1, "")
+        assert err.endswith(f"error: ZeroDivisionError: a bug. Details: {path}\n")
+        assert "Traceback" in path.read_text() and "in verb" in path.read_text()
 
 
 @pytest.mark.parametrize("verb", ["predict", "report"])

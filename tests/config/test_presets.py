@@ -23,7 +23,7 @@ NOT_A_RECIPES = {
     "metadata": {"source", "max_rows"},
     "fetch": {  # how bytes come, and what is refused for safety
         "timeout_s", "max_bytes", "max_pixels", "max_redirects", "retries", "max_pause_s",
-        "user_agent", "allow_loopback", "file_root",
+        "user_agent", "allow_loopback", "file_root", "proxy", "opt_out_tags",
     },
     "embed": {"batch_size"},  # results do not vary with it
     "retrieve": {"overfetch", "index", "nprobe"},  # how many at once; of another backend

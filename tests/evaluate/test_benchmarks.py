@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,31 @@ def test_folder_reads_8_and_16_bit_labels(folder_tree) -> None:
     assert (first[0], second[0]) == ("a", "b")
     assert np.unique(first[2]).tolist() == [0, 2, IGNORE]
     assert np.unique(second[2]).tolist() == [1] and second[2].dtype == np.uint16
+
+
+def test_folder_hidden_files_are_left_out_and_every_suffix_is_read(folder_tree, caplog) -> None:
+    photos, labels = folder_tree / "test" / "images", folder_tree / "test" / "labels"
+    for name in ("._a.png", ".DS_Store", "Thumbs.db", "@eaDir"):
+        (photos / name).write_bytes(b"no photo")
+    for name in ("c.JFIF", "d.jpe"):
+        shutil.copy(photos / "b.jpg", photos / name)
+        shutil.copy(labels / "b.png", labels / f"{name[0]}.png")
+    benchmark = folder(folder_tree, "test")
+    assert [sample.name for sample in benchmark.samples] == ["a", "b", "c", "d"]
+    assert "1 hidden photos are left out" in caplog.text
+
+
+def test_folder_names_in_two_normal_forms_are_a_pair(folder_tree) -> None:
+    photos, labels = folder_tree / "test" / "images", folder_tree / "test" / "labels"
+    (photos / "b.jpg").rename(photos / unicodedata.normalize("NFC", "é.jpg"))
+    (labels / "b.png").rename(labels / unicodedata.normalize("NFD", "é.png"))
+    assert np.unique(folder(folder_tree, "test")[1][2]).tolist() == [1]
+
+
+def test_coco_hidden_photos_are_left_out(tmp_path) -> None:
+    root = coco_tree(tmp_path)
+    (root / "val2017" / "._000000000001.jpg").write_bytes(b"no photo")
+    assert len(coco2017(root, "val")) == 2
 
 
 def test_folder_with_own_ignore_id_and_absent_rule(folder_tree) -> None:

@@ -1,15 +1,19 @@
 """Fetching from a real server that misbehaves in every way the web does."""
 
 import asyncio
+import errno
 import hashlib
 import http.server
 import io
+import os
+import pathlib
 import pickle
 import re
 import socket
 import struct
 import threading
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +27,7 @@ from namedmask.errors import SchemaError
 from namedmask.fetch import addresses, download
 from namedmask.fetch import stage as fetch_module
 from namedmask.fetch.stage import Fetch
+from tests import unprivileged
 
 
 def jpeg(height=60, width=80, **options):
@@ -261,7 +266,7 @@ def test_fetch_server_that_never_ends_meets_total_deadline(server, path):
         ("no url at all", "bad_url"),
         ("http://127.0.0.1:99999/", "bad_url"),
         ("http://[::1", "bad_url"),
-        ("file:///etc/hostname", "blocked_address"),
+        ("file:///etc/hostname", "outside_root"),
     ],
 )
 def test_fetch_url_that_leads_nowhere_gives_its_reason(url, word):
@@ -572,8 +577,8 @@ def test_fetch_files_below_the_root_are_read(tmp_path):
     urls += [f"{root.as_uri()}/../secret.jpg", f"{root.as_uri()}/%2e%2e/secret.jpg"]
     table = run(urls, file_root=str(root), max_bytes=len(PHOTO) + 100)
     assert table["status"].to_pylist() == [
-        "ok", "not_an_image", "no_file", "blocked_address", "no_file", "too_big",
-        "blocked_address", "blocked_address",
+        "ok", "not_an_image", "no_file", "outside_root", "no_file", "too_big",
+        "outside_root", "outside_root",
     ]  # fmt: skip
     assert table["image"].to_pylist()[0] == PHOTO
 
@@ -582,6 +587,80 @@ def test_fetch_fault_of_the_program_is_crashed_and_logged(server, monkeypatch, c
     def broken(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(download, "opted_out", broken)
+    monkeypatch.setattr(download, "header_opt_out", broken)
     assert status(f"{server.address}/ok/") == "crashed"
     assert re.search("a bug", caplog.text)
+
+
+def test_fetch_file_outside_the_root_has_a_status_of_its_own(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    (tmp_path / "photos2").mkdir()
+    for path in (tmp_path / "a.jpg", tmp_path / "photos2/a.jpg"):
+        path.write_bytes(PHOTO)
+    (root / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    (root / "linked").symlink_to(tmp_path / "photos2")
+    urls = [
+        f"{root.as_uri()}/link.jpg", f"{root.as_uri()}/linked/a.jpg", f"{root.as_uri()}/..%2fa.jpg",
+        f"{root.as_uri()}2/a.jpg", "file:///proc/self/root/etc/hostname", "file:///",
+    ]  # fmt: skip
+    assert set(run(urls, file_root=str(root))["status"].to_pylist()) == {"outside_root"}
+    assert set(run(urls)["status"].to_pylist()) == {"outside_root"}
+    inside = run(urls, file_root=str(tmp_path))["status"].to_pylist()
+    assert inside == ["ok"] * 4 + ["outside_root"] * 2
+
+
+def test_fetch_file_in_the_other_normal_form_is_read_but_not_through_a_link(tmp_path):
+    root = tmp_path / "photos"
+    root.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(PHOTO)
+    (root / unicodedata.normalize("NFD", "ü.jpg")).write_bytes(PHOTO)
+    (root / unicodedata.normalize("NFD", "é.jpg")).symlink_to(tmp_path / "secret.jpg")
+    names = [unicodedata.normalize("NFC", name) for name in ("ü.jpg", "é.jpg", "å.jpg")]
+    table = run([(root / name).as_uri() for name in names], file_root=str(root))
+    assert table["status"].to_pylist() == ["ok", "outside_root", "no_file"]
+
+
+def test_fetch_path_that_leads_to_no_file_is_no_file(tmp_path):
+    (tmp_path / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "dead.jpg").symlink_to("gone.jpg")
+    (tmp_path / "a.jpg").write_bytes(PHOTO)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    root = tmp_path.as_uri()
+    names = ["self.jpg", "dead.jpg", "a.jpg/b.jpg", "pipe.jpg", "a%00b", "x" * 300, "x/" * 3000, ""]
+    table = run([f"{root}/{name}" for name in names], file_root=str(tmp_path), retries=0)
+    assert table["status"].to_pylist() == ["no_file"] * len(names)
+
+
+def test_fetch_file_that_may_not_be_read_has_a_status_of_its_own(tmp_path, caplog):
+    (tmp_path / "closed").mkdir()
+    for name in ("a.jpg", "b.jpg", "closed/c.jpg"):
+        (tmp_path / name).write_bytes(PHOTO)
+    (tmp_path / "b.jpg").chmod(0)
+    (tmp_path / "closed").chmod(0)
+    urls = [(tmp_path / name).as_uri() for name in ("a.jpg", "b.jpg", "closed/c.jpg")]
+    out = unprivileged.run(
+        "import pyarrow as pa; from namedmask.config import FetchConfig\n"
+        "from namedmask.fetch.stage import Fetch\n"
+        f"table = pa.table({{'url': {urls!r}, 'status': ['ok'] * 3}})\n"
+        f"print(Fetch(FetchConfig(file_root={str(tmp_path)!r}))(table)['status'].to_pylist())"
+    )
+    (tmp_path / "closed").chmod(0o755)
+    assert out.strip() == "['ok', 'no_permission', 'no_permission']"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENODEV])
+def test_fetch_disk_that_fails_is_unreadable_and_tried_again(tmp_path, monkeypatch, number):
+    # a disk that fails cannot be had; the system call is the last part that is ours
+    (tmp_path / "a.jpg").write_bytes(PHOTO)
+    tries = []
+
+    def failing(path):
+        tries.append(path)
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", failing)
+    monkeypatch.setattr(fetch_module, "BACKOFF_S", 0.01)
+    table = run([(tmp_path / "a.jpg").as_uri()], file_root=str(tmp_path), retries=2)
+    assert table["status"].to_pylist() == ["unreadable"]
+    assert len(tries) == 3

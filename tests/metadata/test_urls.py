@@ -1,7 +1,9 @@
 """Urls: one spelling each, for every spelling and any text; ids that never change."""
 
 import re
+import time
 
+import idna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +109,67 @@ def test_normalize_url_different_paths_stay_different(host, one, other):
     assert same == (sample_id(first) == sample_id(second))
     if one.isascii() and other.isascii() and one.isprintable() and other.isprintable():
         assert same == (one == other)
+
+
+OWNERS = [
+    {"faß.de", "FAß.de", "FAẞ.DE", "xn--fa-hia.de"},
+    {"fass.de", "FASS.de", "ｆａｓｓ.de", "faſs.de"},
+    {"σίγμας.gr", "ΣΊΓΜΑς.gr"}, {"σίγμασ.gr", "ΣΊΓΜΑΣ.gr"},
+    {"نامه\u200cای.com"}, {"نامهای.com"}, {"क्\u200dष.com"}, {"क्ष.com"},  # with and without a joiner
+    {"bücher.example", "BÜCHER.example", "b\u0075\u0308cher.example", "bücher。example",
+     "bücher．example", "bücher｡example", "xn--bcher-kva.example", "XN--BCHER-KVA.example"},
+    {"bücher.example."}, {"bucher.example"},
+    {"example.org", "EXAMPLE.org", "ｅｘａｍｐｌｅ．ｏｒｇ", "exam\u00adple.org"}, {"example.org."},
+    {"istanbul.com", "ISTANBUL.com"}, {"i\u0307stanbul.com", "İstanbul.com"}, {"ıstanbul.com"},
+    {"i❤.ws", "I❤.ws", "xn--i-7iq.ws"}, {"😀.ws"}, {"а.com"}, {"a.com"}, {"日本.jp"},
+]  # fmt: skip
+"""Hosts that browsers take for one, by UTS 46; two sets are two owners."""
+
+
+def test_sample_id_is_one_for_each_owner_and_for_no_two():
+    ids = [{sample_id(f"http://{host}/a.jpg") for host in hosts} for hosts in OWNERS]
+    assert [len(of_owner) for of_owner in ids] == [1] * len(OWNERS)
+    assert len(set.union(*ids)) == len(OWNERS)
+    hosts = [normalize_url(f"http://{host}/") for owner in OWNERS for host in owner]
+    assert all(re.fullmatch(r"http://[a-z0-9.-]+/", host) for host in hosts)
+
+
+@pytest.mark.parametrize(
+    "host", ["a\u200db.com", "a\u200cb.com", "ü..com", "-ü.com", "ü-.com", "\u0308a.com", "℀.com",
+             "ü／x.com", "ü＠x.com", "ü＃x.com", "ä" * 64 + ".com", "\ufffd.com"],
+)  # fmt: skip
+def test_normalize_url_host_without_a_mapping_gives_empty(host):
+    assert normalize_url(f"http://{host}/") == ""
+
+
+LABELS = st.text(
+    st.sampled_from("aßsſσςéeüÜİıΣ❤日あ")
+    | st.characters(codec="utf-8", exclude_characters="@:/?#[]\\%"),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=1000)
+@given(LABELS, LABELS)
+def test_normalize_url_hosts_share_a_form_only_if_their_letters_map_to_the_same(one, other):
+    forms = [normalize_url(f"http://{label}.example/") for label in (one, other)]
+    mapped = []
+    for label in (one, other):
+        try:
+            mapped.append(idna.uts46_remap(label.strip().lower(), False, False))
+        except idna.IDNAError:
+            mapped.append(None)
+    if forms[0] and forms[0] == forms[1]:
+        assert mapped[0] == mapped[1] or all(isinstance(m, str) and "xn--" in m for m in mapped)
+    if all(forms) and mapped[0] == mapped[1]:
+        assert forms[0] == forms[1]
+
+
+def test_normalize_url_long_hosts_take_no_time():
+    begun = time.perf_counter()
+    assert normalize_url("http://" + "ä." * 200_000 + "com/") == ""
+    assert normalize_url("http://" + "a" * 2_000_000 + "/") == ""
+    assert time.perf_counter() - begun < 1
 
 
 IDS = {

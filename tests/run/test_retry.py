@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +20,7 @@ from namedmask.errors import ConfigError, InputError
 from namedmask.run import ledger
 from namedmask.run.job import VerbRun
 from namedmask.run.progress import SilentProgress
-from namedmask.run.retry import count_in_classes, rewrite_wave, rows_again
+from namedmask.run.retry import WaveRewriter, count_in_classes, rows_again
 from namedmask.run.stages import load_stage
 from namedmask.run.stores import EmbeddingStore, file_of
 from namedmask.storage import files as file_store
@@ -247,6 +248,12 @@ def test_retry_cut_off_before_any_write_has_every_row_once_and_goes_on(
     assert names == {name.rpartition("/")[2] for name in kept}
 
 
+def rewritten(run: Path, unit: str, table: pa.Table) -> ledger.Commit:
+    with WaveRewriter(run, "embeddings", unit) as writer:
+        writer.add(table)
+        return writer.commit()
+
+
 def test_retry_wave_written_twice_ends_as_written_once(
     web: toys.SmallWeb, source: str, tmp_path: Path
 ) -> None:
@@ -259,11 +266,11 @@ def test_retry_wave_written_twice_ends_as_written_once(
     web.trouble = {}
     for name in ("fetch", "embed"):
         table = load_stage(name, config)(table)
-    once = rewrite_wave(tmp_path, "embeddings", unit, [table])
+    once = rewritten(tmp_path, unit, table)
     assert once.counts["ok"] > old.counts["ok"]
     assert once.files.keys() != old.files.keys()
     rows = rows_of(tmp_path)
-    assert rewrite_wave(tmp_path, "embeddings", unit, [table]) == once
+    assert rewritten(tmp_path, unit, table) == once
     assert rows_of(tmp_path) == rows
     counts_of(tmp_path)
 

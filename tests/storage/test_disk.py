@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from namedmask.cli.screen import explain
+from namedmask.cli.guard import explain
 from namedmask.errors import InputError
 from namedmask.run.ledger import open_run
 from namedmask.storage import place as storage
@@ -67,7 +67,7 @@ def on_share(
 COMMIT = """
 import sys
 from pathlib import Path
-from namedmask.cli.screen import explain
+from namedmask.cli.guard import explain
 from namedmask.errors import NamedMaskError
 from namedmask.run.ledger import open_run
 from namedmask.storage.files import write_json

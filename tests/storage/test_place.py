@@ -32,6 +32,7 @@ from namedmask.run.progress import SilentProgress
 from namedmask.storage import files as file_store
 from namedmask.storage import locks, s3, s3_client
 from namedmask.storage import place as storage
+from namedmask.storage.patterns import expand
 from namedmask.storage.s3 import S3Path
 from namedmask.verbs import build as verbs
 from namedmask.verbs import evaluate, refine, train
@@ -300,15 +301,16 @@ def test_storage_refusal_is_told_with_a_way_out(
 
 
 def test_storage_sources_on_s3_expand_as_on_a_disk(folder: S3Path, tmp_path: Path) -> None:
-    names = ("a/1.parquet", "a/2.csv", "a/deep/3.parquet", "b/4.parquet", "a/.hidden.parquet")
+    names = ("a/1.parquet", "a/2.csv", "a/deep/3.parquet", "b/4.parquet", "a/.hidden.parquet",
+             "a/@eaDir/5.parquet", "__MACOSX/6.parquet")  # fmt: skip
     for name in names:
         (folder / name).write_bytes(b"x")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     for pattern in ("*/*.parquet", "a/*", "**/*.parquet", "a/**", "?/[14].*", "a/1.parquet"):
-        found = [one.removeprefix(f"{folder}/") for one in storage.expand(f"{folder}/{pattern}")]
+        found = [one.removeprefix(f"{folder}/") for one in expand(f"{folder}/{pattern}")]
         assert found == [
-            one.removeprefix(f"{tmp_path}/") for one in storage.expand(f"{tmp_path}/{pattern}")
+            one.removeprefix(f"{tmp_path}/") for one in expand(f"{tmp_path}/{pattern}")
         ]
         assert found
     config = Config.of({"run": {"out": "x"}, "metadata": {"source": [f"{folder}/a/*.txt"]}})

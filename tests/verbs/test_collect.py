@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from namedmask import schema
+from namedmask.cli.app import main
 from namedmask.config.run_file import Config, to_toml
 from namedmask.errors import ConfigError, TooManyFailuresError
 from namedmask.images.codec import size_of
@@ -118,7 +119,7 @@ def test_collect_fetch_killed_and_run_again_ends_with_equal_files(
             process.kill()
     finally:
         web.delay_s = 0.0
-    committed = set(stored(tmp_path / "run"))
+    committed = {name for name in stored(tmp_path / "run") if not name.endswith(".part")}
     assert committed < set(stored(finished))
     web.hits.clear()
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -172,3 +173,26 @@ def test_collect_fetch_hash_of_the_metadata_is_kept_to_whatever_its_spelling(
     counts = collect.fetch(config_of(source, tmp_path / "run"), SILENT)["rows_by_status"]
     assert counts == {"ok": 2, "content_changed": 1}
     assert [row["url"] for row in rows_of(tmp_path / "run", "tombstones")] == [columns["URL"][1]]
+
+
+@pytest.mark.parametrize("verb", ["fetch", "embed", "curate"])
+def test_run_without_a_good_row_exits_1_and_tells_the_commonest_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    with toys.SmallWeb() as web:
+        for number in range(5):
+            web.add(f"dead-{number}.jpg", None)
+        web.add("page.jpg", b"<html>not a picture</html>")
+        source = str(web.write_metadata(tmp_path / "metadata.parquet"))
+        plug_in = ('embed.model="tests.toys:embedder"', 'categories.names=["red"]')
+        (tmp_path / "run.toml").write_text(to_toml(config_of(source, tmp_path / "run", *plug_in)))
+        command = [verb, str(tmp_path / "run.toml"), "--local"]
+        for _ in range(2):  # the second time, there is nothing left to do, and still no good row
+            assert main(command) == 1
+            assert "none of 6 rows is ok; the commonest status is 'http_404' (5)." in (
+                capsys.readouterr().err
+            )
+        if verb == "curate":
+            return
+        web.files["/dead-0.jpg"] = toys.jpeg(toys.disk(toys.COLORS["red"], 0))
+        assert main([*command, "--retry", "dead"]) == 0

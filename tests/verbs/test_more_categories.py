@@ -13,7 +13,7 @@ import torch
 
 from namedmask.archive.store import Archive
 from namedmask.config import Config
-from namedmask.errors import ConfigError, InputError
+from namedmask.errors import ConfigError, InputError, TooManyFailuresError
 from namedmask.run.job import VerbRun
 from namedmask.run.ledger import open_run
 from namedmask.run.progress import SilentProgress
@@ -174,7 +174,7 @@ def test_more_categories_blocked_host_and_url_are_never_fetched(
     verbs.curate(run_of(source, tmp_path / "one", ["red"], red=rules), SILENT)
     urls = Archive.open(tmp_path / "one/archive").entries("red")["url"].to_pylist()
     assert best not in urls
-    with pytest.raises(InputError, match=r"no image is left for 'red' \(blocked 20\)"):
+    with pytest.raises(TooManyFailuresError, match=r"none of 20 candidates is ok.*'blocked'"):
         verbs.curate(
             run_of(source, tmp_path / "two", ["red"], red={"blocked_hosts": ["127.0.0.1"]}), SILENT
         )
@@ -251,7 +251,7 @@ def test_more_categories_failed_build_leaves_nothing_that_passes_for_finished(
     config = run_of(source, tmp_path, ["red"])
     verbs.curate(config, SILENT)
     funnels = (tmp_path / "funnels.json").read_text()
-    with pytest.raises(InputError, match="no image is left"):
+    with pytest.raises(TooManyFailuresError, match=r"none of .* is ok.*'blocked'"):
         verbs.curate(
             run_of(source, tmp_path, ["red"], red={"blocked_hosts": ["127.0.0.1"]}), SILENT
         )

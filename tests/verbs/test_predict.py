@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,14 +139,42 @@ def test_files_get_an_overlay_a_label_map_and_a_row(checkpoint, pictures, tmp_pa
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_bad_picture_is_named_before_anything_is_written(checkpoint, pictures, tmp_path) -> None:
-    bad = tmp_path / "bad.jpg"
+@pytest.mark.parametrize("kind", [Path, str])
+def test_bad_pictures_are_rows_of_their_own_and_good_ones_are_written(
+    checkpoint, pictures, tmp_path, kind
+) -> None:
+    bad, cut, folder = tmp_path / "bad.jpg", tmp_path / "cut.jpg", tmp_path / "folder.jpg"
     bad.write_bytes(b"<html>not found</html>")
-    with pytest.raises(InputError, match=r"bad\.jpg cannot be decoded: not_an_image"):
-        predict_files(checkpoint, [*pictures, bad], tmp_path / "out")
-    with pytest.raises(InputError, match=r"gone\.jpg cannot be read: No such file"):
-        predict_files(checkpoint, [tmp_path / "gone.jpg"], tmp_path / "out")
+    cut.write_bytes(pictures[1].read_bytes()[:300])
+    folder.mkdir()
+    asked = [bad, pictures[0], cut, folder, pictures[1]]
+    rows = predict_files(kind(checkpoint), [kind(path) for path in asked], kind(tmp_path / "out"))
+    assert [row["status"] for row in rows] == ["not_an_image", "ok", "truncated", "no_file", "ok"]
+    assert "Is a directory" in rows[3]["reason"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["one.png", "one_labels.png", "two.png", "two_labels.png"]
+
+
+def test_missing_picture_is_named_before_anything_is_written(
+    checkpoint, pictures, tmp_path
+) -> None:
+    with pytest.raises(InputError, match=r"gone\.jpg does not exist"):
+        predict_files(checkpoint, [*pictures, tmp_path / "gone.jpg"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_predict_with_a_bad_picture_exits_1_and_with_a_bad_device_2(
+    checkpoint, pictures, tmp_path, capsys
+) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"")
+    asked = ["predict", checkpoint, bad, pictures[0], "--json", "--out", tmp_path / "out"]
+    assert main([str(word) for word in asked]) == 1
+    out, err = capsys.readouterr()
+    assert [row["status"] for row in json.loads(out)] == ["not_an_image", "ok"]
+    assert err.startswith(f"error: 1 of 2 images could not be segmented, the first of them {bad}")
+    assert main([*map(str, asked), "--device", "tpu"]) == 2
+    assert "predict.device is 'tpu'; expected 'cpu' or 'cuda'" in capsys.readouterr().err
 
 
 def test_two_pictures_of_one_stem_are_refused(checkpoint, pictures, tmp_path) -> None:

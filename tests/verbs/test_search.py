@@ -15,9 +15,9 @@ from namedmask.errors import ConfigError, InputError, MissingExtraError
 from namedmask.report.search_page import search_page
 from namedmask.run.job import config_of_run
 from namedmask.run.layout import EMBEDDINGS, MANIFEST, SEARCH_INDEX
-from namedmask.run.ledger import Ledger, open_run
+from namedmask.run.ledger import Ledger
 from namedmask.run.progress import SilentProgress
-from namedmask.run.stores import EmbeddingStore, write_wave
+from namedmask.run.stores import EmbeddingStore
 from namedmask.search import index as search_index
 from namedmask.search import make
 from namedmask.search.index import KINDS, kind_for
@@ -25,7 +25,7 @@ from namedmask.storage.files import read_json
 from namedmask.verbs.search import search
 from tests import rounding
 from tests.html_page import Page
-from tests.waves import EMBEDDER, add_wave, search_config
+from tests.waves import EMBEDDER, add_table, add_wave, search_config
 
 pytestmark = pytest.mark.numerical
 
@@ -165,8 +165,7 @@ def add_copy(out: Path, unit: str) -> None:
 
     table = read_parquet(out / EMBEDDINGS / "wave-00000.parquet")
     ids = pa.array([unit + one[5:] for one in table["sample_id"].to_pylist()])
-    with open_run(out):
-        write_wave(out, EMBEDDINGS, unit, [table.set_column(0, "sample_id", ids)], unit)
+    add_table(out, unit, table.set_column(0, "sample_id", ids))
 
 
 def test_search_with_templates_uses_those_of_the_run(out: Path) -> None:
@@ -197,8 +196,7 @@ def test_search_of_vectors_of_two_lengths_is_refused(out: Path) -> None:
         [one[:50] for one in table["embedding"].to_pylist()], schema.TYPES["embedding"]
     )
     place = table.schema.get_field_index("embedding")
-    with open_run(out):
-        write_wave(out, EMBEDDINGS, "00002", [table.set_column(place, "embedding", short)], "2")
+    add_table(out, "00002", table.set_column(place, "embedding", short))
     with pytest.raises(InputError, match="vectors of 108 and of 50 numbers"):
         search(search_config(out), "red", 5, QUIET)
 

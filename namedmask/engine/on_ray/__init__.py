@@ -5,6 +5,7 @@ verbs take. The modules in the order in which a run uses them:
 
 * `session` connects to Ray and compares what a run needs with what the cluster has;
 * `ray_executor` is the executor;
+* `opening` opens the models and files of a verb before its first row;
 * `metadata_scan` reads and deduplicates tables with many tasks;
 * `graphs` runs a streaming graph, and `watch` reports the stages of a graph that wait;
 * `actors` has the classes that run in the processes of a graph, and `isolated` finds rows that kill

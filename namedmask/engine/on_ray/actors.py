@@ -28,7 +28,7 @@ from namedmask.errors import NamedMaskError
 from namedmask.images.limits import within
 from namedmask.run.layout import part_file
 from namedmask.run.machine import memory_bytes, use_threads
-from namedmask.run.stages import batch_size_of, load_stage, processes_here, stage_class
+from namedmask.run.stages import batch_size_of, open_stage, opened, processes_here, stage_class
 from namedmask.run.waves import Wave, WaveHeader, Written, header_of, write, written_before
 from namedmask.storage import Place
 from namedmask.storage.files import blob_bytes, write_file
@@ -251,7 +251,7 @@ class Mapper:
         self._registry = registry
         self._broken: NamedMaskError | None = None
         try:
-            self._function = make()
+            self._function = opened(make, "a model of this step")
             use_threads(config)
         except NamedMaskError as error:
             self._broken = error
@@ -302,7 +302,7 @@ def run_in_child(names: Sequence[str], config: Config, rows: pa.Table) -> Iterat
 
 def load_stage_here(name: str, config: Config) -> Any:
     """Load a stage in this process, limit its threads as configured, and return it."""
-    stage = load_stage(name, config, processes_here(config))
+    stage = open_stage(name, config, processes_here(config))
     use_threads(config)
     return stage
 

@@ -4,6 +4,9 @@ A wave passes a stage in this way after a process of the stage died or ran out o
 wave. The rows pass in batches. If a batch kills the child, its rows pass one by one, and a
 row that kills the child on its own is `crashed`.
 
+A stage that cannot be built is told apart from a row that kills: the child says that it is ready
+before it gets its first rows. A failure before that is the failure of the run.
+
 The child is `python -m namedmask.engine.on_ray.isolated` and does not use Ray. A message on its
 standard input or output is a length of 8 bytes, followed by a pickle or an Arrow stream.
 """
@@ -16,13 +19,18 @@ import resource
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from namedmask import schema
+from namedmask.errors import NamedMaskError
+from namedmask.run.failures import refuse_crashed, sentence_of
+from namedmask.run.stages import opened
 from namedmask.schema.status import CRASHED
 
 HEAVY = ("image", "saliency", "mask", "embedding")
@@ -50,12 +58,18 @@ def run_isolated(
         memory_bytes: number of bytes that the child may allocate.
 
     Raises:
+        NamedMaskError: the stage cannot be built, because `make` raises or kills the child.
+        TooManyFailuresError: so many rows kill the child that the run is at fault.
         Exception: an error that the stage raises without killing the child, unchanged.
     """
     child = _Child(make, memory_bytes)
+    counts: Counter[str] = Counter()
     try:
         for start in range(0, table.num_rows, batch_size):
-            yield from _batch(child, table.slice(start, batch_size), adds)
+            for part in _batch(child, table.slice(start, batch_size), adds):
+                counts.update(part["status"].to_pylist())
+                refuse_crashed("", table.num_rows, counts)
+                yield part
     finally:
         child.stop()
 
@@ -103,11 +117,15 @@ class _Child:
             raise answer
         return _from_bytes(answer)
 
-    def stop(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def stop(self) -> int:
+        """Kill the child if it is alive; return its exit code, negative for a signal."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        alive = process.poll() is None
+        process.kill()
+        process.communicate()
+        return 0 if alive else process.returncode
 
     def _start(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(part or "." for part in sys.path)
@@ -117,9 +135,28 @@ class _Child:
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},
         )
-        assert self._process.stdin
-        _send(self._process.stdin, pickle.dumps((self._make, self._memory_bytes)))
+        assert self._process.stdin and self._process.stdout
+        try:
+            _send(self._process.stdin, pickle.dumps((self._make, self._memory_bytes)))
+            kind, answer = pickle.loads(_receive(self._process.stdout))
+        except (OSError, EOFError):
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
+            raise died_while_opened(self.stop()) from None
+        if kind == "error":
+            self.stop()
+            raise answer
         return self._process
+
+
+def died_while_opened(code: int = 0) -> NamedMaskError:
+    """Return the error for a process that died while it opened its models; `code` as of Popen."""
+    how = f" of signal {-code}" if code < 0 else ""
+    return NamedMaskError(
+        f"a process died{how} while it opened its models, so no row was tried. The memory may be "
+        "too small for them (ray.memory_limit_gb), or a library or plug-in crashes. Run "
+        "'namedmask doctor' to check the installation."
+    )
 
 
 def limit_memory(memory_bytes: int) -> None:
@@ -135,19 +172,37 @@ def limit_memory(memory_bytes: int) -> None:
 def _serve(read: IO[bytes], write: IO[bytes]) -> None:
     make, memory_bytes = pickle.loads(_receive(read))
     limit_memory(memory_bytes)
-    stage: Work = pickle.loads(make)()
+    try:
+        stage: Work = opened(lambda: pickle.loads(make)(), "a stage")
+    except NamedMaskError as error:
+        _send(write, _packed("error", error))
+        return
+    _send(write, _packed("ready", None))
     while True:
         try:
             table = _from_bytes(_receive(read))
         except EOFError:
             return
         try:
-            answer: tuple[str, object] = ("table", _to_bytes(stage(table)))
+            answer = _packed("table", _to_bytes(stage(table)))
         except MemoryError:
-            answer = ("memory", None)
+            answer = _packed("memory", None)
         except Exception as error:  # noqa: BLE001  (raised again in the parent, as it is)
-            answer = ("error", error)
-        _send(write, pickle.dumps(answer))
+            answer = _packed("error", error)
+        _send(write, answer)
+
+
+def _packed(kind: str, content: object) -> bytes:
+    """Return an answer as bytes; an error that does not pickle becomes a sentence."""
+    data = pickle.dumps((kind, None))
+    try:
+        data = pickle.dumps((kind, content))
+        if kind == "error":
+            pickle.loads(data)
+    except Exception:  # noqa: BLE001  (a class of a plug-in may raise anything here)
+        if isinstance(content, BaseException):
+            data = pickle.dumps((kind, NamedMaskError(sentence_of(content))))
+    return data
 
 
 def _send(pipe: IO[bytes], data: bytes) -> None:

@@ -16,6 +16,7 @@ times as many while the waves are cut.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -41,6 +42,9 @@ from namedmask.storage.place import readable, remove_tree, replaced
 
 ROWS_PER_GROUP = 2048
 """Number of rows per row group of a file of clean metadata."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,15 @@ def scanned_waves(run: VerbRun) -> list[Wave]:
     find: Any = ray.remote(num_cpus=config.num_cpus)(_repeated)
     repeated_refs = [find.remote(*of_partition) for of_partition in zip(*digest_refs, strict=True)]
     try:
-        counts: list[int] = gather(count_refs, registry, "reading the metadata", run.config.ray)
+        read: list[tuple[int, list[str]]] = gather(
+            count_refs, registry, "reading the metadata", run.config.ray
+        )
         repeated = np.concatenate(ray.get(repeated_refs))
     except ray.exceptions.RayError as error:
         raise own_error(error) or error from error
+    for sentence in (sentence for _, sentences in read for sentence in sentences):
+        _log.warning(sentence)
+    counts = [count for count, _ in read]
     return _cut(paths, counts, repeated, run.config.run.wave_rows, config.max_rows)
 
 
@@ -91,12 +100,14 @@ def _scan(
 ) -> tuple[Any, ...]:
     """Write the clean rows of a table; return their number, then its digests per partition.
 
-    Each partition is a pair of row numbers, (N,) int64, and url digests, (N,) S10.
+    The number comes with the sentences that the reader says about the table. Each partition is a
+    pair of row numbers, (N,) int64, and url digests, (N,) S10.
     """
+    said: list[str] = []
     ray.get(registry.begin.remote("scan", place))
     count, rows, digests = 0, [np.empty(0, np.int64)], [np.empty(0, "S10")]
     with replaced(path) as part, pq.ParquetWriter(part, schema.METADATA) as writer:
-        for table in metadata.clean_place(place, config):
+        for table in metadata.clean_place(place, config, said.append):
             if config.max_rows:
                 table = table.slice(0, config.max_rows - count)
             writer.write_table(table, ROWS_PER_GROUP)
@@ -111,7 +122,7 @@ def _scan(
     first_bytes = all_digests.view(np.uint8).reshape(-1, 10)[:, 0].astype(np.int64)
     partition_of = first_bytes * partitions // 256
     masks = (partition_of == number for number in range(partitions))
-    return count, *((all_rows[mask], all_digests[mask]) for mask in masks)
+    return (count, said), *((all_rows[mask], all_digests[mask]) for mask in masks)
 
 
 def _repeated(*tables: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import pickle
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -21,10 +22,12 @@ from namedmask.engine.on_ray.actors import (
 )
 from namedmask.engine.on_ray.graphs import stream
 from namedmask.engine.on_ray.metadata_scan import discard_scan, scanned_waves
+from namedmask.engine.on_ray.opening import open_on_ray
 from namedmask.engine.on_ray.session import Pool, refuse_too_small, session
 from namedmask.engine.on_ray.watch import GraphState
 from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
+from namedmask.run.stages import Part
 from namedmask.run.waves import Wave, Written, header_of, write
 
 T = TypeVar("T")
@@ -53,12 +56,24 @@ class RayExecutor:
 
     def __init__(self, config: Config, stack: ExitStack) -> None:
         self._config, self._stack = config, stack
+        self._opened: set[bytes] = set()  # pickled parts
         actors = config.retrieve.actors[1]
         self.parts = actors * PARTS_PER_ACTOR if actors > 1 else 1
 
     def _connect(self) -> None:
         if not ray.is_initialized():
             self._stack.enter_context(session(self._config))
+
+    def open(self, run: VerbRun, parts: Sequence[Part], later: Sequence[Part] = ()) -> None:
+        """Open parts in processes of the cluster, each part once per command; see opening.py."""
+        new = [part for part in (*parts, *later) if pickle.dumps(part) not in self._opened]
+        for part in new:
+            if not part.section:
+                part.open()
+        if on_cluster := [part for part in new if part.section]:
+            self._connect()
+            open_on_ray(on_cluster, run.config)
+        self._opened.update(map(pickle.dumps, new))
 
     def metadata(self, run: VerbRun) -> Iterator[Wave]:
         """Yield the waves of the metadata, which many tasks have read and deduplicated."""
@@ -72,7 +87,7 @@ class RayExecutor:
         stages: Sequence[str],
         store_name: str,
         step: Step,
-    ) -> Iterator[Written]:
+    ) -> Generator[Written]:
         """Pass each wave through a graph that commits it; yield its result, in any order.
 
         A graph takes seconds to start. If there is only one wave and no stage needs a pool, the

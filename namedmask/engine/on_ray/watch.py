@@ -60,7 +60,7 @@ class Watch(ExecutionCallback):
             return
         idle_s = now - self._moved_at
         if idle_s >= self.config.stall_timeout_s:
-            raise _stalled(idle_s, "; ".join(self._waiting(executor)))
+            raise stalled(idle_s, "; ".join(self._waiting(executor)))
         if min(idle_s, now - self._warned_at) >= self.config.heartbeat_s:
             self._warned_at = now
             _log.warning("no progress for %.0f s: %s", idle_s, "; ".join(self._waiting(executor)))
@@ -120,12 +120,13 @@ def gather(references: Sequence[Any], registry: Any, work: str, config: RayConfi
         if idle_s >= config.stall_timeout_s:
             for reference in left:
                 ray.cancel(reference, force=True)
-            raise _stalled(idle_s, message)
+            raise stalled(idle_s, message)
         _log.warning("no progress for %.0f s: %s", idle_s, message)
     return list(ray.get(list(references)))
 
 
-def _stalled(idle_s: float, message: str) -> NamedMaskError:
+def stalled(idle_s: float, message: str) -> NamedMaskError:
+    """Return the error for work that has not moved for `idle_s` seconds."""
     return NamedMaskError(
         f"nothing moved for {idle_s:.0f} s (ray.stall_timeout_s): {message}. Committed work is "
         "kept. Run the same command again once the cluster has the missing resources, or raise "

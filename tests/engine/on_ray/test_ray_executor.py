@@ -151,8 +151,13 @@ def test_on_ray_waiting_stage_is_named_and_the_run_ends(
     try:
         with pytest.raises(NamedMaskError, match=r"nothing moved.*fetch waits for its first actor"):
             list(stream(2, None, pools, config.ray))
-        with pytest.raises(NamedMaskError, match=r"nothing moved.*reading the metadata waits"):
+        with pytest.raises(NamedMaskError, match=r"nothing moved.*to open embed .* waits for CPUs"):
             verbs.embed(config, SILENT, executor)
+        with (
+            open_run(tmp_path / "scan") as ledger,
+            pytest.raises(NamedMaskError, match=r"nothing moved.*reading the metadata waits"),
+        ):
+            scanned_waves(VerbRun(config, ledger, SILENT))
     finally:
         ray.kill(occupant)
     assert "fetch waits for its first actor, which needs 1 CPU" in caplog.text
