@@ -209,7 +209,7 @@ def test_name_with_a_control_character_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("caf\u00e9", "cafe\u0301"), ("cat", " cat"), ("polar bear", "polar  bear"),
+    [("cr\u00e8me", "cre\u0300me"), ("cat", " cat"), ("polar bear", "polar  bear"),
      ("fish", "\ufb01sh"), ("polar bear", "polar\u00a0bear"), ("cat", "c\u00adat")],
 )  # fmt: skip
 def test_names_that_look_alike_are_refused(one: str, other: str) -> None:

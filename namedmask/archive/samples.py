@@ -77,7 +77,8 @@ class ArchiveSamples:
         height, width = (int(side) for side in shard.sizes[row])
         try:
             path = kept_copy(shard.path, shard.sha256)
-            image = images.decode(_image_bytes(path, row), max_pixels=height * width)
+            limit = images.limit_of_checked(height, width)
+            image = images.decode(_image_bytes(path, row), limit)
             mask = images.decode_mask(shard.masks[row], height, width)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise InputError(

@@ -7,7 +7,6 @@ from namedmask import lazy_names
 if TYPE_CHECKING:
     from namedmask.images.codec import IMAGENET_MEAN as IMAGENET_MEAN
     from namedmask.images.codec import IMAGENET_STD as IMAGENET_STD
-    from namedmask.images.codec import MAX_SCANS as MAX_SCANS
     from namedmask.images.codec import SIDEWAYS as SIDEWAYS
     from namedmask.images.codec import BadImage as BadImage
     from namedmask.images.codec import center_crop as center_crop
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from namedmask.images.codec import to_tensor as to_tensor
     from namedmask.images.codec import turned as turned
     from namedmask.images.hashes import hash_of as hash_of
+    from namedmask.images.limits import MAX_SCANS as MAX_SCANS
+    from namedmask.images.limits import limit_of_checked as limit_of_checked
     from namedmask.images.masks import MAX_MASK_PIXELS as MAX_MASK_PIXELS
     from namedmask.images.masks import decode_mask as decode_mask
     from namedmask.images.masks import draw_regions as draw_regions
@@ -53,6 +54,7 @@ __all__ = [
     "encode_png",
     "fitted",
     "hash_of",
+    "limit_of_checked",
     "opened",
     "orientation_of",
     "refuse_regions",
@@ -70,7 +72,7 @@ __getattr__, __dir__ = lazy_names(
         "IMAGENET_MEAN": "codec",
         "IMAGENET_STD": "codec",
         "MAX_MASK_PIXELS": "masks",
-        "MAX_SCANS": "codec",
+        "MAX_SCANS": "limits",
         "SIDEWAYS": "codec",
         "center_crop": "codec",
         "coarse_part": "codec",
@@ -85,6 +87,7 @@ __getattr__, __dir__ = lazy_names(
         "encode_png": "codec",
         "fitted": "codec",
         "hash_of": "hashes",
+        "limit_of_checked": "limits",
         "opened": "codec",
         "orientation_of": "codec",
         "refuse_regions": "masks",

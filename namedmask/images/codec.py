@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from namedmask.images import structure
+from namedmask.images.limits import COVERS, MAX_SCANS
 from namedmask.schema.status import NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_MANY_SCANS, TRUNCATED
 
 if TYPE_CHECKING:
@@ -60,12 +61,6 @@ _UPRIGHT = {
 }
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
-
-MAX_SCANS = 100
-"""Largest number of scans of a progressive JPEG. The limit is lower for large images: all scans
-together may cover at most 20 times `max_pixels`. A file of 100 kB can have a thousand empty scans,
-and libjpeg visits all pixels for each of them, which would take minutes. Encoders write about ten
-scans."""
 
 _SIGNATURES = (structure.JPEG, structure.PNG, structure.GIF, structure.RIFF, *structure.TIFFS)
 _AVIF = (b"ftypavif", b"ftypavis")  # they begin at the fifth byte
@@ -171,7 +166,7 @@ def opened(data: bytes, max_pixels: int = 50_000_000) -> Image.Image:
         raise BadImage(TOO_MANY_PIXELS, f"{width} × {height}, at most {max_pixels} pixels")
     if _tile_pixels(image) > max_pixels:
         raise BadImage(TOO_MANY_PIXELS, f"tiles of more than {max_pixels} pixels")
-    most = min(MAX_SCANS, 20 * max_pixels // max(1, width * height))
+    most = min(MAX_SCANS, COVERS * max_pixels // max(1, width * height))
     if data.startswith(structure.JPEG) and structure.has_more_scans(data, most):
         raise BadImage(TOO_MANY_SCANS, f"{width} × {height} in more than {most} scans")
     return image

@@ -11,6 +11,15 @@ T = TypeVar("T")
 MAX_PIXELS = 50_000_000
 """Default of `fetch.max_pixels`, the maximum number of pixels of an image that is decoded."""
 
+MAX_SCANS = 100
+"""Largest number of scans of a progressive JPEG. The limit is lower for large images: all scans
+together may cover at most `COVERS` times `max_pixels`. A file of 100 kB can have a thousand empty
+scans, and libjpeg visits all pixels for each of them, which would take minutes. Encoders write
+about ten scans."""
+
+COVERS = 20
+"""Largest number of times that the scans of a JPEG may visit `max_pixels` pixels."""
+
 PREDICT_SIDE = 2048
 """Default of the longest side, in pixels, at which `predict` gives an image to the network.
 
@@ -46,3 +55,11 @@ def within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator
             part, held = [], 0
     if part:
         yield part
+
+
+def limit_of_checked(height: int, width: int) -> int:
+    """Return the `max_pixels` for an image of this size that was accepted with an unknown limit.
+
+    It allows as many scans as any limit does.
+    """
+    return height * width * MAX_SCANS // COVERS

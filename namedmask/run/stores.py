@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.errors import SchemaError
 from namedmask.images.hashes import hash_of
+from namedmask.images.limits import limit_of_checked
 from namedmask.run import layout
 from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
 from namedmask.run.ledger import Commit, Ledger, write_unit
@@ -314,8 +315,9 @@ def hashes_by_id(table: pa.Table) -> dict[str, int]:
 def with_hashes(table: pa.Table) -> pa.Table:
     """Return a table of checked images with the perceptual hashes of good images as `hash`."""
     rows = schema.alive(table)
-    good = table.select(["image", "image_height", "image_width"]).take(rows).to_pylist()
-    hashes = [hash_of(row["image"], row["image_height"] * row["image_width"]) for row in good]
+    good = table.select(["image", "image_height", "image_width"]).take(rows).to_pydict()
+    triples = zip(*good.values(), strict=True)
+    hashes = [hash_of(data, limit_of_checked(*size)) for data, *size in triples]
     return schema.update(table, rows, {"hash": hashes})
 
 

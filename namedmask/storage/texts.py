@@ -1,6 +1,4 @@
-"""Texts in files that other programs wrote."""
-
-from __future__ import annotations
+"""The text in files that other programs wrote."""
 
 import codecs
 

@@ -14,6 +14,7 @@ from namedmask.config import Config
 from namedmask.errors import InputError
 from namedmask.images.limits import PREDICT_PIXELS, PREDICT_SIDE
 from namedmask.images.overlay import overlay
+from namedmask.run.machine import use_threads
 from namedmask.schema.columns import IGNORE
 from namedmask.schema.status import NO_FILE, OK
 from namedmask.storage import Place
@@ -55,6 +56,8 @@ def predict_files(
     of_bare = (config.segmenter, configured_names(config.categories)) if config else ()
     model, names = load_checkpoint(checkpoint, *of_bare)
     model = model.to(torch_device(device, "predict"))
+    if config:
+        use_threads(config)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for path in files:

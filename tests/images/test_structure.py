@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, ImageFile
 
@@ -19,6 +20,7 @@ from namedmask import images
 from namedmask.evaluate.label_maps import read_label_map
 from namedmask.images import jpegs
 from namedmask.images.codec import BadImage
+from namedmask.run.stores import with_hashes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as in production
 
@@ -138,6 +140,24 @@ def test_scans_of_a_bomb_cannot_be_hidden(hidden: str) -> None:
     if hidden == "with fill bytes":
         scan = b"\xff" * 7 + scan
     assert_judged_as(data[:last] + scan * 400 + data[-2:], "too_many_scans")
+
+
+@pytest.mark.parametrize("scans", [21, 60, 90])
+def test_photo_of_many_scans_that_fetch_accepts_is_read_by_all_later_readers(scans: int) -> None:
+    data = saved("JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    data = data[:last] + data[last:-2] * (scans - 9) + data[-2:]
+    assert jpegs.to_store(data) == (data, HEIGHT, WIDTH)
+    table = pa.table(
+        {
+            "status": ["ok"],
+            "image": pa.array([data], pa.large_binary()),
+            "image_height": [HEIGHT],
+            "image_width": [WIDTH],
+        }
+    )
+    assert with_hashes(table)["hash"].to_pylist() == [images.hash_of(data)]
+    assert images.decode(data, images.limit_of_checked(HEIGHT, WIDTH)).shape == (HEIGHT, WIDTH, 3)
 
 
 # ---- PNG -----------------------------------------------------------------------------------------
