@@ -5,11 +5,21 @@ A field's description gives the unit, special values, and the paper's choice (`M
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from namedmask.config.types import Cosine, Count, PoolSection, Section, Share, Source
+
+
+def _proxy(text: str) -> str:
+    if not re.fullmatch(r"|environment|https?://[^/\s]+/?", text):
+        raise ValueError("expected http://host:port, https://host:port, 'environment' or nothing")
+    return text
+
+
+Proxy = Annotated[str, AfterValidator(_proxy)]
 
 
 class MetadataConfig(PoolSection):
@@ -109,9 +119,8 @@ class FetchConfig(PoolSection):
         "NamedMask/0.1 (+https://github.com/namedmask/namedmask)",
         description="User agent of all requests; add an address at which you can be reached.",
     )
-    proxy: str = Field(
+    proxy: Proxy = Field(
         "",
-        pattern=r"^(|environment|https?://[^/\s]+/?)$",
         description="Proxy of all requests, http://host:port; `environment`: as http_proxy and "
         "https_proxy say; empty: none. no_proxy is respected.",
     )

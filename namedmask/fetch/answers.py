@@ -29,6 +29,12 @@ HEADERS = 2**14
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _NAME = rb"[\w!#$%&'*+.^`|~-]+"
 _WELL_FORMED = re.compile(rb"[^\r\n]*\r?\n(?:" + _NAME + rb":[^\r\n\0]*\r?\n)*\r?\n")
+_OTHER = rb"(?:(?!content-length:|transfer-encoding:)" + _NAME + rb":[^\r\n\0]*\r\n)*"
+_SIMPLE = re.compile(
+    rb"HTTP/1\.1 (?:200|[45]\d\d)[^\r\n]*\r\n"
+    + _OTHER + rb"content-length: *(\d{1,18})\r\n" + _OTHER + rb"\r\n",
+    re.IGNORECASE,
+)  # fmt: skip
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _FIELD = re.compile(rb"(" + _NAME + rb")[ \t]*:([^\0]*)")
 _LENGTH_FIELD = re.compile(rb"\ncontent-length:([^\r\n]*)\r?(?=\n)", re.IGNORECASE)
@@ -68,6 +74,10 @@ class Answers(ResponseHandler):
             super().data_received(data)
             return
         if self._left is None:
+            if not self._head and (sizes := sizes_of_simple(data)):
+                self._length, self._left = sizes
+                super().data_received(data)
+                return
             data = self._behind_head(data)
         if self._left is None or self.exception():
             return
@@ -135,6 +145,19 @@ class Answers(ResponseHandler):
 
 def _answers(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
     return Answers(loop)
+
+
+def sizes_of_simple(data: bytes) -> tuple[int, int] | None:
+    """Return the size of a body and how much of it is to come, if the answer needs no more care.
+
+    Nearly all answers need none: the head has come as a whole, without a fault, and nothing has
+    come behind the body.
+    """
+    end = data.find(b"\r\n\r\n") + 4
+    match = _SIMPLE.match(data, 0, end) if 4 < end <= HEAD_BYTES else None
+    length = int(match[1]) if match else -1
+    left = length + end - len(data)
+    return (length, left) if match and left >= 0 else None
 
 
 def body_bytes(head: bytes) -> float | None:

@@ -11,6 +11,9 @@ _ALLOWED = "%/?:@!$&'()*+,;="
 """Characters besides letters, digits and `-._~` that a path and a query may have (RFC 3986)."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9._~/?:@!$&'()*+,;=-]*")
+_READY = re.compile(
+    r"https?://[a-z0-9][a-z0-9.-]{,252}(?::(?:[1-9]\d{,3}|[1-5]\d{4}))?/" + _PLAIN.pattern
+)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _URL = re.compile(r"([a-z]+://[^/]*)(/[^?]*)(.*)")
 _ZONE = re.compile(r"[^/?#]*//[^/?#]*\[[^/?#\]]*%")
@@ -24,6 +27,8 @@ def request_url(url: str) -> str:
     header may have, is a lone surrogate (`surrogateescape`) and is escaped as that byte. Scheme and
     host become lower case, the host gets its ASCII form, and the fragment is dropped.
     """
+    if _READY.fullmatch(url):
+        return url
     text = url.strip()
     try:
         parts = urlsplit(text)
