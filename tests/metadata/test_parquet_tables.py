@@ -114,7 +114,7 @@ def test_parquet_damaged_file_is_read_or_refused_with_its_name(tmp_path, damage)
 
 
 def test_parquet_name_that_is_no_utf8_is_read(tmp_path):
-    path = tmp_path / "caf\udce9.parquet"
+    path = tmp_path / "ol\udce9.parquet"
     with path.open("wb") as file:
         pq.write_table(pa.table({"url": urls(3)}), file)
     assert read(path).num_rows == 3

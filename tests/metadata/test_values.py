@@ -50,11 +50,11 @@ def chunked(values, kind):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_values_texts_of_any_type_are_valid_and_bad_ones_counted(kind):
     tally = Counter()
-    values = [b"ok", b"caf\xe9", None, "é鳥".encode(), b"\xed\xa0\x80", b"", b"caf\xe9"]
+    values = [b"ok", b"ol\xe9", None, "é鳥".encode(), b"\xed\xa0\x80", b"", b"ol\xe9"]
     found = texts(chunked(values, kind), "caption", "a.parquet", tally)
     found.validate(full=True)
     assert found.type == pa.string()
-    assert found.to_pylist() == ["ok", "caf\ufffd", "", "é鳥", "\ufffd" * 3, "", "caf\ufffd"]
+    assert found.to_pylist() == ["ok", "ol\ufffd", "", "é鳥", "\ufffd" * 3, "", "ol\ufffd"]
     assert tally == {REPLACED: 3}
 
 
