@@ -118,7 +118,7 @@ def _split(
     records: Iterable[Record], grammar: Grammar, header: Sequence[str], columns: dict[str, int]
 ) -> Iterator[Row]:
     wanted = tuple(columns.values())
-    for text, is_whole in records:
+    for text, is_whole, _ in records:
         fields = grammar.split(text) if text is not None and is_whole else ()
         if len(fields) == len(header):
             yield [fields[number].encode("latin-1") for number in wanted], text or ""

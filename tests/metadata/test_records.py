@@ -97,7 +97,9 @@ def test_records_field_that_outgrows_the_limit_is_refused(monkeypatch):
 
 def test_records_line_that_is_too_long_is_one_broken_record():
     found = list(read_records(['u,"a\n', None, "v,b\n"], COMMA, "a.csv"))
-    assert found == [('u,"a\n', False), (None, False), ("v,b\n", True)]
+    assert [record[:2] for record in found] == [
+        ('u,"a\n', False), (None, False), ("v,b\n", True),
+    ]  # fmt: skip
 
 
 @settings(deadline=None, max_examples=400)
