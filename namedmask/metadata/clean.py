@@ -227,9 +227,10 @@ def _faults(raw: pa.Table) -> dict[str, np.ndarray]:
 
 
 def _cut(captions: pa.Array, tally: Counter[str]) -> pa.Array:
-    is_long = pc.greater(pc.utf8_length(captions), MAX_TEXT)
-    tally[CUT] += pc.sum(is_long).as_py() or 0
-    return pc.utf8_slice_codeunits(captions, 0, MAX_TEXT) if tally[CUT] else captions
+    if (pc.max(pc.binary_length(captions)).as_py() or 0) <= MAX_TEXT:
+        return captions
+    tally[CUT] += pc.sum(pc.greater(pc.utf8_length(captions), MAX_TEXT)).as_py()
+    return pc.utf8_slice_codeunits(captions, 0, MAX_TEXT)
 
 
 def _findings(tally: Counter[str], place: str) -> Iterator[str]:

@@ -172,6 +172,7 @@ def test_values_any_bytes_of_any_type_are_decoded_like_bytes(values, kind, cut):
     tag_scores(column, "nsfw", "a", tally)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_values_bad_bytes_in_any_column_of_a_file_cost_no_row(tmp_path_factory, data):
