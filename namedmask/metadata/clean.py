@@ -102,11 +102,13 @@ def clean_place(place: str, config: MetadataConfig, say: Say = _log.warning) -> 
         ConfigError, SchemaError, InputError: during iteration, as `read_metadata`.
     """
     tally: Counter[str] = Counter()
-    for raw in read_place(place, say):
-        if raw.num_rows:
-            yield _clean(raw, config, place, tally)
-    for sentence in _findings(tally, place):
-        say(sentence)
+    try:
+        for raw in read_place(place, say):
+            if raw.num_rows:
+                yield _clean(raw, config, place, tally)
+    finally:  # also if metadata.max_rows ends the iteration
+        for sentence in _findings(tally, place):
+            say(sentence)
 
 
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:

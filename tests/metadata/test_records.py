@@ -120,6 +120,24 @@ def test_records_any_text_keeps_every_line_or_is_refused(text, separator):
             assert joined == record.text.rstrip("\r\n")
 
 
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.sampled_from('ab",\né'), max_size=30))
+def test_records_both_ways_to_split_agree(text):
+    try:
+        found = read(text)
+    except InputError:
+        return
+    for record in found:
+        if record.is_whole:  # a return keeps the csv module out
+            inner = record.text.rstrip("\n")
+            fields = COMMA.split(inner.replace("\n", "\r") + ",\r,")
+            assert [field.replace("\r", "\n") for field in fields] == [
+                *COMMA.split(inner),
+                "\n",
+                "",
+            ]
+
+
 CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
 ROWS = st.lists(st.lists(CELLS, min_size=2, max_size=2), min_size=1, max_size=8)
 

@@ -193,6 +193,9 @@ def test_text_table_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path, c
     assert (
         "a.csv': bytes that are not UTF-8 are replaced in this number of texts: 1." in caplog.text
     )
+    caplog.clear()
+    assert read(path, max_rows=1).num_rows == 1
+    assert "not UTF-8" in caplog.text
 
 
 def test_text_table_fields_with_line_ends_are_told(tmp_path, caplog):
