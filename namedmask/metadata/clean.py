@@ -102,11 +102,13 @@ def clean_place(place: str, config: MetadataConfig, say: Say = _log.warning) -> 
         ConfigError, SchemaError, InputError: during iteration, as `read_metadata`.
     """
     tally: Counter[str] = Counter()
-    for raw in read_place(place, say):
-        if raw.num_rows:
-            yield _clean(raw, config, place, tally)
-    for sentence in _findings(tally, place):
-        say(sentence)
+    try:
+        for raw in read_place(place, say):
+            if raw.num_rows:
+                yield _clean(raw, config, place, tally)
+    finally:  # also if metadata.max_rows ends the iteration
+        for sentence in _findings(tally, place):
+            say(sentence)
 
 
 def rows_of(place: Place, rows: np.ndarray, config: MetadataConfig) -> pa.Table:
@@ -227,9 +229,10 @@ def _faults(raw: pa.Table) -> dict[str, np.ndarray]:
 
 
 def _cut(captions: pa.Array, tally: Counter[str]) -> pa.Array:
-    is_long = pc.greater(pc.utf8_length(captions), MAX_TEXT)
-    tally[CUT] += pc.sum(is_long).as_py() or 0
-    return pc.utf8_slice_codeunits(captions, 0, MAX_TEXT) if tally[CUT] else captions
+    if (pc.max(pc.binary_length(captions)).as_py() or 0) <= MAX_TEXT:
+        return captions
+    tally[CUT] += pc.sum(pc.greater(pc.utf8_length(captions), MAX_TEXT)).as_py()
+    return pc.utf8_slice_codeunits(captions, 0, MAX_TEXT)
 
 
 def _findings(tally: Counter[str], place: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ a mistake (of a title that was cut off, for example), and would swallow the line
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -24,12 +25,15 @@ from namedmask.metadata.lines import MAX_LINE
 _QUOTED = r'"((?:[^"]++|"")*+)"'
 _LONE_QUOTE = re.compile(r'(?<!")(?:"")*+"(?!")')
 
+csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
+
 
 class Record(NamedTuple):
     """One or several lines, and whether they can be split into fields."""
 
     text: str | None  # the bytes of the lines with their ends; None for a line that is too long
     is_whole: bool
+    lines: int = 1
 
 
 class Grammar:
@@ -50,6 +54,8 @@ class Grammar:
         text = record.rstrip("\r\n")
         if not self.has_quotes or '"' not in text:
             return text.split(self.separator)
+        if "\r" not in text:  # the csv module takes a return for a line end
+            return next(csv.reader((text,), delimiter=self.separator))
         fields = []
         for match in self._field.finditer(text):
             quoted, tail, plain = match.groups()
@@ -94,7 +100,7 @@ def read_records(lines: Iterable[str | None], grammar: Grammar, place: str) -> I
                 if grammar.stays_open(line, end):
                     opening = len(record) - 1
                     continue
-                yield Record("".join(record), True)
+                yield Record("".join(record), True, len(record))
                 record = []
                 continue
         yield from _broken(record, opening)

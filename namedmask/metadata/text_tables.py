@@ -77,13 +77,12 @@ def _read_separated(
     headers = [_names(grammar, first) for grammar in grammars]
     fitting = [number for number, header in enumerate(headers) if "url" in positions(header)]
     grammar = grammars[fitting[0] if fitting else 0]
-    if grammar.has_quotes:
-        _check_quotes(path, grammar, place, say)
-    records = (
-        record
-        for record in read_records(read_lines(path), grammar, place)
-        if record.text is None or record.text.strip("\r\n")
-    )
+    lines = read_lines(path)
+    if grammar.has_quotes and _needs_care(path, grammar, place, say):
+        found: Iterable[Record] = read_records(lines, grammar, place)
+    else:
+        found = (Record(line, line is not None) for line in lines)
+    records = (one for one in found if one.text is None or one.text.strip("\r\n"))
     header = _names(grammar, next(records).text or "")
     way_out = f" Its first line must hold the names{'' if grammar.has_quotes else ', unquoted'}."
     columns = require_url(header, place, way_out)
@@ -94,13 +93,16 @@ def _names(grammar: Grammar, line: str) -> list[str]:
     return [as_text(name).strip() for name in grammar.split(line)]
 
 
-def _check_quotes(path: Path, grammar: Grammar, place: str, say: Say) -> None:
-    """Read the whole file once, so that it is refused before its first row is used."""
+def _needs_care(path: Path, grammar: Grammar, place: str, say: Say) -> bool:
+    """Return whether any record is not one whole line.
+
+    The whole file is read for this, so that it is refused before its first row is used.
+    """
     broken = spanning = lines = 0
     for record in read_records(read_lines(path), grammar, place):
         broken += not record.is_whole
-        ends = record.text.count("\n") if record.text and '"' in record.text else 0
-        spanning, lines = spanning + (ends > 1), lines + ends * (ends > 1)
+        if record.lines > 1:
+            spanning, lines = spanning + 1, lines + record.lines
     source = f"metadata.source '{place}'"
     if spanning:
         say(f"{source}: {spanning:,} rows have line ends in a field, and {lines:,} lines.")
@@ -109,13 +111,14 @@ def _check_quotes(path: Path, grammar: Grammar, place: str, say: Say) -> None:
             f"{source}: in {broken:,} lines, a field begins with a quote that is not closed. They "
             f"are counted as {BAD_ROW}, and the lines after them are read."
         )
+    return bool(spanning or broken)
 
 
 def _split(
     records: Iterable[Record], grammar: Grammar, header: Sequence[str], columns: dict[str, int]
 ) -> Iterator[Row]:
     wanted = tuple(columns.values())
-    for text, is_whole in records:
+    for text, is_whole, _ in records:
         fields = grammar.split(text) if text is not None and is_whole else ()
         if len(fields) == len(header):
             yield [fields[number].encode("latin-1") for number in wanted], text or ""

@@ -103,7 +103,7 @@ def test_folder_that_may_not_be_read_is_a_row_with_a_status(tmp_path):
 @pytest.mark.parametrize(
     ("name", "caption"),
     [
-        (b"caf\xe9.jpg", "caf\ufffd"), (b"stra\xdfe/1.jpg", "stra\ufffde"), ("é.jpg".encode(), "é"),
+        (b"ol\xe9.jpg", "ol\ufffd"), (b"stra\xdfe/1.jpg", "stra\ufffde"), ("é.jpg".encode(), "é"),
         (b"a%20b.jpg", "a%20b"), (b"a?b#c.jpg", "a?b#c"), (b"a[1].jpg", "a[1]"),
         (b"a\nb.jpg", "a\nb"), (b"~a.jpg", "~a"), (b"-a__b-.jpg", "a b"),
         (b" a .jpg", "a"), (b"a\\b.jpg", "a\\b"), (b"%ff.jpg", "%ff"), (b"a;b&c.jpg", "a;b&c"),

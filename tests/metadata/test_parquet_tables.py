@@ -46,6 +46,7 @@ def test_parquet_any_columns_give_the_first_of_a_name(tmp_path_factory, others):
 KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.large_binary(), pa.binary_view()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_parquet_batches_of_long_texts_are_bounded_by_bytes(tmp_path, kind):
     words = np.random.default_rng(0).bytes(1_500_000).hex()
@@ -59,8 +60,9 @@ def test_parquet_batches_of_long_texts_are_bounded_by_bytes(tmp_path, kind):
     assert found == [value[:65_536] for value in values]
 
 
+@pytest.mark.slow
 def test_parquet_row_that_is_named_often_takes_little_memory(tmp_path):
-    text = pa.array(["http://a.com/" + "x" * 8_000_000])
+    text = pa.array(["http://a.com/" + "x" * 2_000_000])
     indices = pa.array(np.zeros(2048, np.int32))
     column = pa.DictionaryArray.from_arrays(indices, text)
     path = tmp_path / "a.parquet"
@@ -74,7 +76,7 @@ def test_parquet_row_that_is_named_often_takes_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     rows, grown = map(int, done.stdout.split())
     assert rows == 2048
-    assert grown * resource.getpagesize() / 4096 < 600_000  # KiB; all texts would be 16 GB
+    assert grown * resource.getpagesize() / 4096 < 400_000  # KiB; all texts would be 4 GB
 
 
 @pytest.mark.parametrize("size", [10, 5_000])
@@ -89,7 +91,9 @@ def test_parquet_rows_by_index_are_those_of_the_whole(tmp_path, size):
     assert rows_of(path, rows, MetadataConfig()).to_pylist() == whole.take(rows).to_pylist()
 
 
-@pytest.mark.parametrize("damage", range(300))
+@pytest.mark.parametrize(
+    "damage", [*range(20), *(pytest.param(n, marks=pytest.mark.slow) for n in range(20, 300))]
+)
 def test_parquet_damaged_file_is_read_or_refused_with_its_name(tmp_path, damage):
     rng = np.random.default_rng(damage)
     path = tmp_path / "a.parquet"
@@ -114,7 +118,7 @@ def test_parquet_damaged_file_is_read_or_refused_with_its_name(tmp_path, damage)
 
 
 def test_parquet_name_that_is_no_utf8_is_read(tmp_path):
-    path = tmp_path / "caf\udce9.parquet"
+    path = tmp_path / "ol\udce9.parquet"
     with path.open("wb") as file:
         pq.write_table(pa.table({"url": urls(3)}), file)
     assert read(path).num_rows == 3

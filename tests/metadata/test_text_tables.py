@@ -160,7 +160,7 @@ def test_text_table_json_lines_are_read_with_their_dirt(tmp_path):
     ]
     lines = [json.dumps(row).encode() for row in rows]
     lines += [
-        b'{"url": "http://a.com/4", "caption": "caf\xe9"}', b"",
+        b'{"url": "http://a.com/4", "caption": "ol\xe9"}', b"",
         b'{"url": "http://a.com/5", "caption": "\\ud83d"}', b'{"url": "http://a.com',
         b"[1]", b"[" * 100_000, b'{"url": ' + b"9" * 5000 + b"}",
     ]  # fmt: skip
@@ -168,7 +168,7 @@ def test_text_table_json_lines_are_read_with_their_dirt(tmp_path):
     assert table["status"].to_pylist() == [
         "unsafe", "ok", "ok", "bad_url", "ok", "ok", "bad_row", "bad_row", "bad_row", "bad_row",
     ]  # fmt: skip
-    captions = ["é", "b", '["a", 1]', "no url", "caf\ufffd", "\ufffd\ufffd\ufffd"]
+    captions = ["é", "b", '["a", 1]', "no url", "ol\ufffd", "\ufffd\ufffd\ufffd"]
     assert table["caption"].to_pylist()[:6] == captions
     assert table["width"].to_pylist()[:3] == [300, 0, 0]
     assert table["height"].to_pylist()[1] == 20
@@ -193,6 +193,9 @@ def test_text_table_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path, c
     assert (
         "a.csv': bytes that are not UTF-8 are replaced in this number of texts: 1." in caplog.text
     )
+    caplog.clear()
+    assert read(path, max_rows=1).num_rows == 1
+    assert "not UTF-8" in caplog.text
 
 
 def test_text_table_fields_with_line_ends_are_told(tmp_path, caplog):

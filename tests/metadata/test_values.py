@@ -50,11 +50,11 @@ def chunked(values, kind):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_values_texts_of_any_type_are_valid_and_bad_ones_counted(kind):
     tally = Counter()
-    values = [b"ok", b"caf\xe9", None, "é鳥".encode(), b"\xed\xa0\x80", b"", b"caf\xe9"]
+    values = [b"ok", b"ol\xe9", None, "é鳥".encode(), b"\xed\xa0\x80", b"", b"ol\xe9"]
     found = texts(chunked(values, kind), "caption", "a.parquet", tally)
     found.validate(full=True)
     assert found.type == pa.string()
-    assert found.to_pylist() == ["ok", "caf\ufffd", "", "é鳥", "\ufffd" * 3, "", "caf\ufffd"]
+    assert found.to_pylist() == ["ok", "ol\ufffd", "", "é鳥", "\ufffd" * 3, "", "ol\ufffd"]
     assert tally == {REPLACED: 3}
 
 
@@ -172,6 +172,7 @@ def test_values_any_bytes_of_any_type_are_decoded_like_bytes(values, kind, cut):
     tag_scores(column, "nsfw", "a", tally)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_values_bad_bytes_in_any_column_of_a_file_cost_no_row(tmp_path_factory, data):

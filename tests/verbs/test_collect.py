@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from namedmask import schema
+from namedmask import images, schema
 from namedmask.cli.app import main
 from namedmask.config.run_file import Config, to_toml
 from namedmask.errors import ConfigError, TooManyFailuresError
@@ -196,3 +197,29 @@ def test_run_without_a_good_row_exits_1_and_tells_the_commonest_reason(
             return
         web.files["/dead-0.jpg"] = toys.jpeg(toys.disk(toys.COLORS["red"], 0))
         assert main([*command, "--retry", "dead"]) == 0
+
+
+def test_collect_fetch_counts_every_line_of_a_table_and_file_of_a_folder(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photo = images.encode_jpeg(np.zeros((40, 60, 3), np.uint8))
+    for name in ("a.jpg", "b\udce9.jpg", "c.JFIF"):
+        (photos / name).write_bytes(photo)
+    (photos / "linked.jpg").symlink_to(tmp_path / "far.jpg")
+    (tmp_path / "far.jpg").write_bytes(photo)
+    (photos / "._a.jpg").write_bytes(b"left out")
+    lines = [f'{(photos / "a.jpg").as_uri()}?{n}\t"cut off {n}' for n in range(60)]
+    lines += ["no tab", "two\ttabs\tthere", "ftp://a.com/1\tx", f"{tmp_path.as_uri()}/x.jpg\ty"]
+    table = tmp_path / "table.tsv"
+    table.write_bytes("\n".join(["url\tcaption", *lines]).encode() + b"\nfile:///\xe9\tol\xe9\n")
+    rules = (f"fetch.file_root={photos}", "run.max_failure_share=1")
+    config = config_of(str(table), tmp_path / "run", *rules)
+    counts = collect.fetch(config, SILENT)
+    assert counts["rows_in"] == len(lines) + 1
+    assert counts["rows_by_status"] == {
+        "duplicate_url": 59, "bad_row": 2, "outside_root": 2, "ok": 1, "bad_url": 1,
+    }  # fmt: skip
+    config = config_of(str(photos), tmp_path / "run2", *rules)
+    counts = collect.fetch(config, SILENT)
+    assert counts["rows_in"] == 4
+    assert counts["rows_by_status"] == {"ok": 3, "outside_root": 1}

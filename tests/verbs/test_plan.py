@@ -25,17 +25,17 @@ def plan(tmp_path, *sources):
         ("B.PARQUET", 2),
         ("*.parquet", 3),
         ("**/*.parquet", 7),
-        ("caf?/*.parquet", 4),
+        ("ol?/*.parquet", 4),
         ("a.csv", None),
     ],
 )
 def test_plan_finds_the_sources_that_the_verbs_find(tmp_path, source, rows):
-    (tmp_path / "caf\udce9").mkdir()
+    (tmp_path / "ol\udce9").mkdir()
     (tmp_path / "__MACOSX").mkdir()
     write(tmp_path / "a[1].parquet", {"url": urls(3)})
     write(tmp_path / "B.PARQUET", {"url": urls(2)})
     write(tmp_path / "._c.parquet", {"url": urls(9)})
-    write(tmp_path / "d.parquet", {"url": urls(4)}).rename(tmp_path / "caf\udce9" / "d.parquet")
+    write(tmp_path / "d.parquet", {"url": urls(4)}).rename(tmp_path / "ol\udce9" / "d.parquet")
     write(tmp_path / "e.parquet", {"url": urls(9)}).rename(tmp_path / "__MACOSX" / "e.parquet")
     (tmp_path / "a.csv").write_text("url\nhttp://a.com/1\n", encoding="utf-8")
     found = plan(tmp_path, tmp_path / source)
