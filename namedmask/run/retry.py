@@ -79,7 +79,8 @@ def rewrite_wave(folder: Place, store_name: str, unit: str, table: pa.Table) -> 
     is_good = pc.is_in(table["status"], pa.array([schema.OK, KEPT]))
     dead = table.filter(pc.invert(is_good))
     new = table.filter(pc.equal(table["status"], schema.OK))
-    good = pa.concat_tables([read_parquet(path), schema.conform(new, GOOD[store_name], store_name)])
+    kept = schema.conform(read_parquet(path), GOOD[store_name], str(path))
+    good = pa.concat_tables([kept, schema.conform(new, GOOD[store_name], store_name)])
     places = pc.index_in(table["sample_id"].filter(is_good), good["sample_id"].combine_chunks())
     if places.null_count:
         raise InputError(

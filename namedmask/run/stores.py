@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from namedmask import schema
-from namedmask.errors import SchemaError
+from namedmask.errors import InputError, SchemaError
 from namedmask.images.codec import hash_of
 from namedmask.run import layout
 from namedmask.run.layout import EMBEDDINGS, FETCHED, IMAGES
@@ -110,7 +110,7 @@ class EmbeddingStore:
         """
         for path, _, count in self.files():
             if count:
-                table = read_parquet(path, ["sample_id", "url", "caption", "embedding"])
+                table = _whole(path, count, ["sample_id", "url", "caption", "embedding"])
                 yield table.drop_columns("embedding"), vectors_of(table, path)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
@@ -128,7 +128,7 @@ class EmbeddingStore:
             begin, end = np.searchsorted(rows, [first, first + count])
             if begin == end:
                 continue
-            table = read_parquet(path, ["sample_id", "url", "embedding"])
+            table = _whole(path, count, ["sample_id", "url", "embedding"])
             part = table.take(rows[begin:end] - first)
             ids += part["sample_id"].to_pylist()
             urls += part["url"].to_pylist()
@@ -193,6 +193,17 @@ class ImageStore:
 
     def _read(self, unit: str) -> pa.Table:
         return read_parquet(self._ledger.folder / layout.wave_file(IMAGES, "wave", unit))
+
+
+def _whole(path: Place, count: int, columns: list[str]) -> pa.Table:
+    """Return columns of a wave's file; raise InputError unless it has as many rows as recorded."""
+    table = read_parquet(path, columns)
+    if table.num_rows != count:
+        raise InputError(
+            f"{path} has {table.num_rows:,} rows; its commit record says {count:,}. Remove both "
+            "files and run the verb again."
+        )
+    return table
 
 
 def statuses_by_id(table: pa.Table) -> dict[str, str]:
