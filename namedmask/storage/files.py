@@ -124,6 +124,13 @@ def content_of(path: Place | str) -> Iterator[None]:
         ) from error
 
 
+def require_types(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise KeyError or TypeError unless `values` has a value of the right type for each key."""
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise TypeError(f"{key} is {values[key]!r}; expected {kind.__name__}")
+
+
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a parquet file, or only `columns`, after checking the checksum of every page.
 
