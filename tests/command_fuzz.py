@@ -81,7 +81,8 @@ def random_command(rng: random.Random, world: World, folder: Path) -> Command:
     """Return a random command; what it needs is made in `folder`."""
     folder.mkdir()
     kind = rng.choices(
-        (_of_words, _of_overrides, _of_run_file, _of_broken_run, _of_files), (2, 3, 3, 5, 2)
+        (_of_words, _of_overrides, _of_run_file, _of_broken_run, _of_broken_store, _of_files),
+        (2, 3, 3, 4, 5, 2),
     )[0]
     return Command(kind(rng, world, folder), folder)
 
@@ -167,6 +168,54 @@ def _of_broken_run(rng: random.Random, world: World, folder: Path) -> list[str]:
     return [verb, str(world.run_file), *settings, *_local(verb)]
 
 
+READERS = {
+    "embeddings": ("build", "search", "embed"), "offers": ("build",), "images": ("build",),
+    "archive": ("refine", "train", "report", "build"), "refined": ("train", "report", "ablate"),
+    "experts": ("refine",), "segmenter": ("evaluate", "predict"), "index": ("search",),
+    "evaluation": ("report",), ".": ("report", "build", "evaluate", "plan", "inspect"),
+}  # fmt: skip
+"""Verbs that read a store of a run folder, by its folder."""
+
+
+def _of_broken_store(rng: random.Random, world: World, folder: Path) -> list[str]:
+    """A run with one broken file, whose commit knows it so, and a verb that reads the file."""
+    out = _copy(world.run, folder / "out")
+    store = rng.choice([name for name in READERS if (out / name).is_dir()])
+    path = rng.choice(sorted(p for p in (out / store).iterdir() if p.is_file() and p.suffix))
+    damage(rng, path)
+    for commit in (out / store).glob("commit-*.json") if path.is_file() else ():
+        _resize(commit, f"{store}/{path.name}", path.stat().st_size)
+    verb = rng.choice(READERS[store])
+    _unfinish(rng, out, verb)
+    settings = [str(world.run_file), "--set", f"run.out={out}", "--local"]
+    if verb == "build":  # lists and images that are there are read again
+        settings += ["--set", f"retrieve.archive_size={rng.choice((8, 4, 12))}"]
+        settings += ["--set", f"categories.names={rng.choice(NAMES)}"]
+    if verb == "embed":
+        settings += ["--retry", "dead"]
+    if verb == "search":
+        return ["search", str(out), "red"]
+    if verb in ("report", "inspect"):
+        return [verb, str(out)]
+    if verb == "predict":
+        return [verb, str(path), str(next(world.pictures.iterdir())), "--out", str(folder / "seen")]
+    if verb == "ablate":
+        return ["ablate", settings[0], "experts", "--seeds", "0", *settings[1:]]
+    return [verb, *settings[:3], *(settings[3:] if verb != "plan" else ())]
+
+
+NAMES = ('["red", "green", "blue"]', '["red"]', '["red", "green", "blue", "white"]')
+
+
+def _resize(commit: Path, name: str, size: int) -> None:
+    try:
+        record = json.loads(commit.read_bytes())
+        record["files"][name]["size"] = size
+    except (ValueError, KeyError, TypeError):
+        return
+    commit.write_text(json.dumps(record))
+
+
 def _of_files(rng: random.Random, world: World, folder: Path) -> list[str]:
     """Broken pictures, tables, benchmarks and category sets."""
     kind = rng.choice(("picture", "table", "benchmark", "set", "example"))
@@ -226,9 +275,17 @@ def damage(rng: random.Random, path: Path) -> None:
     rng.choice(ways)()
 
 
-def _unfinish(rng: random.Random, out: Path) -> None:
-    """Make a verb of a finished run an unfinished one, so that its stores are read again."""
+def _unfinish(rng: random.Random, out: Path, verb: str = "") -> None:
+    """Make verbs of a finished run unfinished ones, so that their stores are read again."""
     path = out / "run.json"
+    if verb and path.is_file():
+        try:
+            record = json.loads(path.read_bytes())
+            record["verbs"][verb]["finished"] = False
+        except (ValueError, KeyError, TypeError):
+            return
+        path.write_text(json.dumps(record))
+        return
     if path.is_file():
         text = path.read_text(errors="replace")
         places = [place for place in range(len(text)) if text.startswith('"finished": true', place)]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from namedmask import schema
+from namedmask.archive.checked_images import ImageStore
 from namedmask.archive.store import Accepted
 from namedmask.retrieve.candidates import CandidateList, published_vectors_of
 from namedmask.run.executor import Executor
@@ -17,7 +18,6 @@ from namedmask.run.job import Failures, VerbRun
 from namedmask.run.label_ids import Label
 from namedmask.run.layout import IMAGES
 from namedmask.run.stages import checking_stages
-from namedmask.run.stores import ImageStore
 from namedmask.run.verb_table import CHECKED_IMAGES
 from namedmask.run.waves import Wave
 from namedmask.storage import Place

@@ -34,6 +34,7 @@ from namedmask.storage.files import (
     read_json,
     read_parquet,
     refuse_newer,
+    require_types,
     write_file,
     write_json,
 )
@@ -119,13 +120,8 @@ def _manifest_rows(folder: Place) -> list[ArchivedCategory]:
 
 
 def _category_of(row: dict[str, Any]) -> ArchivedCategory:
-    """Return a row of a manifest; raise TypeError if a value has another type."""
-    category = ArchivedCategory(**row)
-    for field in fields(ArchivedCategory):
-        kind = int if field.type == "int" else str
-        if not isinstance(getattr(category, field.name), kind):
-            raise TypeError(f"{field.name} is {getattr(category, field.name)!r}")
-    return category
+    require_types(row, {f.name: int if f.type == "int" else str for f in fields(ArchivedCategory)})
+    return ArchivedCategory(**row)
 
 
 class Archive:

@@ -85,6 +85,7 @@ class Config(Sections):
         for override in overrides:
             apply_override(tree, override)
         tree = with_preset(_with_new_names(tree))
+        _refuse_broken_text(tree, place)
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
@@ -93,6 +94,19 @@ class Config(Sections):
     def tree(self) -> dict[str, Any]:
         """Return the config as plain values with paths as text, as it is saved with a run."""
         return self.model_dump(mode="json")
+
+
+def _refuse_broken_text(tree: dict[str, Any], place: str) -> None:
+    """Raise ConfigError if a text cannot be written as UTF-8, as bytes of a command line may be."""
+    for section, keys in tree.items():
+        for key, value in keys.items() if isinstance(keys, dict) else ():
+            try:
+                json.dumps([section, key, value], ensure_ascii=False, default=str).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    f"{place}: {section}.{key} holds bytes that are not UTF-8 text. Give a text or "
+                    "path in UTF-8."
+                ) from None
 
 
 def settings_of(config: Config, names: Iterable[str]) -> dict[str, Any]:

@@ -38,10 +38,17 @@ from namedmask.storage.files import (
     content_of,
     read_json,
     refuse_newer,
+    require_types,
     write_file,
     write_json,
 )
 from namedmask.storage.locks import locked
+
+_COMMIT = {"unit": str, "files": dict, "rows": int, "counts": dict, "input_digest": str}
+_ENTRY = {
+    "settings": dict, "finished": bool, "units": dict, "store": str, "content": str, "loose": bool,
+}  # fmt: skip
+"""Types of the values in a commit record, and in the record of a verb in `run.json`."""
 
 
 @dataclass(frozen=True)
@@ -288,20 +295,11 @@ def _record_of(commit: Commit) -> bytes:
 def _commit_of(record: Mapping[str, Any], path: Place) -> Commit:
     refuse_newer(record, path)
     with content_of(path):
-        commit = Commit(**{key: record[key] for key in Commit.__dataclass_fields__})
-        _require_types(commit)
-    return commit
-
-
-def _require_types(commit: Commit) -> None:
-    """Raise TypeError or KeyError unless the values of a record have the types that they need."""
-    files = commit.files.values()
-    texts = [commit.unit, commit.input_digest, *(file["sha256"] for file in files)]
-    numbers = [commit.rows, *commit.counts.values(), *(file["size"] for file in files)]
-    if not all(isinstance(text, str) for text in (*texts, *commit.files, *commit.counts)):
-        raise TypeError("a name or a digest is not text")
-    if not all(isinstance(number, int) for number in numbers):
-        raise TypeError("a size or a count is not a whole number")
+        require_types(record, _COMMIT)
+        for file in record["files"].values():
+            require_types(file, {"sha256": str, "size": int})
+        require_types(record["counts"], dict.fromkeys(record["counts"], int))
+        return Commit(**{key: record[key] for key in _COMMIT})
 
 
 def _read_run(folder: Place) -> dict[str, Any]:
@@ -311,7 +309,7 @@ def _read_run(folder: Place) -> dict[str, Any]:
         refuse_newer(run, path)
         with content_of(path):
             for entry in run["verbs"].values():
-                _require_entry(entry)
+                require_types(entry, _ENTRY | ({"result": dict} if entry["finished"] else {}))
         return run
     known = (*layout.STORE_FILES, layout.ARCHIVE)
     present = [name for name in known if (folder / name).exists()]
@@ -323,21 +321,6 @@ def _read_run(folder: Place) -> dict[str, Any]:
     run = {"format_version": schema.FORMAT_VERSION, "verbs": {}}
     write_json(path, run)
     return run
-
-
-_ENTRY = {
-    "settings": dict, "finished": bool, "units": dict, "store": str, "content": str, "loose": bool,
-}  # fmt: skip
-"""Types of the values that the record of a verb in `run.json` always has."""
-
-
-def _require_entry(entry: Mapping[str, Any]) -> None:
-    """Raise TypeError or KeyError unless the record of a verb has the values that it needs."""
-    for key, kind in _ENTRY.items():
-        if not isinstance(entry[key], kind):
-            raise TypeError(f"{key} is {entry[key]!r}; expected a {kind.__name__}")
-    if entry["finished"] and not isinstance(entry["result"], dict):
-        raise TypeError("result is no object")
 
 
 def _records(folder: Place) -> Sequence[Place]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from namedmask import schema
 from namedmask.errors import ConfigError, InputError
 from namedmask.run.ledger import Commit, read_commit
-from namedmask.run.stores import WaveWriter, file_of
+from namedmask.run.stores import GOOD, WaveWriter, file_of
 from namedmask.schema.status import FAILURE_CLASSES, KEPT, failure_class_of
 from namedmask.storage import Place
 from namedmask.storage.files import read_parquet, row_groups
@@ -80,7 +80,7 @@ class WaveRewriter(WaveWriter):
         """
         commit = read_commit(folder, store_name, unit)
         super().__init__(folder, store_name, unit, commit.input_digest, commit)
-        self._stored = _StoredRows(folder / file_of(commit, "wave"))
+        self._stored = _StoredRows(folder / file_of(commit, "wave"), GOOD[store_name])
 
     def add(self, table: pa.Table) -> None:
         """Add rows of the wave, in order.
@@ -100,9 +100,9 @@ class WaveRewriter(WaveWriter):
 class _StoredRows:
     """The good rows of a committed wave, read in order, one row group at a time."""
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Place, rows: pa.Schema) -> None:
         self._path = path
-        self._groups = row_groups(path)
+        self._groups = (schema.conform(group, rows, str(path)) for group in row_groups(path))
         self._group = next(self._groups)
 
     def next_rows(self, ids: list[str]) -> pa.Table:

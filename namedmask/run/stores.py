@@ -7,16 +7,15 @@ and status (schema.ROW_TOMBSTONES) of the rows that failed or were rejected.
   it.
 * `embeddings/` (`EmbeddingStore`) has image vectors (schema.EMBEDDINGS). Row numbers in retrieval
   count the good rows of all waves, in order.
-* `images/` (`ImageStore`) has the images that pass every check (schema.IMAGES). The pixels of a
-  rejected image are not stored.
+* `images/` (archive.checked_images) has the images that pass every check (schema.IMAGES). The
+  pixels of a rejected image are not stored.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from namedmask import schema
-from namedmask.errors import SchemaError
+from namedmask.errors import InputError, SchemaError
 from namedmask.images.hashes import hash_of
 from namedmask.images.limits import limit_of_checked
 from namedmask.run import layout
@@ -36,22 +35,10 @@ from namedmask.storage import place as storage
 from namedmask.storage.files import (
     Content,
     TableWriter,
-    blob_bytes,
     digest,
-    read_group,
     read_parquet,
-    row_groups,
     row_hashes,
 )
-
-OPEN_GROUPS = 4
-"""Number of row groups of checked images that are cached in memory while archives are written."""
-
-SMALL_BYTES = 64 << 20
-"""Bytes of images below which the entries of an archive are put in order in memory."""
-
-IMAGE_COLUMNS = ("sample_id", "image", "image_height", "image_width", "mask")
-"""Columns of a checked image that an archive entry takes over."""
 
 GOOD = {FETCHED: schema.FETCHED, EMBEDDINGS: schema.EMBEDDINGS, IMAGES: schema.IMAGES}
 """Schema of the good rows, by store."""
@@ -165,7 +152,7 @@ class EmbeddingStore:
         """
         for path, _, count in self.files():
             if count:
-                table = read_parquet(path, ["sample_id", "url", "caption", "embedding"])
+                table = _whole(path, count, ["sample_id", "url", "caption", "embedding"])
                 yield table.drop_columns("embedding"), vectors_of(table, path)
 
     def take(self, rows: np.ndarray) -> tuple[list[str], list[str], np.ndarray]:
@@ -183,7 +170,7 @@ class EmbeddingStore:
             begin, end = np.searchsorted(rows, [first, first + count])
             if begin == end:
                 continue
-            table = read_parquet(path, ["sample_id", "url", "embedding"])
+            table = _whole(path, count, ["sample_id", "url", "embedding"])
             part = table.take(rows[begin:end] - first)
             ids += part["sample_id"].to_pylist()
             urls += part["url"].to_pylist()
@@ -202,91 +189,6 @@ class EmbeddingStore:
         return files
 
 
-class ImageStore:
-    """The checked images of a run: statuses of all images, pixels and masks of good images."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._units: dict[str, str] = {}  # sample_id of a good image → its unit
-        self.statuses: dict[str, str] = {}  # by sample id
-        self.hashes: dict[str, int] = {}  # perceptual hashes of the good images, by sample id
-        self._group = lru_cache(OPEN_GROUPS)(read_group)
-        units = list(ledger.commits(IMAGES))
-        self._next = int(units[-1]) + 1 if units else 0
-        for unit in units:
-            self.add_unit(unit, *findings_of(ledger.folder, unit))
-
-    def new_unit(self) -> str:
-        """Return a new unit name, for the next wave of checked images."""
-        self._next += 1
-        return f"{self._next - 1:05d}"
-
-    def add_unit(self, unit: str, statuses: Mapping[str, str], hashes: Mapping[str, int]) -> None:
-        """Add the statuses and the hashes of a committed unit's images, by sample id."""
-        self.statuses.update(statuses)
-        self.hashes.update(hashes)
-        good = (sample_id for sample_id, status in statuses.items() if status == schema.OK)
-        self._units.update(dict.fromkeys(good, unit))
-
-    def entries(self, candidates: pa.Table) -> Iterator[pa.Table]:
-        """Yield the archive entries (schema.ARCHIVE) of one category's accepted candidates.
-
-        The entries are in the order of the candidates. Each table has one entry, except that all
-        entries are in one table if their images take less than `SMALL_BYTES`.
-        """
-        if not candidates.num_rows:
-            return
-        images = self._images(candidates["sample_id"].to_pylist())
-        scratch = self._ledger.folder / layout.part_file(IMAGES, "00000", 0)
-        for number, image in _in_order(images, scratch):
-            entry = candidates.slice(number, image.num_rows)
-            for name in IMAGE_COLUMNS[1:]:
-                entry = entry.append_column(name, image[name])
-            yield schema.conform(entry, schema.ARCHIVE, "the archive")
-
-    def _images(self, ids: Sequence[str]) -> Iterator[tuple[np.ndarray, pa.Table]]:
-        """Yield, per row group with any of the images, their positions in `ids` and their rows."""
-        position_of = {sample_id: position for position, sample_id in enumerate(ids)}
-        for unit in dict.fromkeys(self._units[sample_id] for sample_id in ids):
-            path = self._ledger.folder / layout.wave_file(IMAGES, "wave", unit)
-            for group, table in enumerate(row_groups(path, ["sample_id"])):
-                in_group = table["sample_id"].to_pylist()
-                rows = [row for row, one in enumerate(in_group) if one in position_of]
-                if rows:
-                    images = self._group(path, group, IMAGE_COLUMNS).take(rows)
-                    yield np.array([position_of[in_group[row]] for row in rows]), images
-
-
-def _in_order(
-    groups: Iterable[tuple[np.ndarray, pa.Table]], scratch: Place
-) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (position, rows from there on) in ascending order of the positions of all rows.
-
-    If all rows together are small, they are sorted in memory and yielded at once. Otherwise they
-    are written to a file beside `scratch`, one record batch per row, and are read back in order.
-    """
-    held: list[tuple[np.ndarray, pa.Table]] = []
-    remaining = iter(groups)
-    for positions, table in remaining:
-        held.append((positions, table))
-        if sum(int(blob_bytes(part).sum()) for _, part in held) >= SMALL_BYTES:
-            break
-    else:
-        positions = np.concatenate([part for part, _ in held])
-        yield 0, pa.concat_tables([table for _, table in held]).take(np.argsort(positions))
-        return
-    with storage.scratch(scratch) as path:
-        order: list[int] = []
-        with pa.ipc.new_file(path, held[0][1].schema) as file:
-            for positions, table in itertools.chain(held, remaining):
-                file.write_table(table, max_chunksize=1)
-                order += positions.tolist()
-            held.clear()
-        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
-            for position, row in enumerate(np.argsort(order).tolist()):
-                yield position, pa.Table.from_batches([reader.get_batch(row)])
-
-
 def findings_of(folder: Place, unit: str) -> tuple[dict[str, str], dict[str, int]]:
     """Return the statuses and the hashes of a committed unit of checked images, by sample id."""
     statuses: dict[str, str] = {}
@@ -297,6 +199,17 @@ def findings_of(folder: Place, unit: str) -> tuple[dict[str, str], dict[str, int
         statuses.update(statuses_by_id(table))
         hashes.update(hashes_by_id(table))
     return statuses, hashes
+
+
+def _whole(path: Place, count: int, columns: list[str]) -> pa.Table:
+    """Return columns of a wave's file; raise InputError unless it has as many rows as recorded."""
+    table = read_parquet(path, columns)
+    if table.num_rows != count:
+        raise InputError(
+            f"{path} has {table.num_rows:,} rows; its commit record says {count:,}. Remove both "
+            "files and run the verb again."
+        )
+    return table
 
 
 def statuses_by_id(table: pa.Table) -> dict[str, str]:

@@ -108,7 +108,7 @@ def _load(folder: Place, manifest: Mapping[str, Any], device: str) -> SearchInde
     try:
         index = load_faiss().read_index(str(index_path))
         loaded = SearchIndex(on_device(index, kind, device), kind, Rows(rows_path))
-    except (RuntimeError, pa.ArrowException) as error:
+    except (RuntimeError, OSError, pa.ArrowException) as error:
         raise InputError(
             f"{folder} cannot be read: {str(error).strip().splitlines()[-1]}. Remove that folder; "
             "the next search makes the index again."

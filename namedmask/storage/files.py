@@ -18,12 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from namedmask import schema
-from namedmask.errors import InputError
+from namedmask.errors import InputError, SchemaError
 from namedmask.storage import place as storage
 from namedmask.storage.place import Place
 
 ROW_KEY = ("category", "rank", "sample_id", "image", "mask")
 """Columns that are compared to decide whether two runs have the same row."""
+
+NEVER_NULL = ("sample_id", "status")
+"""Columns that have a value in every row of a store."""
 
 PLAIN_COLUMNS = ("image", "saliency", "mask", "embedding")
 """Columns that are stored without compression, which would not make them smaller."""
@@ -207,6 +210,13 @@ def content_of(path: Place | str) -> Iterator[None]:
         ) from error
 
 
+def require_types(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raise KeyError or TypeError unless `values` has a value of the right type for each key."""
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise TypeError(f"{key} is {values[key]!r}; expected {kind.__name__}")
+
+
 def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a parquet file, or only `columns`, after checking the checksum of every page.
 
@@ -219,9 +229,10 @@ def read_parquet(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
         table = pq.read_table(
             source, columns=columns, partitioning=None, page_checksum_verification=True
         )
-        if columns:
-            return schema.conform(table, schema.schema_of(*columns), str(path))
-        return with_large_blobs(table)
+        if not columns:
+            return with_large_blobs(table)
+        _refuse_nulls(table, path)
+        return schema.conform(table, schema.schema_of(*columns), str(path))
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -266,6 +277,16 @@ def _unreadable(path: Place, error: Exception) -> InputError:
         f"{path} cannot be read as parquet: {str(error).rstrip('. ')}. Remove the file and the "
         "commit record that names it, and run the verb again."
     )
+
+
+def _refuse_nulls(table: pa.Table, path: Place) -> None:
+    """Raise SchemaError if a row lacks a value that every row of a store has."""
+    for name in NEVER_NULL:
+        if name in table.column_names and table[name].null_count:
+            raise SchemaError(
+                f"{path}: column '{name}' has {table[name].null_count:,} rows without a value. "
+                "Remove the file and the commit record that names it, and run the verb again."
+            )
 
 
 def row_hashes(table: pa.Table, columns: Sequence[str] = ROW_KEY) -> list[str]:

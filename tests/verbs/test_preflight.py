@@ -42,7 +42,7 @@ PLUG_INS = {  # key: (verb, names that are wrong)
     "evaluate.benchmark": ("evaluate", ("voc2021",)),
 }
 DOTTED = (
-    "tests.toyz:embedder", "tests.toys:embeder", "tests.wrong_parts:nothing",
+    "tests.toyz:embedder", "tests.toys:embedders", "tests.wrong_parts:nothing",
     "tests.wrong_parts:raises", "tests.wrong_parts:no_library", "tests.wrong_parts:no_module",
     "tests.wrong_parts:too_large", "tests.wrong_parts:other_arguments", "tests.wrong_parts:NUMBER",
 )  # fmt: skip
