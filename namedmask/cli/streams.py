@@ -23,14 +23,15 @@ class _Dropping(io.FileIO):
 
 
 class _Named(io.FileIO):
-    """An output whose errors name it."""
+    """An output whose first error names it; everything after it is dropped."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # else Python would try again at its exit
+            os.close(null)
             raise OSError(error.errno, error.strerror, "standard output") from error
 
 
@@ -64,12 +65,6 @@ def flush_results() -> None:
     """Write what standard output still holds.
 
     Raises:
-        OSError: it cannot be written; what is left is dropped.
+        OSError: it cannot be written; BrokenPipeError if its reader has ended.
     """
-    try:
-        sys.stdout.flush()
-    except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)  # else Python would try again at its exit
-        os.close(null)
-        raise
+    sys.stdout.flush()

@@ -245,7 +245,7 @@ def test_cores_and_memory_are_counted_in_one_place_only() -> None:
             assert path.name == "machine.py" or not any(word in text for word in words), path
 
 
-def test_limit_of_a_stage_below_a_lower_hard_limit_keeps_that(tmp_path: Path) -> None:
+def test_limit_of_a_stage_below_a_lower_hard_limit_keeps_that() -> None:
     code = (
         "import resource\n"
         "from namedmask.engine.on_ray.isolated import limit_memory\n"
