@@ -7,6 +7,8 @@ The names in `__all__` are the public API. Each of them is imported on first use
 from __future__ import annotations
 
 import importlib
+import os
+import resource
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from namedmask.verbs.predict import predict_files
 
 __version__ = "0.1.0"
+
+if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    # Under a limit on address space (ulimit -v), Arrow's own allocator would reserve 1 GiB in each
+    # process, and the system's allocator 64 MiB per thread. Child processes inherit the variables.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 __all__ = [
     "Archive",

@@ -87,13 +87,13 @@ class UNetSaliency:
             batch = images[start : start + self.batch_size]
             by_side = [self._logits(batch, side) for side in self.SIDES]
             for image, *squares in zip(batch, *by_side, strict=True):
-                size = image.shape[:2]
-                resized = [
-                    F.interpolate(logits[None], size, mode="bilinear", align_corners=False)
-                    for logits in squares
-                ]
-                mean = torch.stack(resized).mean(0)
-                maps.append((mean + self.SHIFT).sigmoid()[0, 0].numpy())
+                total = torch.zeros(1, 1, *image.shape[:2])
+                for logits in squares:  # one after the other, for photos of many megapixels
+                    total += F.interpolate(
+                        logits[None], image.shape[:2], mode="bilinear", align_corners=False
+                    )
+                saliency = total.div_(len(squares)).add_(self.SHIFT).sigmoid_()
+                maps.append(saliency[0, 0].numpy())
         return maps
 
     @torch.inference_mode()

@@ -102,7 +102,7 @@ class Saliency:
                 continue
             saliency = next(maps)
             mask = pseudo_mask(saliency)
-            png = imagelib.encode_png(np.round(saliency * 255).astype(np.uint8))
+            png = imagelib.encode_png(np.rint(saliency * 255).astype(np.uint8))
             yield png, imagelib.encode_mask(mask), OK if self._plausible(mask) else NO_MASK
 
     def _plausible(self, mask: np.ndarray) -> bool:

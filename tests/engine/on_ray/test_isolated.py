@@ -69,7 +69,8 @@ def rows(*values: int) -> pa.Table:
 
 
 def isolated(make: Callable[[], Any], table: pa.Table) -> pa.Table:
-    return run_isolated(pickle.dumps(make), table, ("num_faces", "status"), 4, LIMIT)
+    parts = run_isolated(pickle.dumps(make), table, ("num_faces", "status"), 4, LIMIT)
+    return pa.concat_tables(list(parts), promote_options="default")
 
 
 @pytest.mark.parametrize(
