@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from namedmask.config import Config
-from namedmask.fetch import stage as fetch_stage
+from namedmask.fetch import verify
 from namedmask.run.progress import SilentProgress
 from namedmask.schema.status import BLOCKED_ADDRESS
 from namedmask.verbs import build, collect, train
@@ -51,7 +51,7 @@ def test_embedding_cut_off_before_the_move_ends_with_the_bytes_of_old(
 ) -> None:
     config = taken_up("embedding", tmp_path, monkeypatch)
     # the word of old for files that are not below fetch.file_root; nothing else has changed
-    monkeypatch.setattr(fetch_stage, "OUTSIDE_ROOT", BLOCKED_ADDRESS)
+    monkeypatch.setattr(verify, "OUTSIDE_ROOT", BLOCKED_ADDRESS)
     found = collect.embed(config, SilentProgress())
     assert found["rows_by_status"] == EXPECTED["embed"]
     assert hashes(tmp_path / "run/embeddings") == EXPECTED["embeddings"]
