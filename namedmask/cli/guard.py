@@ -93,8 +93,8 @@ def log_into(folder: Place) -> None:
     _log.folder = folder
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Return the exit code of a command; end any error with one message.
+def guarded(work: Callable[[], object]) -> int:
+    """Return the exit code of a command, which `work` returns or exits with; explain any error.
 
     The exit codes of errors are 2 for wrong input, 130 for Ctrl-C, and 1 for all others.
     """
@@ -103,13 +103,15 @@ def guarded(work: Callable[[], int]) -> int:
     with _quiet(_log):
         try:
             code = work()
+        except SystemExit as stop:
+            code = stop.code
         except KeyboardInterrupt:
             code = INTERRUPTED
         except BaseException as error:  # noqa: BLE001  (told in one message, kept in a file)
             return explain(error)
     if code == INTERRUPTED:
         complain("interrupted; finished work is kept. Run the same command again to resume.")
-    return code
+    return code if isinstance(code, int) else 0
 
 
 def explain(error: BaseException) -> int:
