@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ from namedmask.cli.screen import (
     write,
     write_json,
 )
-from namedmask.cli.streams import flush_results, mend_streams
+from namedmask.cli.streams import mend_streams
 from namedmask.cli.weights import checkpoint_of, export_faces, weights
 from namedmask.config import Config
 from namedmask.errors import InputError, NamedMaskError
@@ -66,20 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # program uses is 19 times slower (0.2 against 3.8 steps per second on two cores).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     mend_streams()
-    return guarded(lambda: _run(arguments))
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    code = 0
-    try:
-        app(args=arguments, prog_name="namedmask")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 0
-    try:
-        flush_results()
-    except BrokenPipeError:  # the reader wants no more, as `head`
-        return code or 1
-    return code
+    return guarded(partial(app, args=arguments, prog_name="namedmask"))
 
 
 @app.command()

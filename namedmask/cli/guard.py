@@ -21,6 +21,7 @@ from typing import Any
 
 import namedmask
 from namedmask.cli.screen import complain
+from namedmask.cli.streams import flush_results
 from namedmask.errors import NamedMaskError
 from namedmask.run import layout
 from namedmask.run.failures import root_of, sentence_of
@@ -93,23 +94,29 @@ def log_into(folder: Place) -> None:
     _log.folder = folder
 
 
-def guarded(work: Callable[[], int]) -> int:
-    """Return the exit code of a command; end any error with one message.
+def guarded(work: Callable[[], object]) -> int:
+    """Return the exit code of a command, which `work` returns or exits with; explain any error.
 
     The exit codes of errors are 2 for wrong input, 130 for Ctrl-C, and 1 for all others.
     """
     global _log
     _log = Log()
     with _quiet(_log):
+        code: object = 0
         try:
-            code = work()
+            try:
+                code = work()
+            except SystemExit as stop:
+                code = stop.code
+            if not flush_results():
+                code = code or 1
         except KeyboardInterrupt:
             code = INTERRUPTED
         except BaseException as error:  # noqa: BLE001  (told in one message, kept in a file)
             return explain(error)
     if code == INTERRUPTED:
         complain("interrupted; finished work is kept. Run the same command again to resume.")
-    return code
+    return code if isinstance(code, int) else 0
 
 
 def explain(error: BaseException) -> int:

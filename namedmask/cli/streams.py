@@ -61,10 +61,14 @@ def _text(raw: io.FileIO, old: object) -> io.TextIOWrapper:
     )
 
 
-def flush_results() -> None:
-    """Write what standard output still holds.
+def flush_results() -> bool:
+    """Write what standard output still holds; return False if its reader has ended, as `head`.
 
     Raises:
-        OSError: it cannot be written; BrokenPipeError if its reader has ended.
+        OSError: it cannot be written for another reason.
     """
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
