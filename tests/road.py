@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from namedmask.archive.store import Archive
 from namedmask.config import Config
@@ -98,3 +99,17 @@ def judged_on_disks(config: Config, root: Path) -> Config:
 def stored(run: Path) -> dict[str, bytes]:
     """Return every file of the store by its name, commit records with their hashes included."""
     return {path.name: path.read_bytes() for path in sorted((run / "fetched").iterdir())}
+
+
+def photos(folder: Path, count: int, side: int = 420) -> Path:
+    """Write pictures of disks under noise, of about 100 kB each; return the folder."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(count):
+        word, color = list(toys.COLORS.items())[number % 3]
+        disk = Image.fromarray(toys.disk(color, number)).resize((side, side), Image.Resampling.BOX)
+        noise = rng.integers(0, 25, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(np.asarray(disk) // 10 * 9 + noise).save(
+            folder / f"{word} {number}.jpg", quality=95
+        )
+    return folder

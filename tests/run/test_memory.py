@@ -21,23 +21,9 @@ from namedmask.run.progress import SilentProgress
 from namedmask.run.stages import memory_plan
 from namedmask.verbs import build as verbs
 from tests import toys
-from tests.road import config_of, digests
+from tests.road import config_of, digests, photos
 
 SILENT = SilentProgress()
-
-
-def photos(folder: Path, count: int, side: int = 420) -> Path:
-    """Write pictures of disks under noise, of about 100 kB each; return the folder."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(count):
-        word, color = list(toys.COLORS.items())[number % 3]
-        disk = Image.fromarray(toys.disk(color, number)).resize((side, side), Image.Resampling.BOX)
-        noise = rng.integers(0, 25, (side, side, 3), dtype=np.uint8)
-        Image.fromarray(np.asarray(disk) // 10 * 9 + noise).save(
-            folder / f"{word} {number}.jpg", quality=95
-        )
-    return folder
 
 
 def curated(source: Path, out: Path, *overrides: str) -> Config:

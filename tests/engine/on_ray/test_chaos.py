@@ -30,7 +30,7 @@ from namedmask.run.progress import SilentProgress
 from namedmask.run.stores import EmbeddingStore
 from namedmask.verbs import build as verbs
 from tests import poison, toys
-from tests.road import config_of, digests
+from tests.road import config_of, digests, photos
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,11 +105,11 @@ def _tombstones(run: Path) -> Iterator[dict[str, object]]:
 
 
 class Driver:
-    """`namedmask curate` in a process of its own, and what belongs to it."""
+    """A verb in a process of its own, and what belongs to it."""
 
-    def __init__(self, run_file: Path) -> None:
+    def __init__(self, run_file: Path, verb: str = "curate") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "namedmask", "curate", str(run_file), "--json"],
+            [sys.executable, "-m", "namedmask", verb, str(run_file), "--json"],
             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -161,6 +161,37 @@ def test_on_ray_killed_actor_costs_a_wave_and_changes_nothing(
     hits = json.loads((plain / "hits.json").read_text())
     assert web.hits == hits, "the stage before the killed one did its work again"
     assert digests(tmp_path / "run") == digests(plain)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["Fetch", "Embed", "Sink"])
+def test_on_ray_killed_actor_within_a_wave_of_many_slices_changes_nothing(
+    stage: str, tmp_path: Path
+) -> None:
+    with toys.SmallWeb() as slow_web:
+        for path in sorted(photos(tmp_path / "photos", 150).iterdir()):
+            slow_web.add(path.name.replace(" ", "-"), path.read_bytes())
+        source = str(slow_web.write_metadata(tmp_path / "metadata.parquet"))
+        keys = ("run.wave_rows=120", *ON_RAY)
+        verbs.embed(config_of(source, tmp_path / "plain", *keys), SILENT)
+        config = config_of(source, tmp_path / "run", *keys, "run.memory_gb=0.01")
+        (tmp_path / "run.toml").write_text(to_toml(config))
+        slow_web.delay_s = 0.8  # so that the fetch goes on when the other pools have begun
+        driver = Driver(tmp_path / "run.toml", "embed")
+        killed = []
+        for parts in (2, 5):  # slices of an uncommitted wave that are written
+            while len(list((tmp_path / "run" / "embeddings").glob("part-*.arrow"))) < parts:
+                assert driver.process.poll() is None, driver.process.stderr.read()
+                time.sleep(0.005)
+            pid = driver.kill(stage)
+            killed += [pid] if pid else []
+        assert driver.process.wait(600) == 0, driver.process.stderr.read()
+    assert killed, "too fast to be killed"
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / run / "embeddings").iterdir()}
+        for run in ("run", "plain")
+    ]
+    assert files[0] == files[1]
 
 
 def test_on_ray_killed_driver_goes_on_where_it_was(
