@@ -51,7 +51,10 @@ def test_max_pixels_is_heard_by_every_stage(tmp_path: Path) -> None:
     strict = ("fetch.max_pixels=100000", "run.max_failure_share=1")
     with pytest.raises(Exception, match="too_many_pixels"):
         verbs.curate(curated(source, tmp_path / "few", *strict), SILENT)
-    # photos that the default would refuse: the limit of Pillow's own and of 50 megapixels
+
+
+@pytest.mark.slow
+def test_max_pixels_that_is_raised_is_heard_by_every_stage(tmp_path: Path) -> None:
     large = tmp_path / "large"
     large.mkdir()
     for number, color in enumerate(toys.COLORS.values()):
