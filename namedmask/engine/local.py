@@ -69,7 +69,7 @@ class PlainLoop:
             return
         loaded = [run.stage(name) for name in others]
         use_threads(run.config)
-        batch_size = batch_size_of(stages, run.config)
+        batch_size = batch_size_of(stages, run.config) if others else run.config.run.wave_rows
         fetch = cast(Fetch, run.stage(first))
         with closing(_fetched(run, waves, fetch)) as fetched:
             for header, slices in itertools.groupby(fetched, key=lambda part: part.header):
