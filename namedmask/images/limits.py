@@ -36,7 +36,6 @@ class Limits:
     max_pixels: int = MAX_PIXELS  # of one image
     decoded_bytes: int = 256 << 20  # of the decoded images that a stage holds at once, or one image
     encoded_bytes: int = 64 << 20  # of the encoded images in a slice of a wave, or one image
-    downloads: int = 1 << 30  # number of concurrent requests
 
 
 def within(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
