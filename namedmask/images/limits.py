@@ -23,7 +23,8 @@ COVERS = 20
 PREDICT_SIDE = 2048
 """Default of the longest side, in pixels, at which `predict` gives an image to the network.
 
-For a photo of 12 megapixels, a ResNet-50 would need 7 GB; at this side it needs 2 GB."""
+For a photo of 12 megapixels, the backbone of a ResNet-50 alone would need 7 GB; at this side,
+`predict` with 919 names needs 3.6 GB (docs/results.md)."""
 
 PREDICT_PIXELS = 200_000_000
 """Default of the largest image that `predict` decodes; phones take photos of 108 megapixels."""
