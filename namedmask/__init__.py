@@ -30,8 +30,14 @@ __version__ = "0.1.0"
 if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
     # Under a limit on address space (ulimit -v), Arrow's own allocator would reserve 1 GiB in each
     # process, and the system's allocator 64 MiB per thread. Child processes inherit the variables.
+    import ctypes
+
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        os.environ["MALLOC_ARENA_MAX"] = "2"
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+        if set_option:  # the C library of some systems has no such option
+            set_option(-8, 2)  # M_ARENA_MAX of this process, which has read the variable already
 
 __all__ = [
     "Archive",
