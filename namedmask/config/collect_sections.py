@@ -26,7 +26,9 @@ class MetadataConfig(PoolSection):
     """The sources of images, and the filters on their metadata."""
 
     source: tuple[Source, ...] = Field(
-        (), description="Parquet or CSV files (globs, s3://, http(s)://), or one folder of images."
+        (),
+        description="Tables of urls (parquet, CSV, TSV, JSON lines, .txt; globs, s3://, "
+        "http(s)://), or one folder of images.",
     )
     max_punsafe: Share = Field(
         0.5, description="Highest accepted probability of unsafe content. Method: safe mode, 0.5"

@@ -33,6 +33,7 @@ def hub(weights: str) -> Iterator[None]:
 
     reason = "" if constants.HF_HUB_OFFLINE else why_unreachable()
     offline, timeout = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    silenced = logging.root.manager.disable
     constants.HF_HUB_OFFLINE = offline or bool(reason)
     socket.setdefaulttimeout(ANSWER_S)
     if reason:
@@ -48,7 +49,7 @@ def hub(weights: str) -> Iterator[None]:
             "embed.weights to the file."
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(silenced)
         constants.HF_HUB_OFFLINE = offline
         socket.setdefaulttimeout(timeout)
 

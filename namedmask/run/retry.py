@@ -106,21 +106,29 @@ class _StoredRows:
         self._group = next(self._groups)
 
     def next_rows(self, ids: list[str]) -> pa.Table:
-        """Return the next rows, which must have these sample ids.
+        """Return the next rows with these sample ids, which are in the order of the file.
+
+        Rows between them are skipped: they are in the file if the wave was replaced before.
 
         Raises:
-            InputError: the file has other rows, or is unreadable.
+            InputError: the file lacks one of the rows, or is unreadable.
         """
-        parts, missing = [self._group.slice(0, len(ids))], len(ids) - self._group.num_rows
-        self._group = self._group.slice(len(ids))
-        while missing > 0 and (group := next(self._groups, None)) is not None:
-            parts.append(group.slice(0, missing))
-            self._group = group.slice(missing)
-            missing -= group.num_rows
-        rows = pa.concat_tables(parts)
-        if rows["sample_id"].to_pylist() != ids:
-            raise InputError(
-                f"{self._path} has lost some of its rows since they were read. Let only one run at "
-                "a time write to this run.out, and run the same command again."
-            )
-        return rows
+        parts = [self._group.slice(0, 0)]
+        while ids:
+            stored = self._group["sample_id"].combine_chunks()
+            places = pc.index_in(pa.array(ids, stored.type), stored).to_pylist()
+            found = places.index(None) if None in places else len(places)
+            if found:
+                parts.append(self._group.take(places[:found]))
+                self._group, ids = self._group.slice(places[found - 1] + 1), ids[found:]
+            if ids:
+                self._group = self._next_group()
+        return pa.concat_tables(parts)
+
+    def _next_group(self) -> pa.Table:
+        for group in self._groups:
+            return group
+        raise InputError(
+            f"{self._path} has lost some of its rows since they were read. Let only one run at "
+            "a time write to this run.out, and run the same command again."
+        )

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ray_jobs
-from namedmask import engine
+from namedmask import engine, schema
 from namedmask.cli.app import main
 from namedmask.config.run_file import Config, to_toml
 from namedmask.errors import ConfigError, InputError
@@ -22,7 +22,8 @@ from namedmask.run.job import VerbRun
 from namedmask.run.progress import SilentProgress
 from namedmask.run.retry import WaveRewriter, count_in_classes, rows_again
 from namedmask.run.stages import load_stage
-from namedmask.run.stores import EmbeddingStore, file_of
+from namedmask.run.stores import EmbeddingStore, WaveWriter, file_of
+from namedmask.schema.status import KEPT
 from namedmask.storage import files as file_store
 from namedmask.storage import place as storage
 from namedmask.verbs import build as verbs
@@ -30,6 +31,7 @@ from namedmask.verbs import collect, refine, train
 from tests import toys
 from tests.road import StopAfter, config_of, digests
 from tests.s3_server import BUCKET, S3_WARNINGS, Proxy, s3_server
+from tests.waves import add_wave
 
 pytestmark = S3_WARNINGS
 SILENT = SilentProgress()
@@ -273,6 +275,51 @@ def test_retry_wave_written_twice_ends_as_written_once(
     assert rewritten(tmp_path, unit, table) == once
     assert rows_of(tmp_path) == rows
     counts_of(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 12])
+def test_retry_wave_in_slices_written_twice_has_all_rows_in_order(
+    tmp_path: Path, rows: int
+) -> None:
+    healed = (0, 4, 5, 11)
+    dead, again = ([schema.OK] * 12 for _ in range(2))
+    for row in range(12):
+        again[row] = schema.OK if row in healed else KEPT
+        dead[row] = "timeout" if row in healed else schema.OK
+    dead[7] = again[7] = "http_404"
+    vectors = [[float(row), 1.0] for row in range(12)]
+    table = pa.table(
+        {
+            "sample_id": [f"{row:020d}" for row in range(12)],
+            "url": [f"http://a.example/{row}" for row in range(12)],
+            "caption": ["a"] * 12,
+            "image_height": pa.array([8] * 12, pa.int32()),
+            "image_width": pa.array([8] * 12, pa.int32()),
+            "embedding": pa.array(vectors, schema.TYPES["embedding"]),
+        }
+    )
+    with ledger.open_run(tmp_path), WaveWriter(tmp_path, "embeddings", "00000", "digest") as writer:
+        writer.add(table.append_column("status", pa.array(dead)))
+        writer.commit()
+    commits = []
+    for _ in range(2):  # the second time as by a process that was wrongly thought dead
+        with WaveRewriter(tmp_path, "embeddings", "00000") as rewriter:
+            for start in range(0, 12, rows):
+                rewriter.add(table.append_column("status", pa.array(again)).slice(start, rows))
+            commits.append(rewriter.commit())
+    assert commits[0] == commits[1] and commits[0].counts == {"ok": 11, "http_404": 1}
+    stored = pq.read_table(tmp_path / next(name for name in commits[0].files if "wave" in name))
+    expected = [row for row in range(12) if row != 7]
+    assert stored["embedding"].to_pylist() == [vectors[row] for row in expected]
+
+
+def test_retry_wave_that_has_lost_a_row_is_refused(tmp_path: Path) -> None:
+    add_wave(tmp_path, "00000", 5)
+    with (
+        pytest.raises(InputError, match="has lost some of its rows"),
+        WaveRewriter(tmp_path, "embeddings", "00000") as rewriter,
+    ):
+        rewriter.add(pa.table({"sample_id": ["f" * 20], "status": [KEPT]}))
 
 
 def test_retry_of_fetched_images_ends_as_if_all_had_come(

@@ -137,7 +137,7 @@ class StageWorker:
 
     def _tables(self, parcel: Parcel, rows: pa.Table, alone: bool) -> Iterator[pa.Table]:
         """Yield the rows after the stage; with `alone`, in a child process that a row may kill."""
-        run = self._run_in_child if alone else self._run_here
+        run = partial(self._run_in_child if alone else self._run_here, parcel.header.rows)
         if not hasattr(self._stage, "slices"):
             yield pa.concat_tables(list(run(rows)), promote_options="default")
             return
@@ -157,7 +157,7 @@ class StageWorker:
         for part in within(tables, lambda table: int(blob_bytes(table).sum()), limit):
             yield pa.concat_tables(part, promote_options="default")
 
-    def _run_here(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def _run_here(self, wave_rows: int, rows: pa.Table) -> Iterator[pa.Table]:
         try:
             done = 0
             slices = getattr(self._stage, "slices", lambda table: iter([self._stage(table)]))
@@ -165,11 +165,11 @@ class StageWorker:
                 yield table
                 done += table.num_rows
         except MemoryError:
-            yield from self._run_in_child(rows.slice(done))
+            yield from self._run_in_child(wave_rows, rows.slice(done))
 
-    def _run_in_child(self, rows: pa.Table) -> Iterator[pa.Table]:
+    def _run_in_child(self, wave_rows: int, rows: pa.Table) -> Iterator[pa.Table]:
         make = pickle.dumps(self._make)
-        return run_isolated(make, rows, self._adds, self._batch_size, self._memory_bytes)
+        return run_isolated(make, rows, self._adds, self._batch_size, self._memory_bytes, wave_rows)
 
 
 class Sink:

@@ -27,8 +27,11 @@ from namedmask.engine.on_ray.session import Pool
 from namedmask.engine.on_ray.watch import GraphState, stage_of, watch_of
 from namedmask.errors import NamedMaskError
 
-BLOCK_BYTES = 1 << 20
-"""Bytes at which a block is complete; each larger slice of a wave is then a block of its own."""
+BLOCK_BYTES = 1
+"""Bytes at which a block is complete, so that each slice of a wave is a block of its own.
+
+If a process dies, Ray runs its task again and skips as many blocks as it has. Two slices in a block
+by their sizes would be others in the second run, because images on the web change."""
 
 IN_FLIGHT = 2
 """Maximum number of blocks per actor. The second block waits, which tells Ray to add an actor."""

@@ -46,16 +46,22 @@ class _Lost(Exception):
 
 
 def run_isolated(
-    make: bytes, table: pa.Table, adds: Sequence[str], batch_size: int, memory_bytes: int
+    make: bytes,
+    table: pa.Table,
+    adds: Sequence[str],
+    batch_size: int,
+    memory_bytes: int,
+    wave_rows: int = 0,
 ) -> Iterator[pa.Table]:
     """Yield the rows of `table` after the stage, in parts; rows that kill the child are `crashed`.
 
     Args:
         make: pickle of a function without arguments that returns the stage.
-        table: the rows of a wave.
+        table: the rows of a wave or of a slice.
         adds: names of the columns that the stage adds; they are null in crashed rows.
         batch_size: number of rows that pass together at first.
         memory_bytes: number of bytes that the child may allocate.
+        wave_rows: number of rows of the wave, if `table` is a slice.
 
     Raises:
         NamedMaskError: the stage cannot be built, because `make` raises or kills the child.
@@ -68,7 +74,7 @@ def run_isolated(
         for start in range(0, table.num_rows, batch_size):
             for part in _batch(child, table.slice(start, batch_size), adds):
                 counts.update(part["status"].to_pylist())
-                refuse_crashed("", table.num_rows, counts)
+                refuse_crashed("", wave_rows or table.num_rows, counts)
                 yield part
     finally:
         child.stop()

@@ -25,6 +25,7 @@ from namedmask.engine.on_ray.metadata_scan import discard_scan, scanned_waves
 from namedmask.engine.on_ray.opening import open_on_ray
 from namedmask.engine.on_ray.session import Pool, refuse_too_small, session
 from namedmask.engine.on_ray.watch import GraphState
+from namedmask.errors import NamedMaskError
 from namedmask.run.job import VerbRun
 from namedmask.run.progress import Step
 from namedmask.run.stages import Part
@@ -121,11 +122,18 @@ class RayExecutor:
             pools.append(Pool("sink", Sink, target | {"registry": registry}))
         reader = Pool("read", Read, {"registry": registry}, num_cpus=cpus)
         state = GraphState()
+        missing = {wave.unit for wave in listed}
         for written, seconds in stream(len(listed), reader, pools, config.ray, state):
+            missing.discard(written.unit)
             for name, spent in seconds.items():
                 run.seconds[name] += spent
             step.advance(sum(written.counts.values()), written.counts, state.slowest)
             yield written
+        if missing:
+            raise NamedMaskError(
+                f"Ray lost slices of {len(missing):,} waves, the first of them {min(missing)}, so "
+                "they are not stored. All other waves are; run the same command again."
+            )
         discard_scan(run)
 
     def _run_in_child(

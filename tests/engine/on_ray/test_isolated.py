@@ -104,6 +104,16 @@ def test_isolated_rows_that_all_kill_end_the_run_early() -> None:
         isolated(Doubles, rows(*[13] * 2000))
 
 
+def test_isolated_slice_of_rows_that_all_kill_is_a_fault_of_rows_in_a_long_wave() -> None:
+    arguments = (pickle.dumps(Doubles), rows(13, 13, 13), ("num_faces", "status"), 4, LIMIT)
+    with pytest.raises(TooManyFailuresError, match="3 of 3 rows"):
+        list(run_isolated(*arguments))
+    parts = list(run_isolated(*arguments, wave_rows=100))
+    assert pa.concat_tables(parts, promote_options="default")["status"].to_pylist() == (
+        ["crashed"] * 3
+    )
+
+
 def test_isolated_error_that_does_not_pickle_arrives_as_a_sentence() -> None:
     with pytest.raises(NamedMaskError, match="Unpicklable: 1 and 4"):
         isolated(Doubles, rows(14))
